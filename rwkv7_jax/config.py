@@ -1,0 +1,42 @@
+"""Dimensions and compute options of an RWKV-7 model."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKV7Config:
+    """Frozen description of a model. The dimensions come from a checkpoint's tensor shapes
+    (`rwkv7_jax.checkpoint.infer_config`); nobody needs to type them."""
+
+    vocab_size: int
+    n_layer: int
+    n_embd: int
+    head_size: int = 64
+    dim_ffn: int = 0
+    """Width of the channel mix; 0 means 4 * n_embd, as released."""
+    decay_lora: int = 64
+    aaa_lora: int = 64
+    mv_lora: int = 32
+    gate_lora: int = 128
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype of activations; norms, decays and the recurrent state stay float32."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of storing its activations."""
+    scan_layers: bool = True
+    """Blocks 1.. as one `lax.scan` over stacked weights (fast to compile). False: one by one, over unstacked weights
+    (see `unstack_blocks`), which spares a copy of every weight per call: the form for decoding."""
+    wkv_implementation: str | None = None
+    """Name handed to `pallas_kernels.wkv7`; None picks by device."""
+
+    def __post_init__(self):
+        if self.dim_ffn == 0:
+            object.__setattr__(self, "dim_ffn", 4 * self.n_embd)
+        if self.n_embd % self.head_size:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of head_size {self.head_size}; change one of them")
+        if self.n_layer < 1:
+            raise ValueError(f"n_layer must be at least 1, got {self.n_layer}")
+
+    @property
+    def n_head(self) -> int:
+        return self.n_embd // self.head_size

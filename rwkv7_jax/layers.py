@@ -1,0 +1,197 @@
+"""Time mix and channel mix of RWKV-7 (arXiv 2503.14456), as released; both work alone.
+
+Parameters carry the released names and orientation: a linear weight is [out, in], LoRA matrices are [in, rank] and
+[rank, out], vectors are [D]. Norms, decays and the state are float32; matrix products run in `dtype`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from pallas_kernels import wkv7
+
+from rwkv7_jax import init
+
+LOG_DECAY_FLOOR = -0.6065306597126334
+"""-exp(-0.5): log w lies between this and 0."""
+
+
+class Linear(nn.Module):
+    """y = x W^T with W [out, in]."""
+
+    features: int
+    kernel_init: init.Initializer
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
+        weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))
+        return jnp.einsum("...d,od->...o", x, weight.astype(self.dtype))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis in float32, returned in `dtype`; `groups` > 1 normalises head by head."""
+
+    epsilon: float = 1e-5
+    groups: int = 1
+    dtype: str = "float32"
+    scale_init: init.Initializer = init.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        shape = (x.shape[-1],)
+        weight, bias = self.param("weight", self.scale_init, shape), self.param("bias", init.zeros, shape)
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
+        normal = jax.nn.standardize(grouped, axis=-1, epsilon=self.epsilon).reshape(x.shape)
+        ndim = (1,) * (x.ndim - 1) + shape
+        return (normal * weight.astype(jnp.float32).reshape(ndim) + bias.astype(jnp.float32).reshape(ndim)).astype(
+            self.dtype
+        )
+
+
+def token_shift(
+    x: Float[Array, "B T D"],
+    last: Float[Array, "B D"],
+    valid: Bool[Array, "B T"] | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
+    """The valid token before each token, and the last valid token of all (to be carried on).
+
+    `last` stands before the first token; at a reset the token before is zero, even if the reset token is padding.
+    """
+    extended = jnp.concatenate([last[:, None], x], axis=1)
+    if valid is None and reset is None:
+        return extended[:, :-1], extended[:, -1]
+    batch, time = x.shape[:2]
+    valid = jnp.ones((batch, time), bool) if valid is None else valid
+    position = jnp.arange(1, time + 1, dtype=jnp.int32)[None]
+    newest = jax.lax.cummax(jnp.where(valid, position, 0), axis=1)
+    before = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), newest], axis=1)
+    shifted = jnp.take_along_axis(extended, before[:, :, None], axis=1)
+    if reset is not None:
+        start = jax.lax.cummax(jnp.where(reset, position, 0), axis=1)
+        alive = jnp.concatenate([start, start[:, -1:]], axis=1) <= before
+        shifted = jnp.where(alive[:, :, None], shifted, jnp.zeros_like(shifted))
+    return shifted[:, :-1], shifted[:, -1]
+
+
+class TimeMix(nn.Module):
+    """RWKV-7 time mix. Width from the input, any head size dividing it, any LoRA ranks.
+
+    With `v_first=None` it is a first layer: it has no v0, v1, v2 and returns its own values as `v_first`.
+    `layer_id` and `n_layer` only shape the initialisation.
+    """
+
+    head_size: int = 64
+    decay_lora: int = 64
+    aaa_lora: int = 64
+    mv_lora: int = 32
+    gate_lora: int = 128
+    layer_id: int = 0
+    n_layer: int = 1
+    dtype: str = "float32"
+    wkv_implementation: str | None = None
+
+    def vector(self, name: str, initializer: init.Initializer, shape: tuple[int, ...], dtype=None) -> Array:
+        """A parameter vector with leading unit axes, ready to broadcast over [B, T, ...]."""
+        return self.param(name, initializer, shape).astype(dtype or self.dtype)[None, None]
+
+    def lora(self, name: str, x, rank: int, bias, activation=None) -> Float[Array, "B T D"]:
+        """bias + activation(x m1) m2 in float32, the bias being the vector `{name}0` if given."""
+        width = x.shape[-1]
+        down = self.param(f"{name}1", init.zeros, (width, rank)).astype(self.dtype)
+        up = self.param(f"{name}2", init.orthogonal(0.1), (rank, width)).astype(self.dtype)
+        low = jnp.einsum("btd,dr->btr", x, down)
+        out = jnp.einsum("btr,rd->btd", activation(low) if activation else low, up).astype(jnp.float32)
+        return out if bias is None else out + self.vector(f"{name}0", init.constant(bias), (width,), jnp.float32)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        shift: Float[Array, "B D"],
+        wkv: Float[Array, "B H V K"],
+        v_first: Float[Array, "B T D"] | None = None,
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"], Float[Array, "B T D"]]:
+        """Returns (output, new shift, new wkv state, v_first)."""
+        batch, time, width = x.shape
+        heads = width // self.head_size
+        depth = self.layer_id / max(self.n_layer - 1, 1)
+        rest = 1.0 - self.layer_id / self.n_layer
+        ramp, zigzag = init.linear_ramp(width), init.zigzag(width, self.head_size)
+        previous, shift = token_shift(x, shift, valid, reset)
+        delta = previous - x
+
+        def mixed(name: str, power: float):
+            return x + delta * self.vector(f"x_{name}", init.lerp(width, power * rest), (width,))
+
+        def project(name: str, scale: float, z):
+            return Linear(width, init.uniform(scale * width**-0.5), self.dtype, name=name)(z)
+
+        x_r, x_w, x_k, x_v, x_a, x_g = (
+            mixed(name, power) for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True)
+        )
+        r, k, v = project("receptance", 0.5, x_r), project("key", 0.05, x_k), project("value", 0.5, x_v)
+        decay = self.lora("w", x_w, self.decay_lora, init.decay_bias(width, self.head_size, depth), jnp.tanh)
+        log_w = LOG_DECAY_FLOOR * jax.nn.sigmoid(decay)
+        if v_first is None:
+            v_first = v
+        else:
+            v_gate = jax.nn.sigmoid(self.lora("v", x_v, self.mv_lora, 0.73 - 0.4 * ramp)).astype(self.dtype)
+            v = v + (v_first - v) * v_gate
+        iclr = jax.nn.sigmoid(self.lora("a", x_a, self.aaa_lora, -0.19 + 0.3 * zigzag + 0.4 * ramp)).astype(self.dtype)
+        gate = self.lora("g", x_g, self.gate_lora, None, jax.nn.sigmoid).astype(self.dtype)
+        kk = k * self.vector("k_k", init.constant(0.71 - 0.1 * ramp), (width,))
+        k = k * (1 + (iclr - 1) * self.vector("k_a", init.constant(jnp.full(width, 1.02)), (width,)))
+
+        def split(z):
+            return z.reshape(batch, time, heads, self.head_size)
+
+        kk = normalise(split(kk))
+        r, k, v = split(r), split(k), split(v)
+        y, wkv = wkv7(
+            r, split(log_w), k, v, -kk, kk * split(iclr), wkv,
+            valid=valid, reset=reset, implementation=self.wkv_implementation,
+        )  # fmt: skip
+        ln_x = init.constant(jnp.full(width, ((1 + self.layer_id) / self.n_layer) ** 0.7))
+        y = LayerNorm(64e-5, heads, self.dtype, ln_x, name="ln_x")(y.reshape(batch, time, width))
+        r_k = self.vector("r_k", init.constant(jnp.full((heads, self.head_size), -0.04)), (heads, self.head_size))
+        bonus = jnp.sum((r * k * r_k).astype(jnp.float32), axis=-1, keepdims=True).astype(self.dtype) * v
+        out = Linear(width, init.zeros, self.dtype, name="output")((y + bonus.reshape(y.shape)) * gate)
+        return out, shift, wkv, v_first
+
+
+def normalise(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
+    """x / max(|x|, 1e-12) over the last axis, in float32, returned in x's dtype; its gradient at zero is finite."""
+    z = x.astype(jnp.float32)
+    return (z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24))).astype(x.dtype)
+
+
+class ChannelMix(nn.Module):
+    """RWKV-7 channel mix: W_v relu(W_k x_k)^2. Width from the input; `dim_ffn` 0 means four times the width."""
+
+    dim_ffn: int = 0
+    layer_id: int = 0
+    n_layer: int = 1
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        shift: Float[Array, "B D"],
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
+        """Returns (output, new shift)."""
+        width = x.shape[-1]
+        rest = 1.0 - self.layer_id / self.n_layer
+        previous, shift = token_shift(x, shift, valid, reset)
+        x_k = self.param("x_k", init.lerp(width, rest**4), (width,)).astype(self.dtype)[None, None]
+        x_k = x + (previous - x) * x_k
+        hidden = Linear(self.dim_ffn or 4 * width, init.uniform(0.5 * width**-0.5), self.dtype, name="key")(x_k)
+        return Linear(width, init.zeros, self.dtype, name="value")(jnp.square(jax.nn.relu(hidden))), shift

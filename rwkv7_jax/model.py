@@ -1,0 +1,144 @@
+"""RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rwkv7_jax import init
+from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
+from rwkv7_jax.state import zero_state
+from rwkv7_jax.types import State
+
+
+class Block(nn.Module):
+    """x += att(ln1 x); x += ffn(ln2 x), with one layer's slice of the state."""
+
+    config: RWKV7Config
+    layer_id: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: State,
+        v_first: Float[Array, "B T D"] | None = None,
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], State, Float[Array, "B T D"]]:
+        c = self.config
+        depth = {"layer_id": self.layer_id, "n_layer": c.n_layer, "dtype": c.dtype}
+        time_mix = TimeMix(
+            c.head_size, c.decay_lora, c.aaa_lora, c.mv_lora, c.gate_lora,
+            wkv_implementation=c.wkv_implementation, name="att", **depth,
+        )  # fmt: skip
+        channel_mix = ChannelMix(c.dim_ffn, name="ffn", **depth)
+        with jax.named_scope("time_mix"):
+            out, att_shift, wkv, v_first = time_mix(
+                LayerNorm(dtype=c.dtype, name="ln1")(x), state.att_shift, state.wkv, v_first, valid=valid, reset=reset
+            )
+        x = x + out
+        with jax.named_scope("channel_mix"):
+            out, ffn_shift = channel_mix(
+                LayerNorm(dtype=c.dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
+            )
+        return x + out, State(att_shift, ffn_shift, wkv), v_first
+
+
+class RWKV7(nn.Module):
+    """The released language model. Weights are arguments and keep their own dtype; compute runs in `config.dtype`.
+
+    Block 0 stands apart (it makes `v_first`), blocks 1.. are scanned over stacked weights, see `RWKV7Config.scan_layers`.
+    """
+
+    config: RWKV7Config
+
+    def setup(self):
+        c = self.config
+        self.emb = self.param("emb", lambda key: {"weight": init.uniform(1e-4)(key, (c.vocab_size, c.n_embd))})
+        self.ln0 = LayerNorm(dtype=c.dtype)
+        self.block_0 = Block(c, 0)
+        if c.scan_layers and c.n_layer > 1:
+            self.blocks = self.param("blocks", self.init_stacked)
+        elif c.n_layer > 1:
+            self.later = [Block(c, i, name=f"block_{i}") for i in range(1, c.n_layer)]
+        self.ln_out = LayerNorm(dtype=c.dtype)
+        gain = 0.5 * max(1.0, (c.vocab_size / c.n_embd) ** 0.5)
+        self.head = Linear(c.vocab_size, jax.nn.initializers.orthogonal(gain), c.dtype)
+
+    def init_stacked(self, key) -> dict:
+        """Parameters of blocks 1.., each in its own layer's initialisation, stacked along a leading axis."""
+        c = self.config
+        x, one = jnp.zeros((1, 1, c.n_embd), c.dtype), layer_of(zero_state(c, 1), 0)
+        keys = jax.random.split(key, c.n_layer - 1)
+        blocks = [Block(c, i, parent=None).init(keys[i - 1], x, one, x)["params"] for i in range(1, c.n_layer)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State,
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Final normalised activations in the compute dtype, and the state after the last valid token."""
+        c = self.config
+        x = self.ln0(jnp.take(self.emb["weight"], tokens, axis=0).astype(c.dtype))
+        x, first, v_first = self.block_0(x, layer_of(state, 0), None, valid, reset)
+        layers = [first]
+        if c.scan_layers and c.n_layer > 1:
+            block = Block(c, 1, parent=None)
+
+            def body(x, layer):
+                params, before = layer
+                x, after, _ = block.apply({"params": params}, x, before, v_first, valid, reset)
+                return x, after
+
+            rest = jax.tree.map(lambda leaf: leaf[1:], state)
+            x, rest = jax.lax.scan(jax.checkpoint(body) if c.remat else body, x, (self.blocks, rest))
+            return self.ln_out(x), jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+        for i in range(1, c.n_layer):
+            x, after, _ = self.later[i - 1](x, layer_of(state, i), v_first, valid, reset)
+            layers.append(after)
+        return self.ln_out(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B vocab"]:
+        """Unnormalised log-probabilities in float32 of `hidden`'s activations."""
+        return self.head(x).astype(jnp.float32)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State,
+        *,
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+        last_only: bool = False,
+    ) -> tuple[Float[Array, "B _ vocab"], State]:
+        """Logits of every token (of the last valid one alone with `last_only`) and the state after it.
+
+        valid: False marks padding, anywhere in a row: it changes nothing (its own logits mean nothing).
+        reset: True starts afresh from the zero state at that token, for several texts in one row.
+        """
+        x, state = self.hidden(tokens, state, valid=valid, reset=reset)
+        if last_only:
+            last = tokens.shape[1] - 1 - (jnp.argmax(valid[:, ::-1], axis=1) if valid is not None else 0)
+            last = jnp.broadcast_to(jnp.asarray(last, jnp.int32), tokens.shape[:1])
+            x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+        return self.logits(x), state
+
+
+def layer_of(state: State, index: int) -> State:
+    """One layer's slice of a state."""
+    return jax.tree.map(lambda leaf: leaf[index], state)
+
+
+def unstack_blocks(params: dict) -> dict:
+    """{"blocks": stacked} -> {"block_1": ..., "block_2": ...}: the tree for `scan_layers=False`. Copies the weights."""
+    rest = {name: value for name, value in params.items() if name != "blocks"}
+    if "blocks" not in params:
+        return rest
+    depth = jax.tree.leaves(params["blocks"])[0].shape[0]
+    return rest | {f"block_{i + 1}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}

@@ -1,0 +1,29 @@
+"""Strict settings for every test: exact dtypes, exact ranks, warnings are errors, annotated shapes are checked."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook(["pallas_kernels", "rwkv7_jax", "state_tuning"], "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Folder of real checkpoints and benchmark files, which are not part of the project (see CONTRIBUTING.md)."""
+    folder = os.environ.get("RWKV7_TEST_DATA")
+    if not folder:
+        pytest.skip("RWKV7_TEST_DATA is not set: no folder of real checkpoints and benchmark files")
+    path = pathlib.Path(folder)
+    assert path.is_dir(), f"RWKV7_TEST_DATA={folder} is not a folder"
+    return path
