@@ -60,10 +60,10 @@ def token_shift(
     `last` stands before the first token; at a reset the token before is zero, even if the reset token is padding.
     """
     extended = jnp.concatenate([last[:, None], x], axis=1)
-    if valid is None and reset is None:
-        return extended[:, :-1], extended[:, -1]
+    if valid is None:
+        before = extended[:, :-1]
+        return before if reset is None else jnp.where(reset[:, :, None], jnp.zeros_like(x), before), extended[:, -1]
     batch, time = x.shape[:2]
-    valid = jnp.ones((batch, time), bool) if valid is None else valid
     position = jnp.arange(1, time + 1, dtype=jnp.int32)[None]
     newest = jax.lax.cummax(jnp.where(valid, position, 0), axis=1)
     before = jnp.concatenate([jnp.zeros((batch, 1), jnp.int32), newest], axis=1)

@@ -1,0 +1,1 @@
+"""Everything that reads configs, files, data and clocks: runs, evaluation, reports, pre-training."""

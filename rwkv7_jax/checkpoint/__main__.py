@@ -1,0 +1,84 @@
+"""`python -m rwkv7_jax.checkpoint inspect PATH` and `convert IN OUT`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+
+from rwkv7_jax.checkpoint import CheckpointError, load, params_to_flat, pth, rwkv_cpp, safetensors, weights_hash
+from rwkv7_jax.checkpoint.names import flat_to_params
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+Tensors = dict[str, np.ndarray]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; 0, or 2 after one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "inspect":
+            print(load(args.path).report)
+        else:
+            convert(args.source, args.target, args.dtype)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def convert(source: str, target: str, dtype: str | None = None) -> None:
+    """Read any format and write the one that the suffix of `target` names. Raises: CheckpointError."""
+    writer = WRITERS.get(pathlib.Path(target).suffix)
+    if writer is None:
+        raise CheckpointError(f"{target}: the suffix must be one of {', '.join(WRITERS)}")
+    checkpoint = load(source)
+    print(checkpoint.report)
+    flat = params_to_flat(checkpoint.params)
+    if dtype:
+        flat = {name: _cast(name, array, dtype) for name, array in flat.items()}
+    writer(target, flat)
+    print(f"wrote         {target}")
+
+
+def _write_safetensors(path: str, flat: Tensors) -> None:
+    safetensors.write(path, flat, {"format": "pt", "weights_hash": weights_hash(flat_to_params(flat))})
+
+
+def _write_rwkv_cpp(path: str, flat: Tensors) -> None:
+    half = flat["head.weight"].dtype == np.float16
+    rwkv_cpp.write(path, flat, "FP16" if half else "FP32")
+
+
+def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out = array.astype(DTYPES[dtype])
+    if not np.isfinite(out.astype(np.float32)).all() and np.isfinite(array.astype(np.float32)).all():
+        raise CheckpointError(f"{name} has values that {dtype} cannot hold; choose float32 or bfloat16")
+    return out
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rwkv7_jax.checkpoint", description="Look at and convert checkpoints."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="print what is in a checkpoint")
+    inspect.add_argument("path", help=".pth, .safetensors, Hugging Face folder or rwkv.cpp .bin")
+    change = commands.add_parser("convert", help="write a checkpoint in another format")
+    change.add_argument("source", help="any checkpoint that inspect reads")
+    change.add_argument("target", help="file to write; .safetensors, .pth or .bin (rwkv.cpp)")
+    change.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: keep them as they are)")
+    return parser
+
+
+WRITERS: dict[str, Callable[[str, Tensors], None]] = {
+    ".safetensors": _write_safetensors,
+    ".pth": pth.write,
+    ".bin": _write_rwkv_cpp,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What every checkpoint format shares: one-line errors, memory-mapped bytes, atomic writes."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+PathLike = str | os.PathLike
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+WEIGHT_DTYPES = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used: one line with the path, what is wrong and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, limit: int = 600) -> str:
+    """`text` without line breaks and control characters, cut to `limit` characters: file contents are not trusted."""
+    clean = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def some(names, limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+@contextlib.contextmanager
+def guard(path: PathLike, kind: str) -> Iterator[None]:
+    """Turn whatever a parser trips over in a bad file into one `CheckpointError` that starts with `path`.
+
+    Raises: CheckpointError; FileNotFoundError passes through.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except CheckpointError as error:
+        if str(error).startswith(one_line(str(path))):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: damaged or not {kind} ({one_line(detail, 200)}); download or export the file again"
+        ) from error
+
+
+def mapped(path: PathLike) -> np.ndarray:
+    """The file's bytes, uint8 [size], memory-mapped read-only. Raises: CheckpointError for an empty file."""
+    path = pathlib.Path(path)
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty; download or export it again")
+    return np.asarray(np.memmap(path, np.uint8, mode="r"))
+
+
+def view(data: np.ndarray, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """`shape` numbers of `dtype` at byte `offset` of mapped bytes: a read-only view, a copy only if misaligned."""
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    array = data[offset : offset + size].view(dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+@contextlib.contextmanager
+def atomic(path: PathLike) -> Iterator[BinaryIO]:
+    """A file to write that replaces `path` only when everything was written; nothing is left behind on failure."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array in C order; copies only if it is not contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,93 @@
+"""Key layouts of other tools -> released names.
+
+    released      blocks.{i}.att.receptance.weight                  BlinkDL/RWKV-LM
+    transformers  rwkv7.blocks.{i}.att.receptance.weight            official Hugging Face checkpoints of 2026
+    fla           model.layers.{i}.attn.r_proj.weight               flash-linear-attention, `RWKV7ForCausalLM`
+
+Sources: huggingface/transformers pull request 47780, fla-org/flash-linear-attention `utils/convert_from_rwkv7.py`.
+Wrappers of training tools (`_orig_mod.`, `module.`, `model.`) in front of every name are dropped.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from rwkv7_jax.checkpoint.files import CheckpointError
+
+PREFIXES = ("_orig_mod.", "_forward_module.", "module.", "model.", "rwkv7.")
+HEADS = ("head.", "lm_head.")
+FLA_TOP = {
+    "embeddings.weight": "emb.weight",
+    "norm.weight": "ln_out.weight",
+    "norm.bias": "ln_out.bias",
+    "lm_head.weight": "head.weight",
+}
+FLA_PARTS = {"pre_norm": "ln0", "attn_norm": "ln1", "ffn_norm": "ln2", "attn": "att", "ffn": "ffn"}
+FLA_ATTENTION = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
+FLA_LORA = {"0.weight": "1", "2.weight": "2", "2.bias": "0"}
+
+
+def to_released(flat: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """(tensors by released name, name of the layout found). Views of the input; shapes may differ by unit axes.
+
+    Raises: CheckpointError if two names of the file mean the same tensor.
+    """
+    names, dropped = _strip_prefixes(list(flat))
+    tensors = dict(zip(names, flat.values(), strict=True))
+    if len(tensors) != len(flat):
+        raise CheckpointError("two tensors have the same name once wrapper prefixes are dropped; remove one of them")
+    if any(re.match(r"layers\.\d+\.attn(_norm)?\.", name) for name in tensors):
+        return fla_to_released(tensors), "fla"
+    return tensors, "transformers" if "rwkv7." in dropped else "released"
+
+
+def fla_to_released(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """fla's names (without `model.`) -> released ones; LoRA matrices, which fla keeps as Linear weights, transposed.
+
+    A name that has no counterpart is kept, so that the check for unknown tensors can name it.
+    """
+    out = {}
+    for name, array in tensors.items():
+        if name.endswith(".attn.x_x"):  # version 1 of fla's layer stacked the six mixes in this order
+            prefix = _fla_name(name)[0].removesuffix("x_x")
+            out |= {f"{prefix}x_{c}": row for c, row in zip("rwkvag", _six(name, array), strict=True)}
+            continue
+        released, transposed = _fla_name(name)
+        out[released] = array.T if transposed else array
+    return out
+
+
+def _fla_name(name: str) -> tuple[str, bool]:
+    """(released name, whether the matrix is transposed) of one fla name."""
+    if name in FLA_TOP:
+        return FLA_TOP[name], False
+    match = re.fullmatch(r"layers\.(\d+)\.([a-z_]+)\.(.+)", name)
+    if not match or match[2] not in FLA_PARTS:
+        return name, False
+    prefix, rest = f"blocks.{int(match[1])}.{FLA_PARTS[match[2]]}.", match[3]
+    if match[2] != "attn":
+        return prefix + rest, False
+    if lora := re.fullmatch(r"([wavg])_lora\.lora\.(0\.weight|2\.weight|2\.bias)", rest):
+        return prefix + lora[1] + FLA_LORA[lora[2]], lora[2] != "2.bias"
+    head, _, tail = rest.partition(".")
+    return prefix + ".".join(part for part in (FLA_ATTENTION.get(head, head), tail) if part), False
+
+
+def _six(name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim < 2 or array.shape[0] != 6:
+        raise CheckpointError(f"{name} has shape {list(array.shape)}, expected [6, D] (r, w, k, v, a, g)")
+    return array.reshape(6, -1)
+
+
+def _strip_prefixes(names: list[str]) -> tuple[list[str], set[str]]:
+    """Drop wrapper prefixes that every name carries (the head may stand outside)."""
+    dropped = set()
+    for _ in range(len(PREFIXES)):
+        body = [name for name in names if not name.startswith(HEADS)]
+        prefix = next((p for p in PREFIXES if body and all(name.startswith(p) for name in body)), None)
+        if prefix is None:
+            break
+        dropped.add(prefix)
+        names = [name.removeprefix(prefix) for name in names]
+    return names, dropped

@@ -1,0 +1,183 @@
+"""BlinkDL's `.pth`: a torch zip archive, read and written without torch.
+
+{root}/data.pkl    names, shapes and strides (see torch_pickle)
+{root}/data/{key}  one storage, uncompressed, so tensors are views of the memory-mapped file
+"""
+
+import pathlib
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, atomic, guard, mapped, raw_bytes, view
+from rwkv7_jax.checkpoint.layouts import to_released
+from rwkv7_jax.checkpoint.torch_pickle import STORAGES, StorageRef, TensorRef, read_pickle
+
+MAGIC = b"PK\x03\x04"
+PICKLE = b"\x80"
+"""First byte of a bare pickle: torch's own format before version 1.6."""
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+ALIGNMENT = 64
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+def read(path: PathLike) -> dict[str, np.ndarray]:
+    """Tensors by released name, read-only views of the memory-mapped file.
+
+    Raises: CheckpointError, one line, for anything but plain tensors in a sound torch zip file.
+    """
+    with guard(path, "a torch .pth file"):
+        return to_released(read_tensors(path))[0]
+
+
+def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
+    """Tensors by the names that the file gives them. Raises: CheckpointError."""
+    with guard(path, "a torch .pth file"):
+        archive = _Archive(path)
+        return {name: archive.tensor(ref) for name, ref in _tensor_refs(read_pickle(archive.pickle())).items()}
+
+
+def write(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """A file that `torch.load` opens, replacing `path` at once or not at all.
+
+    Raises: CheckpointError for a dtype that torch's format has no storage for.
+    """
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype not in STORAGES.values():
+            raise CheckpointError(f"{path}: {name} is {array.dtype}, which a .pth file cannot hold; cast it")
+    root = pathlib.Path(path).stem or "archive"
+    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _write_entry(archive, f"{root}/data.pkl", memoryview(_pickle(arrays)))
+        _write_entry(archive, f"{root}/byteorder", memoryview(b"little"))
+        for i, array in enumerate(arrays.values()):
+            _write_entry(archive, f"{root}/data/{i}", raw_bytes(array))
+        _write_entry(archive, f"{root}/version", memoryview(b"3\n"))
+
+
+class _Archive:
+    """The entries of a torch zip file as slices of one memory map."""
+
+    def __init__(self, path: PathLike):
+        self.bytes = mapped(path)
+        self.storages: dict[StorageRef, np.ndarray] = {}
+        _reject_other_containers(self.bytes[:64].tobytes())
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+        self.entries = {info.filename: info for info in infos}
+        if len(self.entries) != len(infos):
+            raise CheckpointError("two entries of the zip file have the same name; export it again")
+        for name in self.entries:
+            if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
+                raise CheckpointError(f"entry {name} of the zip file points outside of it; do not trust this file")
+        roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
+        if len(roots) != 1:
+            raise CheckpointError("a zip file, but not one that torch.save wrote (no single data.pkl in it)")
+        self.root = roots[0]
+        order = f"{self.root}byteorder"
+        if order in self.entries and self.slice(order).tobytes().strip() != b"little":
+            raise CheckpointError("written on a big-endian machine; re-save it on a little-endian one")
+
+    def pickle(self) -> bytes:
+        return self.slice(f"{self.root}data.pkl").tobytes()
+
+    def slice(self, name: str) -> np.ndarray:
+        """The bytes of one stored entry, a view."""
+        if name not in self.entries:
+            raise CheckpointError(f"entry {name} is not in the zip file; the file is incomplete, export it again")
+        info = self.entries[name]
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise CheckpointError("the zip entries are compressed; re-save with torch.save, which stores them plainly")
+        if info.flag_bits & 0x1:
+            raise CheckpointError("the zip entries are encrypted; save the file without a password")
+        header = self.bytes[info.header_offset : info.header_offset + LOCAL_HEADER.size].tobytes()
+        signature, *_, name_length, extra_length = LOCAL_HEADER.unpack(header)
+        start = info.header_offset + LOCAL_HEADER.size + name_length + extra_length
+        if signature != MAGIC or start + info.file_size > len(self.bytes):
+            raise CheckpointError(f"entry {name} lies outside of the file, which is truncated or damaged; get it again")
+        return self.bytes[start : start + info.file_size]
+
+    def tensor(self, ref: TensorRef) -> np.ndarray:
+        numbers = self.storage(ref.storage)
+        if 0 in ref.shape:
+            return np.empty(ref.shape, numbers.dtype)
+        strides = [stride * numbers.itemsize for stride in ref.strides]
+        return np.lib.stride_tricks.as_strided(numbers[ref.offset :], ref.shape, strides, writeable=False)
+
+    def storage(self, ref: StorageRef) -> np.ndarray:
+        """The numbers of one storage, the same array for every tensor that shares it."""
+        if ref not in self.storages:
+            dtype, key, numel = ref
+            data = self.slice(f"{self.root}data/{key}")
+            if len(data) != numel * dtype.itemsize:
+                raise CheckpointError(
+                    f"storage {key} has {len(data)} bytes, but {numel} numbers of {dtype} are announced"
+                )
+            self.storages[ref] = view(data, 0, dtype, (numel,))
+        return self.storages[ref]
+
+
+def _tensor_refs(tree: Any) -> dict[str, TensorRef]:
+    """The state dict in what a pickle described, at the top or one level down as training tools wrap it."""
+    if isinstance(tree, dict) and not any(isinstance(value, TensorRef) for value in tree.values()):
+        tree = next((tree[name] for name in WRAPPERS if isinstance(tree.get(name), dict)), tree)
+    if not isinstance(tree, dict) or not tree:
+        raise CheckpointError("holds no dict of tensors; save model.state_dict()")
+    for name, value in tree.items():
+        if not isinstance(name, str) or not isinstance(value, TensorRef):
+            raise CheckpointError(f"entry {name!r} is not a tensor; save model.state_dict() alone")
+    return tree
+
+
+def _reject_other_containers(head: bytes) -> None:
+    if head.startswith(PICKLE):
+        raise CheckpointError(
+            "a bare pickle (torch's format before 1.6, or no checkpoint); re-save it with a current torch.save"
+        )
+    if not head.startswith(MAGIC):
+        raise CheckpointError("not a torch .pth file (no zip archive); pass the checkpoint itself")
+
+
+def _write_entry(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
+    """Store one entry, its bytes starting at a multiple of `ALIGNMENT` as torch writes them."""
+    info = zipfile.ZipInfo(name)
+    info.file_size = len(data)
+    zip64 = 20 if info.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0
+    start = archive.start_dir + LOCAL_HEADER.size + len(name.encode()) + zip64 + 4
+    padding = -start % ALIGNMENT
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    with archive.open(info, "w") as entry:
+        for at in range(0, len(data), 1 << 24):
+            entry.write(data[at : at + (1 << 24)])
+
+
+def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The `data.pkl` of {name: tensor}, tensor number i (contiguous) in storage entry `data/{i}`. Protocol 2."""
+    parts = [b"\x80\x02}("]
+    names = {dtype: name for name, dtype in STORAGES.items()}
+    for i, (name, array) in enumerate(tensors.items()):
+        strides = [int(np.prod(array.shape[axis + 1 :], dtype=np.int64)) for axis in range(array.ndim)]
+        parts += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(("]
+        parts += [_text("storage"), f"ctorch\n{names[array.dtype]}\n".encode(), _text(str(i)), _text("cpu")]
+        parts += [_integer(array.size), b"tQ", _integer(0), _integers(array.shape), _integers(strides)]
+        parts.append(b"\x89ccollections\nOrderedDict\n)RtR")
+    return b"".join(parts) + b"u."
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    if value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _integers(values) -> bytes:
+    return b"(" + b"".join(map(_integer, values)) + b"t"

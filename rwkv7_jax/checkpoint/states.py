@@ -1,0 +1,253 @@
+"""State files: a tuned S_0, ours and every layout of the tools around RWKV-7.
+
+One tensor a layer, `blocks.{i}.att.time_state`. Which of its two inner axes is the value axis differs between tools and
+cannot be seen from the shape, so a foreign file needs `layout=`, or `detect_layout` with a loss to compare.
+Our own file (safetensors) says its layout, base model, method, config and metrics in its metadata.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rwkv7_jax.checkpoint import pth, safetensors
+from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
+from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.types import State
+
+FORMAT = "rwkv7-state"
+VERSION = "1"
+TIME_STATE = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
+SHIFT = re.compile(r"blocks\.(\d{1,6})\.(att_shift|ffn_shift)")
+
+
+class Layout(NamedTuple):
+    """How a tool stores one layer's state."""
+
+    key_first: bool
+    """True for [H, K, V]: the last two axes are swapped against our [H, V, K]."""
+    batch_axis: bool
+    dtype: type
+    tools: str
+
+
+LAYOUTS = {
+    "value_key": Layout(
+        False, False, np.float32, "reference, PyPI rwkv, RWKV-PEFT, Albatross, rwkv.cpp, rwkv-rs; ours"
+    ),
+    "rwkv-runner": Layout(False, False, np.float32, "RWKV-Runner: exactly one tensor a layer and nothing else"),
+    "rlhf": Layout(True, False, np.float32, "OpenMOSE/RWKV-LM-RLHF"),
+    "fla": Layout(True, True, np.float32, "flash-linear-attention, Hugging Face"),
+    "web-rwkv": Layout(True, False, np.float16, "web-rwkv, Ai00 (.st)"),
+}
+
+
+class StateFile(NamedTuple):
+    """An unbatched float32 state and the text fields stored with it (JSON where they are structured)."""
+
+    state: State
+    metadata: dict[str, str]
+
+
+class LayoutGuess(NamedTuple):
+    """The layout with the lowest loss, and the loss of every candidate."""
+
+    layout: str
+    losses: dict[str, float]
+
+
+def save_state(path: PathLike, state: State, *, metadata: Mapping[str, Any]) -> None:
+    """Write our own state file (safetensors), replacing `path` at once or not at all.
+
+    state: unbatched. metadata: `base_model_hash`, `method`, `config`, `metrics` and whatever else is worth keeping;
+    values that are not text are stored as JSON. Shift states are stored only if they are not zero.
+    """
+    tensors = _to_tensors(state, LAYOUTS["value_key"], shifts=True)
+    fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
+    safetensors.write(path, tensors, fields | fixed)
+
+
+def load_state(
+    path: PathLike,
+    *,
+    layout: str | None = None,
+    config: RWKV7Config | None = None,
+    base_model_hash: str | None = None,
+) -> StateFile:
+    """Read a state file of any tool (safetensors, `.st` or `.pth`, by content), as an unbatched float32 state.
+
+    layout: a name in `LAYOUTS`; not needed for our own files, which say it. config: the model it is for, to be checked.
+    base_model_hash: `weights_hash` of that model; another base in the file gives a warning.
+    Raises: CheckpointError, one line, for damaged files, unknown layouts and shapes that do not fit; FileNotFoundError.
+    """
+    with guard(path, "a state file"):
+        tensors, metadata = read_state_tensors(path)
+        if metadata.get("format") == FORMAT:
+            _check_own(tensors, metadata)
+            layout = layout or metadata.get("layout")
+        state = _to_state(tensors, _layout(layout), config)
+    base = metadata.get("base_model_hash")
+    if base and base_model_hash and base != base_model_hash:
+        warnings.warn(
+            f"{path}: tuned on the base model {base[:16]}, but used with {base_model_hash[:16]}: "
+            "expect wrong output unless they differ in dtype alone",
+            stacklevel=2,
+        )
+    return StateFile(state, metadata)
+
+
+def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool = False) -> None:
+    """Write a state for another tool: `.pth` by suffix, else safetensors; exactly one tensor a layer.
+
+    Raises: CheckpointError if the layout cannot hold it: shift states that are not zero (unless `drop_shifts`), values
+    beyond float16.
+    """
+    if not drop_shifts and (np.any(state.att_shift) or np.any(state.ffn_shift)):
+        raise CheckpointError(
+            f"{path}: layout {layout} has no place for shift states; pass drop_shifts=True to omit them"
+        )
+    tensors = _to_tensors(state, _layout(layout), shifts=False)
+    if str(path).endswith(".pth"):
+        pth.write(path, tensors)
+    else:
+        safetensors.write(path, tensors, {"format": "pt"})
+
+
+def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], Any]) -> LayoutGuess:
+    """Which order a foreign state is in: the one with the lower teacher-forced loss.
+
+    tensors: from `read_state_tensors`. loss_fn: unbatched state -> mean loss of text like that which the state was
+    tuned for. Equal losses (a zero or symmetric state) give value_key. Raises: CheckpointError if no loss is finite.
+    """
+    batched = any(np.ndim(array) == 4 for name, array in tensors.items() if TIME_STATE.fullmatch(name))
+    names = ("value_key", "fla") if batched else ("value_key", "rlhf")
+    losses = {name: float(loss_fn(_to_state(tensors, LAYOUTS[name], None))) for name in names}
+    finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
+    if not finite:
+        raise CheckpointError(f"the loss is not finite under any layout ({losses}); this state does not fit this model")
+    return LayoutGuess(min(finite, key=finite.__getitem__), losses)
+
+
+def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(tensors as the file has them, metadata) of a `.pth`, `.st` or `.safetensors` state file, told by content.
+
+    Raises: CheckpointError; FileNotFoundError.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if head.startswith((pth.MAGIC, pth.PICKLE)):
+        return pth.read_tensors(path), {}
+    return safetensors.read_tensors(path)
+
+
+def to_rwkv_list(state: State) -> list[np.ndarray]:
+    """The state as PyPI `rwkv` passes it around: [att shift [D], S [H, V, K], ffn shift [D]] per layer, float32."""
+    parts = [np.asarray(part, np.float32) for part in (state.att_shift, state.wkv, state.ffn_shift)]
+    return [part[layer] for layer in range(len(parts[1])) for part in parts]
+
+
+def from_rwkv_list(arrays: Sequence[Any]) -> State:
+    """The unbatched state in PyPI `rwkv`'s list (numpy arrays or anything that converts). Raises: CheckpointError."""
+    if not arrays or len(arrays) % 3:
+        raise CheckpointError(f"a state list has three arrays a layer, this one has {len(arrays)}; pass the whole list")
+    att, wkv, ffn = ([np.asarray(array, np.float32) for array in arrays[i::3]] for i in range(3))
+    return _state(np.stack(wkv), np.stack(att), np.stack(ffn))
+
+
+def _to_state(tensors: Mapping[str, np.ndarray], layout: Layout, config: RWKV7Config | None) -> State:
+    layers = {int(m[1]): array for name, array in tensors.items() if (m := TIME_STATE.fullmatch(name))}
+    if unknown := [name for name in tensors if not (TIME_STATE.fullmatch(name) or SHIFT.fullmatch(name))]:
+        raise CheckpointError(f"tensors that no state file has: {some(unknown)}; is this a model checkpoint?")
+    if not layers or set(layers) != set(range(len(layers))):
+        raise CheckpointError(f"time_state is there for the layers {sorted(layers)}; all layers from 0 on are needed")
+    wkv = np.stack([_one_layer(i, layers[i], layout) for i in range(len(layers))])
+    depth, heads, size = wkv.shape[:3]
+    _check_model(depth, heads, size, config)
+    shifts = [
+        np.stack([_shift(tensors, f"blocks.{i}.{name}", heads * size) for i in range(depth)])
+        for name in ("att_shift", "ffn_shift")
+    ]
+    if not all(np.isfinite(array).all() for array in (wkv, *shifts)):
+        raise CheckpointError("the state has values that are not finite; export it again from a sound run")
+    return _state(wkv, *shifts)
+
+
+def _one_layer(index: int, array: np.ndarray, layout: Layout) -> np.ndarray:
+    """One layer as float32 [H, V, K]."""
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
+        raise CheckpointError(f"blocks.{index}.att.time_state has shape {list(array.shape)}, expected [H, N, N]")
+    if array.dtype.kind not in "fV":
+        raise CheckpointError(f"blocks.{index}.att.time_state is {array.dtype}, expected floating numbers")
+    return np.swapaxes(array, 1, 2).astype(np.float32) if layout.key_first else array.astype(np.float32)
+
+
+def _shift(tensors: Mapping[str, np.ndarray], name: str, width: int) -> np.ndarray:
+    array = np.asarray(tensors.get(name, np.zeros(width)), np.float32)
+    if array.shape != (width,):
+        raise CheckpointError(f"{name} has shape {list(array.shape)}, expected [{width}]")
+    return array
+
+
+def _check_model(depth: int, heads: int, size: int, config: RWKV7Config | None) -> None:
+    if config is None or (depth, heads, size) == (config.n_layer, config.n_head, config.head_size):
+        return
+    raise CheckpointError(
+        f"this state is for {depth} layers with {heads} heads of {size}, the model has {config.n_layer} layers with "
+        f"{config.n_head} heads of {config.head_size}; use a state made for this model"
+    )
+
+
+def _to_tensors(state: State, layout: Layout, *, shifts: bool) -> dict[str, np.ndarray]:
+    wkv = np.asarray(state.wkv, np.float32)
+    if wkv.ndim != 4:
+        raise CheckpointError(f"wkv has shape {list(wkv.shape)}; a state file holds one unbatched state [L, H, V, K]")
+    if layout.key_first:
+        wkv = np.swapaxes(wkv, 2, 3)
+    with np.errstate(over="ignore"):
+        wkv = wkv.astype(layout.dtype)
+    if not np.isfinite(wkv).all():
+        raise CheckpointError(f"the state has values that {np.dtype(layout.dtype)} cannot hold; choose another layout")
+    tensors = {f"blocks.{i}.att.time_state": s[None] if layout.batch_axis else s for i, s in enumerate(wkv)}
+    for name in ("att_shift", "ffn_shift") if shifts else ():
+        array = np.asarray(getattr(state, name), np.float32)
+        if np.any(array):
+            tensors |= {f"blocks.{i}.{name}": row for i, row in enumerate(array)}
+    return tensors
+
+
+def _state(wkv: np.ndarray, att_shift: np.ndarray, ffn_shift: np.ndarray) -> State:
+    return State(jnp.asarray(att_shift), jnp.asarray(ffn_shift), jnp.asarray(wkv))
+
+
+def _layout(name: str | None) -> Layout:
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    choices = ", ".join(LAYOUTS)
+    if name is None:
+        raise CheckpointError(f"the axis order cannot be seen from the file; pass layout=, one of {choices}")
+    raise CheckpointError(f"unknown layout {name}; one of {choices}")
+
+
+def _check_own(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"state file version {metadata.get('version')}; version {VERSION} is read, update rwkv7_jax"
+        )
+    if metadata.get("state_hash", "") != _state_hash(tensors):
+        raise CheckpointError("the state does not match the hash stored with it: damaged; copy the file again")
+
+
+def _state_hash(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(raw_bytes(array))
+    return digest.hexdigest()

@@ -1,0 +1,255 @@
+"""The pickle inside a torch file, read without torch and without running anything.
+
+A pickle is a program for a small stack machine. Python's own machine imports and calls whatever the file names; the
+one here knows a fixed set of instructions and three constructors, and builds nothing but dicts, tuples, numbers,
+strings and descriptions of tensors. Whatever else a file asks for is refused by name.
+"""
+
+import pickletools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rwkv7_jax.checkpoint.files import BFLOAT16, CheckpointError
+
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": BFLOAT16,
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+class StorageRef(NamedTuple):
+    """A file entry `data/{key}` of `numel` numbers."""
+
+    dtype: np.dtype
+    key: str
+    numel: int
+
+
+class TensorRef(NamedTuple):
+    """A strided view of a storage; offset and strides in numbers, all checked to be inside it."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Global(NamedTuple):
+    """An allowed `module name` that the pickle mentions; a name, never the object."""
+
+    name: str
+
+
+def read_pickle(data: bytes) -> Any:
+    """The object that a torch pickle describes, tensors as `TensorRef`. Runs nothing from the file.
+
+    Raises: CheckpointError for an instruction or global outside the fixed set; ValueError, IndexError, KeyError and the
+    like for damaged bytes (the caller's `guard` turns them into one line).
+    """
+    machine = _Machine()
+    for opcode, argument, _ in pickletools.genops(data):
+        run = getattr(machine, f"op_{opcode.name}", None)
+        if run is None:
+            raise CheckpointError(f"refused pickle instruction {opcode.name}: no plain tensor file needs it")
+        run(argument)
+    if len(machine.stack) != 1:
+        raise ValueError("the pickle ends with a stack of wrong size")
+    return machine.stack[0]
+
+
+class _Machine:
+    """One method an allowed instruction, named as in `pickletools`."""
+
+    def __init__(self):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def nothing(self, _: Any) -> None:
+        pass
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def recall(self, index: int) -> None:
+        self.push(self.memo[index])
+
+    def pop_to_mark(self) -> list[Any]:
+        at = self.marks.pop()
+        values = self.stack[at:]
+        del self.stack[at:]
+        return values
+
+    def pop(self, count: int) -> list[Any]:
+        at = len(self.stack) - count
+        if at < (self.marks[-1] if self.marks else 0):
+            raise ValueError("the pickle takes more from its stack than is there")
+        values = self.stack[at:]
+        del self.stack[at:]
+        return values
+
+    def store(self, target: Any, pairs: list[Any]) -> None:
+        if not isinstance(target, dict) or len(pairs) % 2:
+            raise ValueError("the pickle stores items in something that is no dict")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if not isinstance(key, str | int):
+                raise ValueError("a dict key is neither text nor a number")
+            target[key] = value
+
+    op_PROTO = op_FRAME = op_STOP = nothing
+    op_BININT = op_BININT1 = op_BININT2 = op_LONG1 = op_BINFLOAT = push
+    op_BINUNICODE = op_SHORT_BINUNICODE = push
+    op_BINPUT = op_LONG_BINPUT = remember
+    op_BINGET = op_LONG_BINGET = recall
+
+    def op_MEMOIZE(self, _: Any) -> None:
+        self.remember(len(self.memo))
+
+    def op_NONE(self, _: Any) -> None:
+        self.push(None)
+
+    def op_NEWTRUE(self, _: Any) -> None:
+        self.push(True)
+
+    def op_NEWFALSE(self, _: Any) -> None:
+        self.push(False)
+
+    def op_MARK(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def op_EMPTY_DICT(self, _: Any) -> None:
+        self.push({})
+
+    def op_EMPTY_LIST(self, _: Any) -> None:
+        self.push([])
+
+    def op_EMPTY_TUPLE(self, _: Any) -> None:
+        self.push(())
+
+    def op_TUPLE(self, _: Any) -> None:
+        self.push(tuple(self.pop_to_mark()))
+
+    def op_TUPLE1(self, _: Any) -> None:
+        self.push(tuple(self.pop(1)))
+
+    def op_TUPLE2(self, _: Any) -> None:
+        self.push(tuple(self.pop(2)))
+
+    def op_TUPLE3(self, _: Any) -> None:
+        self.push(tuple(self.pop(3)))
+
+    def op_SETITEM(self, _: Any) -> None:
+        pair = self.pop(2)
+        self.store(self.stack[-1], pair)
+
+    def op_SETITEMS(self, _: Any) -> None:
+        pairs = self.pop_to_mark()
+        self.store(self.stack[-1], pairs)
+
+    def op_APPEND(self, _: Any) -> None:
+        (value,) = self.pop(1)
+        if not isinstance(self.stack[-1], list):
+            raise ValueError("the pickle appends to something that is no list")
+        self.stack[-1].append(value)
+
+    def op_APPENDS(self, _: Any) -> None:
+        values = self.pop_to_mark()
+        if not isinstance(self.stack[-1], list):
+            raise ValueError("the pickle appends to something that is no list")
+        self.stack[-1].extend(values)
+
+    def op_GLOBAL(self, argument: str) -> None:
+        self.push(_allowed(argument))
+
+    def op_STACK_GLOBAL(self, _: Any) -> None:
+        module, name = self.pop(2)
+        self.push(_allowed(f"{module} {name}"))
+
+    def op_BINPERSID(self, _: Any) -> None:
+        (identity,) = self.pop(1)
+        self.push(_storage(identity))
+
+    def op_REDUCE(self, _: Any) -> None:
+        function, arguments = self.pop(2)
+        if not isinstance(function, Global) or function.name not in CONSTRUCTORS or not isinstance(arguments, tuple):
+            raise CheckpointError("refused pickle: it calls something that is no tensor constructor")
+        self.push(CONSTRUCTORS[function.name](*arguments))
+
+    def op_BUILD(self, _: Any) -> None:
+        """Attributes of an ordered dict (torch's `_metadata`): dropped."""
+        target, _ = self.pop(2)
+        if not isinstance(target, dict):
+            raise CheckpointError("refused pickle: it sets attributes of something that is no dict")
+        self.push(target)
+
+
+def _allowed(name: str) -> Global:
+    module, _, attribute = name.partition(" ")
+    if name not in CONSTRUCTORS and not (module == "torch" and attribute in STORAGES):
+        raise CheckpointError(f"refused pickle: it asks for {module}.{attribute}, which no plain tensor file needs")
+    return Global(name)
+
+
+def _storage(identity: Any) -> StorageRef:
+    """('storage', type, key, location, numel), as torch.save writes it."""
+    kind, storage, key, _, numel = identity
+    module, _, name = storage.name.partition(" ")
+    if kind != "storage" or module != "torch" or not isinstance(key, str) or not _is_size(numel):
+        raise ValueError("a storage reference is not of torch's form")
+    return StorageRef(STORAGES[name], key, numel)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
+    """A tensor, checked to lie inside its storage. Source: torch._utils._rebuild_tensor_v2."""
+    if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ValueError("a tensor is not of torch's form")
+    if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, (offset, *shape, *strides))):
+        raise CheckpointError(f"a tensor has offset {offset}, shape {shape}, strides {strides}: not a sound view")
+    numel = int(np.prod(shape, dtype=object))
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if numel and (numel > storage.numel or last >= storage.numel):
+        raise CheckpointError(f"a tensor of shape {shape} reaches beyond its storage of {storage.numel} numbers")
+    return TensorRef(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
+    if not isinstance(data, TensorRef):
+        raise ValueError("a parameter is not a tensor")
+    return data
+
+
+def _ordered_dict(items: Any = ()) -> dict:
+    out: dict = {}
+    for key, value in items:
+        if not isinstance(key, str | int):
+            raise ValueError("a dict key is neither text nor a number")
+        out[key] = value
+    return out
+
+
+def _size(values: Any) -> tuple:
+    return tuple(values)
+
+
+CONSTRUCTORS = {
+    "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils _rebuild_parameter": _rebuild_parameter,
+    "collections OrderedDict": _ordered_dict,
+    "torch Size": _size,
+}
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from rwkv7_jax import RWKV7Config
+from rwkv7_jax.checkpoint import CheckpointError, __main__, detect_format, load, pth, rwkv_cpp, safetensors
+from rwkv7_jax.checkpoint.names import expected_shapes
+
+
+def test_format_is_told_by_content(tmp_path, make_flat, small):
+    flat = make_flat(dtype=np.float32)
+    pth.write(tmp_path / "a.txt", flat)
+    safetensors.write(tmp_path / "b.pth", flat)
+    rwkv_cpp.write(tmp_path / "c.safetensors", flat)
+    assert [detect_format(tmp_path / n) for n in ("a.txt", "b.pth", "c.safetensors")] == [
+        "pth",
+        "safetensors",
+        "rwkv_cpp",
+    ]
+    reports = [load(tmp_path / name).report for name in ("a.txt", "b.pth", "c.safetensors")]
+    assert len({report.weights_hash for report in reports}) == 1
+    for report in reports:
+        assert report.config == small
+        assert report.weights_hash in str(report)
+        assert f"{report.parameter_count:,}" in str(report)
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "b.pth", format="pth")
+
+
+def test_wrong_paths_are_one_line(tmp_path, one_line_error):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
+        load(tmp_path / "none.pth")
+    with one_line_error(str(tmp_path), "folder"):
+        load(tmp_path)
+    (tmp_path / "text.pth").write_text("Call me Ishmael.\nSome years ago")
+    with one_line_error("text.pth", "a text file"):
+        load(tmp_path / "text.pth")
+    (tmp_path / "web.pth").write_text("<!DOCTYPE html>\n<html>")
+    with one_line_error("web.pth", "a text file"):
+        load(tmp_path / "web.pth")
+    (tmp_path / "noise.pth").write_bytes(bytes(range(128, 228)) * 9)
+    with one_line_error("noise.pth"):
+        load(tmp_path / "noise.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with one_line_error("empty"):
+        load(tmp_path / "empty.pth")
+
+
+def test_an_older_model_is_named(tmp_path, one_line_error):
+    names = ("emb.weight", "blocks.0.att.time_maa_x", "blocks.0.att.time_decay", "blocks.0.att.gate.weight")
+    pth.write(tmp_path / "six.pth", {name: np.zeros((4, 4), np.float32) for name in names})
+    with one_line_error("six.pth", "RWKV-6"):
+        load(tmp_path / "six.pth")
+
+
+def test_command_line(tmp_path, make_flat, capsys, same_bits):
+    flat = make_flat(dtype=np.float32, unused=True)
+    pth.write(tmp_path / "a.pth", flat)
+    assert __main__.main(["inspect", str(tmp_path / "a.pth")]) == 0
+    assert "blocks.0.att.v0" in capsys.readouterr().out
+    for step in (("a.pth", "b.safetensors"), ("b.safetensors", "c.bin"), ("c.bin", "d.pth")):
+        assert __main__.main(["convert", *(str(tmp_path / name) for name in step)]) == 0
+    used = {name: array for name, array in flat.items() if name[:14] != "blocks.0.att.v" or "value" in name}
+    same_bits(pth.read(tmp_path / "d.pth"), used)
+    assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "e.bin"), "--dtype", "float16"]) == 0
+    assert "FP16" in load(tmp_path / "e.bin").report.format
+    assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "f.pth"), "--dtype", "bfloat16"]) == 0
+    assert load(tmp_path / "f.pth").report.dtypes == ("bfloat16",)
+    capsys.readouterr()
+    (tmp_path / "text").write_text("Call me Ishmael.")
+    for arguments in (
+        ["inspect", "none.pth"],
+        ["convert", str(tmp_path / "a.pth"), "x.gguf"],
+        ["inspect", str(tmp_path / "text")],
+    ):
+        assert __main__.main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert not out
+
+
+def test_import_needs_at_most_twice_the_file(tmp_path):
+    config = RWKV7Config(65536, 12, 768)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 2**14, 65536 * 768, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    shapes = expected_shapes(config)
+    pth.write(tmp_path / "x.pth", {name: noise[: int(np.prod(shape))].reshape(shape) for name, shape in shapes.items()})
+    program = (
+        "import resource, sys, time, rwkv7_jax.checkpoint as c; start = time.time(); out = c.load(sys.argv[1]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.time() - start)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "x.pth"], capture_output=True, text=True, check=True
+    )
+    peak, seconds = map(float, done.stdout.split())
+    assert peak < 2 * (tmp_path / "x.pth").stat().st_size
+    assert seconds < 20

@@ -1,0 +1,322 @@
+import os
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkv7_jax import RWKV7Config
+from rwkv7_jax.checkpoint import load, params_to_flat, pth, safetensors
+from rwkv7_jax.checkpoint.torch_pickle import read_pickle
+
+HEAD = b"\x80\x02}(X\x01\x00\x00\x00w"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n("
+
+
+def tensor_pickle(numel: int, offset: int, shape: tuple, strides: tuple, key=b"0", kind=b"FloatStorage") -> bytes:
+    """A one-tensor `data.pkl` as torch writes it, with the given numbers."""
+
+    def text(value):
+        return b"X" + len(value).to_bytes(4, "little") + value
+
+    def integer(value):
+        return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
+
+    def integers(values):
+        return b"(" + b"".join(map(integer, values)) + b"t"
+
+    storage = b"(" + text(b"storage") + b"ctorch\n" + kind + b"\n" + text(key) + text(b"cpu") + integer(numel) + b"tQ"
+    rest = integer(offset) + integers(shape) + integers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return HEAD + REBUILD + storage + rest + b"u."
+
+
+def archive(path, data_pkl: bytes, storages=(), root="m", compression=zipfile.ZIP_STORED, extra=()):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr(f"{root}/data.pkl", data_pkl)
+        for key, data in storages:
+            file.writestr(f"{root}/data/{key}", data)
+        for name, data in extra:
+            file.writestr(name, data)
+    return path
+
+
+NUMBERS = np.arange(24, dtype=np.float32)
+SOUND = [("0", NUMBERS.tobytes())]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=5),
+    dtype=st.sampled_from([np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_]),
+    seed=st.integers(0, 99),
+)
+def test_write_then_read_is_bitwise(shapes, dtype, seed, tmp_path_factory, same_bits):
+    rng = np.random.default_rng(seed)
+    tensors = {f"tensor {i} ä": np.asarray(rng.standard_normal(shape)).astype(dtype) for i, shape in enumerate(shapes)}
+    path = tmp_path_factory.mktemp("pth") / "x.pth"
+    pth.write(path, tensors)
+    same_bits(pth.read_tensors(path), tensors)
+
+
+def test_every_format_gives_the_same_tree(tmp_path, make_flat, same_bits):
+    flat = make_flat()
+    pth.write(tmp_path / "a.pth", flat)
+    first = load(tmp_path / "a.pth")
+    safetensors.write(tmp_path / "b.safetensors", params_to_flat(first.params))
+    second = load(tmp_path / "b.safetensors")
+    pth.write(tmp_path / "c.pth", params_to_flat(second.params))
+    same_bits(pth.read(tmp_path / "c.pth"), flat)
+    assert first.report.weights_hash == second.report.weights_hash
+    assert sorted(os.listdir(tmp_path)) == ["a.pth", "b.safetensors", "c.pth"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, one_line_error):
+    pth.write(tmp_path / "x.pth", {"w": NUMBERS})
+    before = (tmp_path / "x.pth").read_bytes()
+    with one_line_error("complex64"):
+        pth.write(tmp_path / "x.pth", {"w": NUMBERS.astype(np.complex64)})
+    assert (tmp_path / "x.pth").read_bytes() == before
+    assert os.listdir(tmp_path) == ["x.pth"]
+
+
+def test_golden_file(shared_data, same_bits, tmp_path):
+    path = shared_data / "goldens" / "rand_L3_C128_V512.pth"
+    checkpoint = load(path)
+    assert (checkpoint.config.n_layer, checkpoint.config.n_embd, checkpoint.config.n_head) == (3, 128, 2)
+    raw = pth.read(path)
+    pth.write(tmp_path / "again.pth", params_to_flat(checkpoint.params))
+    same_bits(pth.read(tmp_path / "again.pth"), raw)
+    assert load(tmp_path / "again.pth").report.weights_hash == checkpoint.report.weights_hash
+
+
+def test_strided_and_shared_tensors(tmp_path):
+    path = archive(tmp_path / "x.pth", tensor_pickle(24, 2, (3, 4), (1, 5)), SOUND)
+    wanted = np.array([[2 + i + 5 * j for j in range(4)] for i in range(3)], np.float32)
+    np.testing.assert_array_equal(pth.read_tensors(path)["w"], wanted)
+    shared = tensor_pickle(24, 0, (24,), (1,))[:-2]
+    second = tensor_pickle(24, 4, (5,), (2,))[len(HEAD) : -2]
+    path = archive(tmp_path / "y.pth", shared + b"X\x01\x00\x00\x00v" + second + b"u.", SOUND)
+    tensors = pth.read_tensors(path)
+    np.testing.assert_array_equal(tensors["v"], NUMBERS[4:14:2])
+    assert np.shares_memory(tensors["v"], tensors["w"])
+    assert not tensors["v"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("numel", "offset", "shape", "strides"),
+    [
+        (24, 0, (25,), (1,)),
+        (24, 1, (24,), (1,)),
+        (24, 0, (5, 5), (5, 1)),
+        (24, -1, (4,), (1,)),
+        (24, 23, (4,), (-1,)),
+        (24, 0, (-4,), (1,)),
+        (24, 0, (4,), (1, 1)),
+        (24, 0, (2**40, 2**40), (0, 0)),
+        (24, 0, (2**50,), (0,)),
+        (24, 0, (1,) * 9, (1,) * 9),
+        (2**61, 0, (2**61,), (1,)),
+        (2**40, 0, (4,), (1,)),
+        (23, 0, (4,), (1,)),
+        (-24, 0, (4,), (1,)),
+    ],
+)
+def test_unsound_views_are_refused(tmp_path, numel, offset, shape, strides, one_line_error):
+    path = archive(tmp_path / "x.pth", tensor_pickle(numel, offset, shape, strides), SOUND)
+    with one_line_error(str(path)):
+        pth.read_tensors(path)
+
+
+class Run:
+    """Pickles into a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "make", [lambda m: Run(os.system, f"touch {m}"), lambda m: Run(eval, f"open({str(m)!r}, 'w')")]
+)
+def test_code_in_a_pickle_never_runs(tmp_path, protocol, make, one_line_error):
+    marker = tmp_path / "ran"
+    for payload in ({"w": make(marker)}, make(marker), {"state_dict": {"w": make(marker)}}):
+        path = archive(tmp_path / "x.pth", pickle.dumps(payload, protocol), SOUND)
+        with one_line_error("refused"):
+            load(path)
+        path.write_bytes(pickle.dumps(payload, protocol))
+        with one_line_error(str(path)):
+            load(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [
+        (b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "os.system"),
+        (b"\x80\x02cbuiltins\ngetattr\n.", "builtins.getattr"),
+        (b"\x80\x02ctorch\nload\n.", "torch.load"),
+        (b"\x80\x02ctorch.storage\n_load_from_bytes\n.", "torch.storage._load_from_bytes"),
+        (b"\x80\x02cnumpy\nload\n.", "numpy.load"),
+        (b"\x80\x04\x8c\x05posix\x8c\x06system\x93.", "posix.system"),
+        (b"\x80\x02(S'ls'\nios\nsystem\n.", "STRING"),
+        (b"\x80\x02(cos\nsystem\no.", "os.system"),
+        (b"\x80\x02\x82\x01.", "EXT1"),
+        (b"\x80\x02Pid\n.", "PERSID"),
+        (b"\x80\x02}ctorch\nFloatStorage\n}b.", "sets attributes"),
+        (b"\x80\x02ctorch\nFloatStorage\n)R.", "constructor"),
+        (b"\x80\x02}}b}R.", "constructor"),
+    ],
+)
+def test_refusals_name_what_was_asked(tmp_path, program, named, one_line_error):
+    path = archive(tmp_path / "x.pth", program, SOUND)
+    with one_line_error(str(path), named):
+        pth.read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
+        b"\x80\x02)" + b"\x85" * 100_000 + b".",
+        b"\x80\x02]" + b"q\x00h\x00a" * 1000 + b".",
+        b"\x80\x02" + b"]q\x00" + b"h\x00h\x00\x86q\x00" * 5000 + b".",
+        b"\x80\x02X\xff\xff\xff\x7fab.",
+        b"\x80\x02\x8a\xff" + b"\xff" * 255 + b".",
+        b"\x80\x02r\xff\xff\xff\xff.",
+        b"\x80\x02}h\x07.",
+        b"\x80\x02}(X\x01\x00\x00\x00wu.",
+        b"\x80\x02}(]]u.",
+        b"\x80\x02Q.",
+        b"\x80\x02}Q.",
+        b"\x80\x02(X\x01\x00\x00\x00atQ.",
+        b"\x80\x02}.}.",
+        b"\x80\x02.",
+        b"\x80\x02}",
+        b"\x80\x02ccollections\nOrderedDict\n(]tR.",
+        b"\x80\x02ccollections\nOrderedDict\n(K\x01tR.",
+        b"\x80\x02ctorch._utils\n_rebuild_parameter\n(K\x01tR.",
+        b"\x80\x02" + REBUILD + b"tR.",
+        b"",
+        b"hello",
+    ],
+)
+def test_odd_pickles_are_one_line(tmp_path, program, one_line_error):
+    path = archive(tmp_path / "x.pth", program, SOUND)
+    with one_line_error(str(path)):
+        pth.read_tensors(path)
+
+
+def test_metadata_of_a_state_dict_is_dropped():
+    ordered = b"ccollections\nOrderedDict\n)R"
+    program = b"\x80\x02" + ordered + b"}X\x09\x00\x00\x00_metadata" + ordered + b"sb."
+    assert read_pickle(program) == {}
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "m/../../evil", "..\\evil", "C:\\evil"])
+def test_entries_pointing_outside_are_refused(tmp_path, name, one_line_error):
+    path = archive(tmp_path / "x.pth", tensor_pickle(24, 0, (24,), (1,)), SOUND, extra=[(name, b"x")])
+    with one_line_error("outside"):
+        pth.read_tensors(path)
+    assert os.listdir(tmp_path) == ["x.pth"]
+
+
+def test_other_containers_are_one_line(tmp_path, one_line_error):
+    sound = tensor_pickle(24, 0, (24,), (1,))
+    with one_line_error("compressed"):
+        pth.read_tensors(archive(tmp_path / "a.pth", sound, SOUND, compression=zipfile.ZIP_DEFLATED))
+    with one_line_error("big-endian"):
+        pth.read_tensors(archive(tmp_path / "b.pth", sound, SOUND, extra=[("m/byteorder", b"big")]))
+    with one_line_error("not one that torch.save wrote"):
+        pth.read_tensors(archive(tmp_path / "c.pth", sound, SOUND, extra=[("n/data.pkl", b"")]))
+    with one_line_error("m/data/7"):
+        pth.read_tensors(archive(tmp_path / "d.pth", tensor_pickle(24, 0, (24,), (1,), key=b"7"), SOUND))
+    with one_line_error("../0"):
+        pth.read_tensors(archive(tmp_path / "e.pth", tensor_pickle(24, 0, (24,), (1,), key=b"../0"), SOUND))
+    legacy = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
+    (tmp_path / "f.pth").write_bytes(legacy)
+    with one_line_error("before 1.6"):
+        load(tmp_path / "f.pth")
+    with zipfile.ZipFile(tmp_path / "g.pth", "w") as file:
+        file.writestr("word/document.xml", "x")
+    with one_line_error("torch.save"):
+        load(tmp_path / "g.pth")
+
+
+def small_file(path, make_flat) -> bytes:
+    pth.write(path, make_flat(RWKV7Config(5, 1, 4, 2, 3, 2, 2, 2, 2)))
+    return path.read_bytes()
+
+
+def test_truncation_anywhere_is_one_line(tmp_path, make_flat, one_line_error):
+    path = tmp_path / "x.pth"
+    data = small_file(path, make_flat)
+    rng = np.random.default_rng(0)
+    for size in [0, 1, 3, 4, 29, 30, 64, len(data) - 1, *rng.integers(0, len(data), 120)]:
+        path.write_bytes(data[: int(size)])
+        with one_line_error(str(path)):
+            load(path)
+
+
+def test_bit_flips_never_crash(tmp_path, make_flat, survives):
+    path = tmp_path / "x.pth"
+    data = small_file(path, make_flat)
+    rng = np.random.default_rng(1)
+    for place in rng.integers(0, len(data), 400):
+        flipped = bytearray(data)
+        flipped[int(place)] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        survives(load, path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.binary(max_size=200))
+def test_random_pickles_never_crash(tmp_path_factory, survives, program):
+    path = archive(tmp_path_factory.mktemp("fuzz") / "x.pth", b"\x80\x02" + program, SOUND)
+    survives(pth.read_tensors, path)
+
+
+def test_torch_loads_what_was_written(tmp_path, make_flat):
+    torch = pytest.importorskip("torch")
+    flat = make_flat() | {
+        "half": NUMBERS.astype(np.float16),
+        "whole": np.arange(5),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    pth.write(tmp_path / "x.pth", flat)
+    for mmap in (False, True):
+        loaded = torch.load(tmp_path / "x.pth", map_location="cpu", weights_only=True, mmap=mmap)
+        assert list(loaded) == list(flat)
+        for name, tensor in loaded.items():
+            assert str(tensor.dtype).removeprefix("torch.") == str(flat[name].dtype)
+            np.testing.assert_array_equal(tensor.double().numpy(), flat[name].astype(np.float64))
+
+
+def test_files_of_torch_itself(tmp_path, make_flat):
+    torch = pytest.importorskip("torch")
+    flat = {n: torch.from_numpy(a.astype(np.float32)).bfloat16() for n, a in make_flat(unused=True).items()}
+    big = torch.randn(40, 12)
+    flat["emb.weight"] = big[3:14].bfloat16()
+    flat["blocks.0.att.key.weight"] = torch.randn(12, 12).bfloat16().t()
+    flat["head.weight"] = torch.nn.Parameter(torch.randn(11, 24).bfloat16()[:, ::2])
+    for wrap in (dict, torch.nn.ParameterDict().state_dict().__class__, lambda d: {"state_dict": d, "epoch": 3}):
+        torch.save(wrap(flat), tmp_path / "x.pth")
+        read = pth.read(tmp_path / "x.pth")
+        for name, tensor in flat.items():
+            np.testing.assert_array_equal(read[name].astype(np.float32), tensor.detach().float().numpy())
+        assert load(tmp_path / "x.pth").report.unused == tuple(f"blocks.0.att.v{i}" for i in range(3))
+    torch.save(flat, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"before 1\.6"):
+        load(tmp_path / "old.pth")
+
+
+def test_plain_values_are_read_as_pickle_reads_them():
+    value = {"a": (1, 2.5, None, True, False, "ü", -(2**40)), "b": [1, 2], "c": {}, "d": ((), ((1,),), 300, 70_000)}
+    for protocol in (2, 3, 4, 5):
+        assert read_pickle(pickle.dumps(value, protocol)) == value
