@@ -1,0 +1,90 @@
+"""The WKV-7 op behind one function, `wkv7`, with interchangeable implementations."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from pallas_kernels.chunked import wkv7_chunked
+from pallas_kernels.reference import wkv7_scan
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "scan": jax.jit(wkv7_scan),
+    "chunked": jax.jit(wkv7_chunked),
+}
+DEFAULT = "chunked"
+
+__all__ = ["IMPLEMENTATIONS", "wkv7"]
+
+
+def wkv7(
+    r: ArrayLike,
+    log_w: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    s0: ArrayLike,
+    *,
+    valid: ArrayLike | None = None,
+    reset: ArrayLike | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """S_t = S_{t-1} diag(exp(log_w_t)) + (S_{t-1} a_t) b_t^T + v_t k_t^T;  y_t = S_t r_t,  over T tokens.
+
+    Args:
+        r, log_w, k, a, b: [B, T, H, K], float32 or bfloat16; log_w is the natural logarithm of the decay,
+            in (-0.6066, 0) in RWKV-7; below -5 the chunked form overflows.
+        v: [B, T, H, V], float32 or bfloat16.
+        s0: [B, H, V, K] float32, the state before the first token.
+        valid: bool [B, T]; False marks padding, anywhere in a row: the state passes through unchanged, y is 0, whatever
+            the inputs hold there (NaN too), and their gradients there are 0.
+        reset: bool [B, T]; True makes the state zero before that token, be the token valid or not.
+        implementation: a name in `IMPLEMENTATIONS`, which runs or raises; None picks the default.
+
+    Returns:
+        (y, s_T): y [B, T, H, V] in the dtype of v, s_T [B, H, V, K] float32.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, or an unknown implementation.
+    """
+    name = DEFAULT if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown wkv7 implementation {name!r}: choose one of {', '.join(sorted(IMPLEMENTATIONS))}")
+    inputs = {
+        n: jnp.asarray(x) for n, x in zip(("r", "log_w", "k", "v", "a", "b"), (r, log_w, k, v, a, b), strict=True)
+    }
+    state = jnp.asarray(s0)
+    valid, reset = (None if x is None else jnp.asarray(x) for x in (valid, reset))
+    _check(inputs, state, {"valid": valid, "reset": reset})
+    if valid is not None:
+        inputs = {n: _masked(x, valid) for n, x in inputs.items()}
+    y, s_last = IMPLEMENTATIONS[name](*inputs.values(), state, reset)
+    return (y if valid is None else _masked(y, valid)), s_last
+
+
+def _masked(x: Array, valid: Array) -> Array:
+    """x [B, T, H, N] with zeros where valid [B, T] is False; blocks NaN in both directions."""
+    return jnp.where(valid[:, :, None, None], x, jnp.zeros_like(x))
+
+
+def _check(inputs: dict[str, Array], s0: Array, flags: dict[str, Array | None]) -> None:
+    """Raise ValueError, one line, for the first array that does not fit the others."""
+    for name, x in inputs.items():
+        if x.ndim != 4 or x.dtype not in (jnp.float32, jnp.bfloat16):
+            raise ValueError(f"wkv7: {name} must be float32 or bfloat16 [B, T, H, N], got {jax.typeof(x)}")
+    r, v = inputs["r"], inputs["v"]
+    if r.shape[1] < 1:
+        raise ValueError(f"wkv7: at least one token is needed, got r {jax.typeof(r)}")
+    for name, x in inputs.items():
+        shape = (*r.shape[:3], (v if name == "v" else r).shape[3])
+        if x.shape != shape:
+            raise ValueError(f"wkv7: {name} must have shape {shape} to fit r and v, got {x.shape}")
+    state_shape = (r.shape[0], r.shape[2], v.shape[3], r.shape[3])
+    if s0.shape != state_shape or s0.dtype != jnp.float32:
+        raise ValueError(f"wkv7: s0 must be float32 {state_shape} (value axis before key axis), got {jax.typeof(s0)}")
+    for name, x in flags.items():
+        if x is not None and (x.shape != r.shape[:2] or x.dtype != jnp.bool_):
+            raise ValueError(f"wkv7: {name} must be bool {r.shape[:2]}, got {jax.typeof(x)}")
