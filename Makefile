@@ -25,7 +25,7 @@ quickstart: $(VENV)/.ready
 	$(BIN)/python -m experiments.run --config quickstart
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

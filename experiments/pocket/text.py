@@ -150,7 +150,7 @@ def lookup(draw: Draw, world: World) -> str:
 
 
 def _lettered(draw: Draw, values: list[str], style: str | None = None) -> str:
-    style = style or draw.pick(("({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}"))
+    style = style or draw.pick(("({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}"))
     return ", ".join(style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True))
 
 
@@ -162,22 +162,23 @@ def doors(draw: Draw, world: World) -> str:
     guests = tuple(who for who in PEOPLE if who not in values)
     place = draw.pick(("doors", "cards", "roads", "boats"))
     parts = [f"There were four {place}: {_lettered(draw, values)}."]
-    for index in draw.sample(range(4), draw.integer(2, 3)):
+    for index in draw.sample(range(4), draw.integer(3, 4)):
         who, letter, value = draw.pick(guests), "ABCD"[index], values[index]
         parts.append(draw.pick((
             f"{who} liked {value} and took {letter}.", f"{who} wanted {value}, so the choice was {letter}.",
-            f"For {value} one takes {letter}.",
+            f"For {value} one takes {letter}.", f"{who} took {letter} for {value}.", f"At {letter} one finds {value}.",
         )))  # fmt: skip
     return " ".join(parts)
 
 
 def quiz(draw: Draw, world: World) -> str:
-    """A question, four lettered values of one kind, and the letter that is right."""
+    """A question, four lettered values of one kind, and the letter that is right; often the fact is told first."""
     fact = draw.weighted(world.stated)
     values, index = options(fact, draw)
     asker, answerer = draw.sample(PEOPLE, 2)
     letter, question, listed = "ABCD"[index], fact.asks(draw.integer(0, 5)), _lettered(draw, values)
-    return draw.pick((
+    told = state(fact, draw) + " " if draw.chance(0.4) else ""
+    return told + draw.pick((
         f"{asker} asked: {question} The cards said {listed}. {answerer} took {letter}, for it is {fact.value}.",
         f"{asker} asked: {question} The cards said {listed}. It is {fact.value}, so {answerer} took {letter}.",
         f"There were four cards: {listed}. {question} {answerer} chose {letter}.",
@@ -199,18 +200,18 @@ def wrong_values(fact: Fact) -> tuple[str, ...]:
 
 
 KINDS: dict[str, tuple[float, Callable[[Draw, World], str]]] = {
-    "portrait": (0.18, portrait),
-    "gathering": (0.06, gathering),
-    "reason": (0.05, reason),
+    "portrait": (0.15, portrait),
+    "gathering": (0.05, gathering),
+    "reason": (0.04, reason),
     "rules": (0.03, rules),
-    "search": (0.04, search),
-    "chat": (0.12, chat),
-    "sums": (0.08, sums),
+    "search": (0.03, search),
+    "chat": (0.11, chat),
+    "sums": (0.06, sums),
     "problem": (0.14, problem),
-    "coreference": (0.08, coref),
+    "coreference": (0.07, coref),
     "lookup": (0.04, lookup),
-    "doors": (0.08, doors),
-    "quiz": (0.10, quiz),
+    "doors": (0.12, doors),
+    "quiz": (0.16, quiz),
 }
 
 

@@ -19,7 +19,7 @@ from experiments.pocket.world import World, default_world, noun
 ASSET = Path(vocab.__file__).parents[1] / "assets" / "pocket" / "tokenizer.json"
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 HASHES = {
-    "text": "631dc90b72eefd88",
+    "text": "7394ca1341490bb8",
     "mmlu": "57a52fbc6ec00d11",
     "gsm8k": "7c6c72ae70fbf5b3",
     "winogrande": "901812f604a014c8",

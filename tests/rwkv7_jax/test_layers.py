@@ -58,7 +58,12 @@ def test_time_mix_matches_the_released_formulas(width, head, later):
     params = noisy(params, jax.random.key(1))
     out, last, end, values = jax.jit(module.apply)({"params": params}, x, shift, wkv, v_first)
     want, want_values, want_end = time_mix_oracle(
-        params, x[0].astype(float), shift[0].astype(float), wkv[0].astype(float), first[0].astype(float) if later else None, head
+        params,
+        x[0].astype(float),
+        shift[0].astype(float),
+        wkv[0].astype(float),
+        first[0].astype(float) if later else None,
+        head,
     )
     np.testing.assert_allclose(out[0], want, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(end[0], want_end, rtol=2e-5, atol=2e-5)
@@ -74,7 +79,10 @@ def test_channel_mix_matches_the_released_formulas():
     out, last = jax.jit(module.apply)({"params": params}, x, shift)
     before = np.concatenate([shift[:, None], x[:, :-1]], axis=1).astype(float)
     mixed = x + (before - x) * np.asarray(params["x_k"], float)
-    want = np.maximum(mixed @ np.asarray(params["key"]["weight"], float).T, 0) ** 2 @ np.asarray(params["value"]["weight"]).T
+    want = (
+        np.maximum(mixed @ np.asarray(params["key"]["weight"], float).T, 0) ** 2
+        @ np.asarray(params["value"]["weight"]).T
+    )
     np.testing.assert_allclose(out, want, rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(last, x[:, -1])
 

@@ -1,0 +1,180 @@
+"""Choosing one token a row from logits: penalties, top-k, top-p, temperature, in RWKV's order and convention.
+
+As in the reference `sample_logits` of PyPI `rwkv`: penalties change the logits; top-k and top-p select on the
+probabilities before temperature; temperature then reshapes what is left. Thresholds are found by bisection over the
+bits of a float, exact and many times cheaper than sorting the vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to choose tokens. Raises: ValueError for a value out of its range."""
+
+    temperature: float | int = 1.0
+    """0 is greedy: the most likely token, ties to the lowest id."""
+    top_p: float | int = 1.0
+    """Keep the most likely tokens that together reach this probability."""
+    top_k: int = 0
+    """Keep exactly this many of the most likely tokens; 0 keeps all."""
+    presence_penalty: float | int = 0.0
+    """Subtracted from the logit of every token generated before."""
+    frequency_penalty: float | int = 0.0
+    """Subtracted once per (decayed) earlier occurrence."""
+    penalty_decay: float | int = 0.996
+    """Factor on every occurrence count after each token."""
+    max_new_tokens: int = 100
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("temperature", 0, np.inf),
+            ("top_p", 0, 1),
+            ("top_k", 0, np.inf),
+            ("presence_penalty", -np.inf, np.inf),
+            ("frequency_penalty", -np.inf, np.inf),
+            ("penalty_decay", 0, 1),
+            ("max_new_tokens", 0, np.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in {low:g}..{high:g}, got {value}")
+
+
+class Mode(NamedTuple):
+    """Which parts of the choice to compile: the only static part of a SamplingConfig."""
+
+    greedy: bool
+    filtered: bool
+    penalised: bool
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> "Mode":
+        return cls(
+            greedy=config.temperature == 0,
+            filtered=config.top_p < 1 or config.top_k > 0,
+            penalised=config.presence_penalty != 0 or config.frequency_penalty != 0,
+        )
+
+
+class Knobs(NamedTuple):
+    """The numbers of a SamplingConfig, as arguments of a compiled function."""
+
+    temperature: Float[Array | np.ndarray, ""]
+    top_p: Float[Array | np.ndarray, ""]
+    top_k: Int[Array | np.ndarray, ""]
+    presence: Float[Array | np.ndarray, ""]
+    frequency: Float[Array | np.ndarray, ""]
+    decay: Float[Array | np.ndarray, ""]
+
+    @classmethod
+    def of(cls, c: SamplingConfig) -> "Knobs":
+        top_k = np.asarray(min(c.top_k, 2**31 - 1), np.int32)
+        temperature, top_p, *penalties = (
+            np.asarray(x, np.float32)
+            for x in (c.temperature, c.top_p, c.presence_penalty, c.frequency_penalty, c.penalty_decay)
+        )
+        return cls(temperature, top_p, top_k, *penalties)
+
+
+class Occurrences(NamedTuple):
+    """What the penalties remember of the tokens generated so far."""
+
+    seen: Bool[Array, "B vocab"]
+    count: Float[Array, "B vocab"]
+    """Occurrences, decayed."""
+
+    @classmethod
+    def none(cls, batch_size: int, vocab_size: int) -> "Occurrences":
+        shape = (batch_size, vocab_size)
+        return cls(jnp.zeros(shape, jnp.bool_), jnp.zeros(shape, jnp.float32))
+
+    def add(
+        self, tokens: Int[Array, "B"], weight: Float[Array, "vocab"], decay: Float[Array | np.ndarray, ""]
+    ) -> "Occurrences":
+        """Decay all counts, then count one token a row, `weight[token]` times."""
+        rows = jnp.arange(tokens.shape[0])
+        return Occurrences(
+            self.seen.at[rows, tokens].set(True), (self.count * decay).at[rows, tokens].add(weight[tokens])
+        )
+
+
+def sample_logits(
+    logits: Float[Array, "B vocab"],
+    keys: Key[Array, "B"],
+    config: SamplingConfig,
+    occurrences: Occurrences | None = None,
+) -> Int[Array, "B"]:
+    """One token id (int32) a row; row i uses its own key alone, so it does not depend on the other rows."""
+    return choose(logits, keys, Knobs.of(config), Mode.of(config), occurrences)
+
+
+def choose(
+    logits: Float[Array, "B vocab"],
+    keys: Key[Array, "B"],
+    knobs: Knobs,
+    mode: Mode,
+    occurrences: Occurrences | None = None,
+) -> Int[Array, "B"]:
+    """`sample_logits` with the numbers as arguments and the mode static."""
+    if mode.penalised and occurrences is not None:
+        logits = penalise(logits, occurrences, knobs)
+    if mode.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if mode.filtered:
+        probs = jax.nn.softmax(logits, axis=-1)
+        keep = keep_top_k(probs, knobs.top_k) & keep_top_p(probs, knobs.top_p)
+        logits = jnp.where(keep, logits, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys, logits / knobs.temperature).astype(jnp.int32)
+
+
+def penalise(logits: Float[Array, "B vocab"], occurrences: Occurrences, knobs: Knobs) -> Float[Array, "B vocab"]:
+    """logit - (presence + frequency * count) for every token seen."""
+    penalty = knobs.presence + knobs.frequency * occurrences.count
+    return jnp.where(occurrences.seen, logits - penalty, logits)
+
+
+def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
+    """The top_k most likely tokens of each row, ties to the lowest ids; all if top_k is 0 or beyond the vocabulary."""
+    vocab = probs.shape[-1]
+    k = jnp.where((top_k <= 0) | (top_k > vocab), vocab, top_k)
+    cut = largest_threshold(probs, lambda chosen: chosen.sum(-1, dtype=jnp.int32) >= k)[:, None]
+    above = probs > cut
+    tied = (probs == cut).astype(jnp.int32)
+    room = k - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    return above | ((tied == 1) & (jnp.cumsum(tied, axis=-1) <= room))
+
+
+def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
+    """The most likely tokens whose probabilities first reach top_p together, with all ties of the last; never none."""
+    cut = largest_threshold(probs, lambda chosen: jnp.where(chosen, probs, 0.0).sum(-1) >= top_p)
+    cut = jnp.minimum(jnp.where(top_p < 1, cut, 0.0), probs.max(-1))
+    return probs >= cut[:, None]
+
+
+def largest_threshold(
+    probs: Float[Array, "B vocab"], enough: Callable[[Bool[Array, "B vocab"]], Bool[Array, "B"]]
+) -> Float[Array, "B"]:
+    """The largest t in 0..1 a row for which `enough(probs >= t)` holds; 0 if none does. Exact: the bits of floats >= 0
+    are ordered as the floats are, so 30 halvings of the range of bit patterns pin t down."""
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        good = enough(probs >= threshold[:, None])
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+
+    one_above = int(np.float32(1).view(np.int32)) + 1
+    batch = probs.shape[:1]
+    low, _ = jax.lax.fori_loop(
+        0, one_above.bit_length(), halve, (jnp.zeros(batch, jnp.int32), jnp.full(batch, one_above, jnp.int32))
+    )
+    return jax.lax.bitcast_convert_type(low, jnp.float32)

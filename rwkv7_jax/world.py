@@ -1,0 +1,159 @@
+"""RWKV's World vocabulary: reading its file, and greedy longest match over bytes.
+
+Two facts make matching fast in plain Python. No token holds certain pairs of bytes (a letter then a space, say):
+between such a pair every encoding has a boundary, so a text falls apart there into independent pieces, and most pieces
+are tokens themselves: one dictionary look-up. What is left walks a trie, which is built as far as texts need it.
+"""
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILE_NAME = "rwkv_vocab_v20230424.txt"
+SHORT = 32
+"""Below this many bytes, looking for boundaries costs more than it spares."""
+
+Node = tuple[Any, dict[int, Any]]
+LEAF: dict[int, Any] = {}
+
+
+def find_vocabulary() -> Path:
+    """The vocabulary file inside the installed package `rwkv`, which is not imported (that would need torch).
+
+    Raises: FileNotFoundError if it is not there.
+    """
+    spec = importlib.util.find_spec("rwkv")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / FILE_NAME
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        "the World vocabulary is not installed: run `pip install rwkv` (it needs no torch), "
+        f"or give the path of a {FILE_NAME}"
+    )
+
+
+class WorldTables:
+    """Look-up tables of a vocabulary {token bytes: id}, which must hold all 256 single bytes."""
+
+    def __init__(self, ids: dict[bytes, int]):
+        self.ids = ids
+        self.token_of = {i: token for token, i in ids.items()}
+        self._root = Trie(ids)
+        self._boundary = _boundaries(ids)
+
+    def encode(self, data: bytes) -> list[int]:
+        """Ids by greedy longest match from the left."""
+        if len(data) < SHORT:
+            return self._walk(data)
+        codes = np.frombuffer(data, np.uint8).astype(np.uint16)
+        cuts = np.flatnonzero(self._boundary[(codes[:-1] << 8) | codes[1:]]) + 1
+        out: list[int] = []
+        start, whole, append = 0, self.ids.get, out.append
+        for end in [*cuts.tolist(), len(data)]:
+            piece = data[start:end]
+            token = whole(piece)
+            if token is None:
+                out += self._walk(piece)
+            else:
+                append(token)
+            start = end
+        return out
+
+    def _walk(self, data: bytes) -> list[int]:
+        """Greedy longest match through the trie: remember the last token passed, step until no edge is left."""
+        out: list[int] = []
+        append, root, size, at = out.append, self._root, len(data), 0
+        while at < size:
+            best, edges = root[data[at]]
+            at += 1
+            ahead = at
+            while edges and ahead < size:
+                node = edges.get(data[ahead])
+                if node is None:
+                    break
+                ahead += 1
+                token, edges = node
+                if token is not None:
+                    best, at = token, ahead
+            append(best)
+        return out
+
+
+class Trie(dict[int, Node]):
+    """{first byte: (id or None, {next byte: such a pair})}; what lies under a first byte is built when it is met."""
+
+    def __init__(self, ids: dict[bytes, int]):
+        super().__init__()
+        self._ids = ids
+        self._groups: dict[int, list[bytes]] = {}
+        for token in ids:
+            self._groups.setdefault(token[0], []).append(token)
+
+    def __missing__(self, first: int) -> Node:
+        tokens = self._groups[first]
+        inner = {token[:end] for token in tokens for end in range(1, len(token))}
+        edges: dict[bytes, dict[int, Node]] = {prefix: {} for prefix in inner}
+        for prefix in inner.union(tokens):
+            if len(prefix) > 1:
+                edges[prefix[:-1]][prefix[-1]] = (self._ids.get(prefix), edges.get(prefix, LEAF))
+        root = bytes([first])
+        self[first] = node = (self._ids[root], edges.get(root, LEAF))
+        return node
+
+
+@functools.cache
+def load_tables(path: Path) -> WorldTables:
+    """Read and build once a process.  Raises: FileNotFoundError, ValueError (which line is wrong)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such World vocabulary file")
+    ids = parse_vocabulary(path.read_bytes(), str(path))
+    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} single bytes have no token (first: {missing[0]}), so not every text fits"
+        )
+    return WorldTables(ids)
+
+
+def parse_vocabulary(data: bytes, source: str = "vocabulary") -> dict[bytes, int]:
+    """Lines `ID LITERAL LENGTH` -> {token bytes: id}; LITERAL is a Python str or bytes literal, LENGTH is in bytes.
+
+    Raises: ValueError with the number of the first wrong line. Nothing in the file is ever executed.
+    """
+    ids: dict[bytes, int] = {}
+    try:
+        lines = data.decode().splitlines() if b"\r\n" not in data else data.decode().split("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not a World vocabulary (byte {error.start} is no UTF-8)") from None
+    for number, line in enumerate(lines, 1):
+        if line:
+            token, token_id = _parse_line(line, f"{source} line {number}")
+            ids[token] = token_id
+    return ids
+
+
+def _parse_line(line: str, where: str) -> tuple[bytes, int]:
+    try:
+        token_id, rest = line.split(" ", 1)
+        literal, length = rest.rsplit(" ", 1)
+        plain = "\\" not in literal and literal[0] in "'\""
+        value = literal[1:-1] if plain else ast.literal_eval(literal)
+        token = value.encode() if isinstance(value, str) else value
+        if not token or len(token) != int(length):
+            raise ValueError(f"token of {len(token)} bytes, {length} announced")
+        return token, int(token_id)
+    except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{where}: not `ID LITERAL LENGTH` ({error})") from None
+
+
+def _boundaries(ids: dict[bytes, int]) -> np.ndarray:
+    """bool [65536]: True at `first << 8 | second` if no token holds the two bytes side by side."""
+    pairs = {token[i : i + 2] for token in ids for i in range(len(token) - 1)}
+    boundary = np.ones(1 << 16, bool)
+    boundary[[first << 8 | second for first, second in pairs]] = False
+    return boundary

@@ -1,0 +1,28 @@
+"""How long an initial state matters: for fixed inputs to a layer its output is exactly affine in S_0."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels import wkv7
+
+
+def state_queries(
+    r: Float[Array, "B T H K"],
+    log_w: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    a: Float[Array, "B T H K"],
+    b: Float[Array, "B T H K"],
+    *,
+    valid: Bool[Array, "B T"] | None = None,
+    reset: Bool[Array, "B T"] | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "B T H K"]:
+    """The vectors q_t with `y_t = y_t^0 + S_0 q_t`, where y^0 is the output from a zero state.
+
+    `q_t = (prod_{i<=t} G_i) r_t` with `G_i = diag(w_i) + a_i b_i^T`: one WKV call with v = 0 and S_0 = I gives them
+    all. |q_t| tells how strongly the initial state still speaks at token t; it is zero after a reset.
+    """
+    batch, _, heads, size = r.shape
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (batch, heads, size, size))
+    q, _ = wkv7(r, log_w, k, jnp.zeros_like(r), a, b, identity, valid=valid, reset=reset, implementation=implementation)
+    return q
