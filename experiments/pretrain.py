@@ -32,8 +32,8 @@ class PretrainConfig:
     head_size: int = option(64, "size of a head")
     lora: int = option(16, "rank of the decay, in-context-learning-rate and value LoRAs")
     gate_lora: int = option(32, "rank of the gate LoRA")
-    steps: int = option(2000, "optimiser steps")
-    batch_size: int = option(32, "rows a step")
+    steps: int = option(3000, "optimiser steps")
+    batch_size: int = option(16, "rows a step")
     length: int = option(128, "tokens a row")
     learning_rate: float = option(3e-3, "peak learning rate")
     final_rate: float = option(0.02, "last learning rate as a part of the peak")
@@ -43,7 +43,7 @@ class PretrainConfig:
     save_dtype: Literal["float32", "bfloat16"] = option("bfloat16", "dtype of the weights file")
     validate_every: int = option(100, "steps between validation losses")
     log_every: int = option(10, "steps between rows of metrics.jsonl")
-    checkpoint_every: int = option(200, "steps between checkpoints for resuming")
+    checkpoint_every: int = option(250, "steps between checkpoints for resuming")
 
     @property
     def folder(self) -> Path:

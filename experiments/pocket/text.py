@@ -150,24 +150,26 @@ def lookup(draw: Draw, world: World) -> str:
 
 
 def _lettered(draw: Draw, values: list[str], style: str | None = None) -> str:
-    style = style or draw.pick(("({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}"))
+    style = style or draw.pick(("{l} {v}", "{l} {v}", "({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}"))
     return ", ".join(style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True))
 
 
 def doors(draw: Draw, world: World) -> str:
-    """Letters for four words, then which letter stands for which."""
+    """Letters for four words, then again and again which letter stands for which."""
     del world
     pool = draw.pick((words.COLOURS, words.FOODS, words.THINGS, words.TOWNS, PEOPLE, words.GOODS, words.ANIMALS))
     values = draw.sample(pool, 4)
+    parts = [f"There were four {draw.pick(('doors', 'cards', 'roads', 'boats'))}: {_lettered(draw, values)}."]
+    asked = [draw.integer(0, 3) for _ in range(draw.integer(4, 9))]
+    told = (draw.pick(("{v} is {l}", "{v} is {l}", "{l} is {v}")).format(l="ABCD"[i], v=values[i]) for i in asked)
+    parts.append(f"Now {', '.join(told)}.")
     guests = tuple(who for who in PEOPLE if who not in values)
-    place = draw.pick(("doors", "cards", "roads", "boats"))
-    parts = [f"There were four {place}: {_lettered(draw, values)}."]
-    for index in draw.sample(range(4), draw.integer(3, 4)):
-        who, letter, value = draw.pick(guests), "ABCD"[index], values[index]
-        parts.append(draw.pick((
-            f"{who} liked {value} and took {letter}.", f"{who} wanted {value}, so the choice was {letter}.",
-            f"For {value} one takes {letter}.", f"{who} took {letter} for {value}.", f"At {letter} one finds {value}.",
-        )))  # fmt: skip
+    index = draw.integer(0, 3)
+    who, letter, value = draw.pick(guests), "ABCD"[index], values[index]
+    parts.append(draw.pick((
+        f"{who} liked {value} and took {letter}.", f"{who} wanted {value}, so the choice was {letter}.",
+        f"For {value} one takes {letter}.",
+    )))  # fmt: skip
     return " ".join(parts)
 
 
@@ -200,18 +202,18 @@ def wrong_values(fact: Fact) -> tuple[str, ...]:
 
 
 KINDS: dict[str, tuple[float, Callable[[Draw, World], str]]] = {
-    "portrait": (0.15, portrait),
+    "portrait": (0.14, portrait),
     "gathering": (0.05, gathering),
     "reason": (0.04, reason),
-    "rules": (0.03, rules),
+    "rules": (0.02, rules),
     "search": (0.03, search),
-    "chat": (0.11, chat),
-    "sums": (0.06, sums),
-    "problem": (0.14, problem),
-    "coreference": (0.07, coref),
+    "chat": (0.10, chat),
+    "sums": (0.05, sums),
+    "problem": (0.13, problem),
+    "coreference": (0.06, coref),
     "lookup": (0.04, lookup),
-    "doors": (0.12, doors),
-    "quiz": (0.16, quiz),
+    "doors": (0.20, doors),
+    "quiz": (0.14, quiz),
 }
 
 

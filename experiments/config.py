@@ -1,0 +1,225 @@
+"""The settings of a run as one frozen tree, and how a config file becomes one.
+
+A config is a Python module, in experiments/configs or anywhere, whose docstring holds the command and the expected
+result and which defines `config = RunConfig(...)` or `get_config()`.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from experiments.overrides import UsageError, apply_overrides, leaves, option, suggest
+
+C = TypeVar("C")
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+# Settings that say where and how a run is kept, and change nothing in its results.
+BOOKKEEPING = ("output_dir", "resume", "overwrite", "system")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which frozen model is tuned, and how it computes."""
+
+    checkpoint: str = option("pocket/student", "pocket/student, pocket/teacher, or a path (.pth, .safetensors, .bin)")
+    tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")
+    wkv: str | None = option(None, "WKV implementation (scan, chunked, ...); none: chosen by device")
+    remat: bool = option(False, "recompute layers in the backward pass: less memory, more time")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the state is tuned on."""
+
+    tasks: tuple[str, ...] = option(
+        (), "mmlu, gsm8k, winogrande, arc: pocket benchmarks, or the kind of records in train"
+    )
+    train: str | None = option(None, 'local .jsonl: {"prompt", "completion"}, {"text"}, or public records of one task')
+    validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
+    validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
+    max_train: int | None = option(None, "use at most this many training records")
+    max_length: int = option(512, "longest example in tokens; longer text is split, longer prompts lose their start")
+    batch_size: int = option(16, "examples a step")
+
+    def __post_init__(self) -> None:
+        _require(0 < self.validation_fraction < 1, "must lie between 0 and 1")
+        _require(self.max_length >= 2, "must be at least 2")
+        _require(self.batch_size >= 1 and (self.max_train is None or self.max_train >= 1), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """How the state is tuned; the fields of state_tuning.train.TuneConfig (which imports JAX, too slow for --help)."""
+
+    method: Literal["standard"] = option("standard", "state-tuning method")
+    steps: int = option(200, "optimiser steps")
+    learning_rate: float = option(1e-2, "peak learning rate of Adam")
+    schedule: Literal["constant", "linear", "cosine"] = option("cosine", "decay of the learning rate after the warm-up")
+    warmup: int = option(10, "steps of linear warm-up")
+    final_fraction: float = option(0.1, "last learning rate as a part of the peak")
+    clip_norm: float = option(1.0, "largest global norm of the gradient; 0: no clipping")
+    alpha: float = option(1.0, "the model starts from alpha * S_0 (S0 Tuning, arXiv 2604.01168)")
+    l2: float = option(0.0, "weight of the penalty on |S_0|^2")
+    tune_shifts: bool = option(False, "tune the token-shift states too")
+    accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
+        _require(self.learning_rate > 0, "must be above 0")
+        _require(min(self.warmup, self.l2, self.clip_norm, self.final_fraction) >= 0, "must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured before and after."""
+
+    split: Literal["validation", "test"] = option("test", "split of the pocket benchmarks that is scored")
+    max_records: int = option(200, "score at most this many held-out records")
+    batch_size: int = option(32, "sequences at once")
+    max_new_tokens: int = option(96, "longest generated answer in tokens")
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "must be at least 1")
+        _require(self.max_records >= 2, "must be at least 2 (an interval needs two records)")
+        _require(self.batch_size >= 1, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What is drawn and printed at the end."""
+
+    plots: bool = option(True, "draw the loss curve and the state heat-maps as PNG")
+    samples: int = option(1, "held-out prompts that are continued without and with the tuned state")
+    sample_tokens: int = option(48, "tokens of each continuation")
+    prompt: str | None = option(None, "continue this prompt instead of held-out ones")
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 0 and self.sample_tokens >= 1, "must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig:
+    """Speed and safety of the run; nothing here changes a result."""
+
+    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
+    checkpoint_every: int = option(50, "steps between checkpoints for resuming")
+    log_every: int = option(1, "steps between rows of metrics.jsonl")
+
+    def __post_init__(self) -> None:
+        _require(self.checkpoint_every >= 1 and self.log_every >= 1, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One experiment: vanilla against a tuned state."""
+
+    name: str = option("run", "name of the experiment")
+    seed: int = option(0, "seed of shuffling, splits, sampling and bootstrap")
+    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    resume: Literal["auto", "no"] = option("auto", "auto: continue from the newest checkpoint in the output folder")
+    overwrite: bool = option(False, "throw away what the output folder holds of an earlier run")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    system: SystemConfig = SystemConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+
+
+def check(config: RunConfig) -> RunConfig:
+    """The same config, if its settings fit together.
+
+    Raises:
+      UsageError: naming the settings that do not.
+    """
+    tasks = ", ".join(config.data.tasks)
+    if not tasks and not config.data.train:
+        raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks mmlu,gsm8k,winogrande,arc")
+    if len(config.data.tasks) > 1 and config.data.train:
+        raise UsageError(
+            f"data.train goes with one task at most, not {tasks}: add --data.tasks gsm8k or use --config jsonl"
+        )
+    if config.data.validation and not config.data.train:
+        raise UsageError("data.validation needs data.train")
+    if config.data.batch_size % config.tune.accumulate:
+        sizes = (
+            f"data.batch_size ({config.data.batch_size}) is no multiple of tune.accumulate ({config.tune.accumulate})"
+        )
+        raise UsageError(f"{sizes}; change one of them")
+    return config
+
+
+def config_names(kind: type | None = None) -> list[str]:
+    """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
+    files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
+    return sorted(path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text())
+
+
+def config_path(name: str, kind: type = RunConfig) -> Path:
+    """The file of a config given by name or path.
+
+    Raises:
+      UsageError: there is no such file; the line lists the names.
+    """
+    path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
+    if path.is_file() and path.suffix == ".py":
+        return path
+    names = config_names(kind)
+    known = f"configs: {', '.join(names)}, or a path to a .py file"
+    raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
+
+
+def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) -> C:
+    """The config called `name` (or in the file `name`), with dotted overrides applied.
+
+    Raises:
+      UsageError: no such config, the file defines none of this kind, or an override is wrong; always one line.
+    """
+    path = config_path(name, kind)
+    spec = importlib.util.spec_from_file_location(f"experiments_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else getattr(module, "config", None)
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, kind):
+        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`")
+    return apply_overrides(config, args)
+
+
+def resolved(config: Any, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The config as a plain dict for JSON, top-level fields in `without` left out."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {key: value for key, value in plain.items() if key not in without}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of all settings that can change a result."""
+    return digest(resolved(config, without=BOOKKEEPING))
+
+
+def help_lines(config: Any) -> list[str]:
+    """One line a setting: key, value, help."""
+    return [f"  --{key:<28} {leaf.help} [{leaf.value}]" for key, leaf in leaves(config)]

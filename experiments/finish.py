@@ -1,0 +1,101 @@
+"""What a run leaves behind: state files with the command that uses them, pictures, samples, the report."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments import plots, report
+from experiments.build import Built
+from experiments.config import BOOKKEEPING, RunConfig, resolved
+from experiments.evaluate import Evaluator
+from experiments.jobs import Job
+from experiments.metrics import MetricsLog
+from experiments.report import Measurement, Outcome
+from rwkv7_jax import State
+from rwkv7_jax.checkpoint.states import save_state
+
+if TYPE_CHECKING:
+    from experiments.run import Tools
+
+STATE_FILE, PROMPT_FILE = "state.safetensors", "prompt.txt"
+
+
+def save_job(
+    tools: "Tools", job: Job, states: tuple[State, State], measured: tuple[Measurement, Measurement], skipped: int
+) -> Outcome:
+    """Write the state file, pictures, samples and, last, the outcome of a job, which marks it as finished."""
+    config, folder = tools.config, tools.config.folder / job.name
+    headline = job.task.headline if job.task else None
+    chosen = sample_pairs(config, job)
+    texts = [generate_samples(tools.evaluator, state, [prompt for prompt, _ in chosen], config) for state in states]
+    samples = [
+        {"prompt": prompt, "wanted": wanted, "vanilla": before, "tuned": after}
+        for (prompt, wanted), before, after in zip(chosen, *texts, strict=True)
+    ]
+    outcome = Outcome(job.name, headline, *measured, samples, skipped)
+    metadata: dict[str, Any] = {
+        "base_model_hash": tools.built.base_hash,
+        "method": config.tune.method,
+        "task": job.name,
+        "config": resolved(config, without=BOOKKEEPING),
+        "metrics": report.summarise(outcome, config.seed),
+    }
+    save_state(folder / STATE_FILE, states[1], metadata=metadata)
+    (folder / PROMPT_FILE).write_text(samples[0]["prompt"] if samples else "")
+    if config.report.plots:
+        plots.state_maps(folder / "state.png", np.asarray(states[1].wkv), f"{config.name}: tuned state for {job.name}")
+    outcome.write(folder / "outcome.json")
+    return outcome
+
+
+def sample_pairs(config: RunConfig, job: Job) -> list[tuple[str, str]]:
+    """(prompt, wanted) of the samples: the user's prompt, or the first held-out ones; of plain text, its beginning."""
+    if config.report.prompt is not None:
+        return [(config.report.prompt, "")]
+    pairs = job.held_out[: config.report.samples]
+    return [(p.prompt, p.completion) if p.prompt else (p.completion[:100], p.completion[100:300]) for p in pairs]
+
+
+def generate_samples(evaluator: Evaluator, state: State, prompts: Sequence[str], config: RunConfig) -> list[str]:
+    """Greedy continuations of the prompts."""
+    return evaluator.answers(state, prompts, (), config.report.sample_tokens)
+
+
+def command(built: Built, folder: Path) -> str:
+    """The shell command that continues the saved prompt from the saved state."""
+    words = ["python", "-m", "rwkv7_jax.generate", str(built.path), "--state", str(folder / STATE_FILE)]
+    words += ["--tokenizer", built.tokenizer_name] if built.tokenizer_name != "auto" else []
+    return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
+
+
+def finish(config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
+    """Print and write the report. Returns 0 for PASS, 1 for FAIL."""
+    body = report.results(config, built.base_hash, protocol(outcomes), outcomes)
+    pictures = []
+    if config.report.plots:
+        curves = {o.name: [(row["step"], row["loss"]) for row in log.rows(o.name)] for o in outcomes}
+        held_out = {name: (row["loss_vanilla"], row["loss_tuned"]) for name, row in body["jobs"].items()}
+        plots.loss_curves(config.folder / "loss.png", curves, held_out)
+        pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
+    commands = [command(built, config.folder / outcome.name) for outcome in outcomes]
+    report.write(config.folder, body, outcomes, pictures, commands)
+    print(f"\n{report.text_table(report.table_rows(body))}\n\n{body['protocol']}")
+    for outcome in outcomes:
+        for sample in outcome.samples[:1]:
+            print(f"\n{outcome.name}, the same prompt without and with the tuned state:\n{report.sample_text(sample)}")
+    print("\nuse a tuned state:\n" + "\n".join(f"  {line}" for line in commands))
+    print(f"\nreport: {config.folder / 'report.md'}" + (f", pictures: {', '.join(pictures)}" if pictures else ""))
+    print(f"{report.CRITERION}\nreproducibility hash: {body['sha256']}\nRESULT: {body['verdict']}", flush=True)
+    return 0 if body["verdict"] == "PASS" else 1
+
+
+def protocol(outcomes: Sequence[Outcome]) -> str:
+    """How the numbers were measured, in one sentence or two."""
+    scored = [f"{o.name} {o.headline}" for o in outcomes if o.headline]
+    text = "Loss: nats per completion token of held-out records, end token included; no token before the prompt."
+    if scored:
+        text += f" Accuracy as in lm-evaluation-harness 0.4.13, 0 shots, greedy: {', '.join(scored)}."
+    return text + " Intervals: 95%, over records (Wilson for accuracies, paired bootstrap for changes)."

@@ -1,0 +1,101 @@
+"""Pictures of a run (PNG): loss curves, and what is in a tuned state. matplotlib is imported where it is used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MATRICES = 24
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> np.ndarray:
+    """Exponential moving average without bias at the start, as drawn in the loss curve."""
+    total, norm, out = 0.0, 0.0, []
+    for value in values:
+        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        out.append(total / norm)
+    return np.asarray(out)
+
+
+def loss_curves(
+    path: Path, curves: dict[str, list[tuple[int, float]]], held_out: dict[str, tuple[float, float]]
+) -> None:
+    """One panel a job: training loss by step, and the held-out loss without and with the tuned state.
+
+    curves: name -> [(step, loss in nats per completion token)]; held_out: name -> (vanilla, tuned) in the same unit.
+    """
+    plt = _pyplot()
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis, (name, points) in zip(axes.flat, curves.items(), strict=False):
+        x, y = np.asarray([p[0] for p in points]), [p[1] for p in points]
+        axis.plot(x, y, color="C0", alpha=0.25, linewidth=1)
+        axis.plot(x, smooth(y), color="C0", linewidth=1.8, label="training (smoothed)")
+        before, after = held_out[name]
+        axis.axhline(before, color="C1", linestyle="--", label=f"held-out, vanilla: {before:.3f}")
+        axis.axhline(after, color="C2", linestyle="-.", label=f"held-out, tuned: {after:.3f}")
+        axis.set(title=name, xlabel="step", ylabel="completion loss (nats per token)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def state_maps(path: Path, wkv: np.ndarray, title: str) -> None:
+    """Left: Frobenius norm of S_0 by layer and head. Right: the matrices themselves (the largest, if there are many).
+
+    wkv: [L,H,V,K] float32, value axis first.
+    """
+    plt = _pyplot()
+    norms = np.sqrt(np.square(wkv, dtype=np.float64).sum((-2, -1)))
+    shown = np.sort(np.argsort(-norms, axis=None, kind="stable")[:MATRICES])
+    columns = wkv.shape[1] if len(shown) == norms.size and wkv.shape[1] <= 6 else min(6, len(shown))
+    rows = -(-len(shown) // columns)
+    height = max(3.2, 1.45 * rows + 0.9)
+    figure = plt.figure(figsize=(3.6 + 1.45 * columns + 0.8, height), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[3.6, 1.45 * columns + 0.8])
+    _norm_map(left, norms)
+    limit = float(np.quantile(np.abs(wkv), 0.995)) or 1.0
+    axes = right.subplots(rows, columns, squeeze=False)
+    image = None
+    for axis, index in zip(axes.flat, shown, strict=False):
+        layer, head = np.unravel_index(index, norms.shape)
+        image = axis.imshow(wkv[layer, head], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set_title(f"layer {layer}, head {head}", fontsize=8)
+        axis.set(xticks=[], yticks=[])
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    part = "" if len(shown) == norms.size else f", the {len(shown)} largest of {norms.size}"
+    right.suptitle(f"S_0 (rows: value, columns: key){part}", fontsize=10)
+    right.colorbar(image, ax=axes, label="entry (colours clipped at the 99.5% quantile)", fraction=0.04)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _norm_map(figure: Any, norms: np.ndarray) -> None:
+    """Heat-map of [L,H] norms, with the numbers written where there is room."""
+    axis = figure.subplots()
+    image = axis.imshow(norms, cmap="viridis", aspect="auto", vmin=0.0, interpolation="nearest")
+    axis.set(xlabel="head", ylabel="layer", title="norm of S_0")
+    for ticks, size in ((axis.set_xticks, norms.shape[1]), (axis.set_yticks, norms.shape[0])):
+        ticks(range(0, size, -(-size // 12)))
+    if norms.size <= 48:
+        middle = norms.max() / 2
+        for (layer, head), value in np.ndenumerate(norms):
+            color = "w" if value < middle else "k"
+            axis.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, ax=axis, label="Frobenius norm")

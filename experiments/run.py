@@ -1,0 +1,229 @@
+"""`python -m experiments.run --config NAME [--key value ...]`: a frozen RWKV-7 without and with a tuned state.
+
+Exit status: 0 PASS, 1 FAIL, 2 wrong usage or files (one line), 130 interrupted (the same command resumes).
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
+from experiments.overrides import UsageError, suggest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from experiments.build import Built
+    from experiments.evaluate import Evaluator
+    from experiments.interrupt import Interrupt
+    from experiments.jobs import Job
+    from experiments.metrics import MetricsLog
+    from experiments.report import Measurement, Outcome
+    from rwkv7_jax import State
+    from state_tuning import train
+
+
+class Tools(NamedTuple):
+    """What all jobs of a run share; each jitted function compiles once a shape."""
+
+    config: RunConfig
+    built: "Built"
+    evaluator: "Evaluator"
+    settings: "train.TuneConfig"
+    optimizer: Any
+    step: "train.TrainStep"
+    identity: str
+    log: "MetricsLog"
+    interrupt: "Interrupt"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or "-h" in args or "--help" in args:
+        print(help_text())
+        return 0 if args else 2
+    try:
+        config = check(load_config(*split_config(args)))
+        print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
+        return run(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to resume from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def split_config(args: Sequence[str]) -> tuple[str, list[str]]:
+    """(config name, the other arguments).
+
+    Raises:
+      UsageError: no --config.
+    """
+    for index, word in enumerate(args):
+        if word.startswith("--config="):
+            return word.removeprefix("--config="), [*args[:index], *args[index + 1 :]]
+        if word == "--config" and index + 1 < len(args):
+            return args[index + 1], [*args[:index], *args[index + 2 :]]
+    near = suggest(args[0].lstrip("-"), ["config"]) if args[0].startswith("--") else ""
+    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(RunConfig))}, or a path{near}")
+
+
+def help_text() -> str:
+    """Usage, configs and every setting with its default."""
+    return "\n".join([
+        __doc__ or "",
+        f"configs: {', '.join(config_names(RunConfig))}, or a path to a .py file",
+        "",
+        "examples:",
+        "  python -m experiments.run --config quickstart",
+        "  python -m experiments.run --config jsonl --model.checkpoint model.pth --data.train my.jsonl",
+        "  python -m experiments.run --config quickstart --data.tasks gsm8k --tune.steps 400 --output-dir runs/longer",
+        "",
+        "settings, --key value or key=value [default; configs set their own]:",
+        *help_lines(RunConfig()),
+    ])  # fmt: skip
+
+
+def run(config: RunConfig) -> int:
+    """Build, tune and measure every job, report. Returns 0 for PASS, 1 for FAIL, 130 for an interruption."""
+    from experiments.interrupt import Interrupt, Interrupted
+    from state_tuning.guard import NonFiniteError
+
+    try:
+        with Interrupt() as interrupt:
+            return run_jobs(config, interrupt)
+    except Interrupted as place:
+        print(f"interrupted at {place}; run the same command to resume", file=sys.stderr)
+        return 130
+    except NonFiniteError as error:
+        print(f"RESULT: FAIL ({error})")
+        return 1
+
+
+def run_jobs(config: RunConfig, interrupt: "Interrupt") -> int:
+    """All jobs of a run, finished ones read back, then the report."""
+    from experiments import build, folder
+    from experiments.finish import finish
+    from experiments.jobs import load_jobs
+    from experiments.metrics import MetricsLog
+
+    build.use_compilation_cache(config.system.compilation_cache)
+    jobs = load_jobs(config)
+    built = build.build(config.model)
+    identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
+    resumed = folder.claim(config, identity)
+    print(built.summary + ("; resuming" if resumed else ""), flush=True)
+    tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt)
+    outcomes = [run_job(tools, job) for job in jobs]
+    return finish(config, built, outcomes, tools.log)
+
+
+def make_tools(config: RunConfig, built: "Built", identity: str, log: "MetricsLog", interrupt: "Interrupt") -> Tools:
+    """The jitted functions and settings that all jobs share."""
+    from experiments.build import tune_config
+    from experiments.evaluate import Evaluator, make_scorer
+    from state_tuning import train
+
+    limits = config.evaluate
+    evaluator = Evaluator(built, make_scorer(built.model), limits.batch_size, limits.max_new_tokens)
+    settings = tune_config(config.tune)
+    optimizer = train.make_optimizer(settings)
+    step = train.make_train_step(built.model, optimizer, settings)
+    return Tools(config, built, evaluator, settings, optimizer, step, identity, log, interrupt)
+
+
+def run_job(tools: Tools, job: "Job") -> "Outcome":
+    """Vanilla measured, state tuned, tuned state measured and saved; read back if an earlier run did it all."""
+    from experiments.finish import save_job
+    from experiments.report import Outcome
+    from rwkv7_jax import zero_state
+    from state_tuning import train
+
+    folder = tools.config.folder / job.name
+    if (folder / "outcome.json").is_file():
+        return Outcome.read(folder / "outcome.json")
+    folder.mkdir(exist_ok=True)
+    model = tools.built.model.config
+    tools.interrupt.place = f"step 0 of {job.name}"
+    zero = zero_state(model, None)
+    vanilla = measure(tools, job, zero, "vanilla")
+    tuned = tune(tools, job, folder / "checkpoints")
+    state = train.full_state(model, tuned.trainable, tools.settings)
+    after = measure(tools, job, state, "tuned")
+    return save_job(tools, job, (zero, state), (vanilla, after), int(tuned.skipped))
+
+
+def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measurement":
+    """Held-out losses and benchmark scores from one initial state."""
+    from experiments.data import encode_pairs
+    from experiments.metrics import progress_bar
+    from experiments.report import Measurement
+
+    examples = encode_pairs(tools.built.tokenizer, job.held_out, tools.config.data)
+    total = len(examples) + sum(len(job.task.requests(record)) for record in job.records if job.task)
+    with progress_bar(total, f"{job.name}: {label}", "seq") as bar:
+
+        def tick(count: int) -> None:
+            bar.update(count)
+            tools.interrupt.check()
+
+        evaluator = tools.evaluator._replace(tick=tick)
+        nll, tokens = evaluator.losses(state, examples)
+        scores = evaluator.scores(state, job.task, job.records) if job.task else {}
+    return Measurement(nll.tolist(), tokens.tolist(), scores)
+
+
+def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
+    """The training loop of one job, from its newest checkpoint on."""
+    import jax
+
+    from experiments import checkpoint, data
+    from experiments.metrics import Throughput, progress_bar
+    from state_tuning import guard, train
+
+    config, built = tools.config, tools.built
+    steps = config.tune.steps
+    tuned = train.init(tools.optimizer, train.init_trainable(built.model.config, tools.settings))
+    examples = data.encode_pairs(built.tokenizer, job.train, config.data)
+    batches = data.training_batches(examples, config.data.batch_size, config.seed)
+    tuned, start = resume(folder, tuned, batches, tools.identity)
+    tools.log.rewind(job.name, start)
+    rate = Throughput()
+    with progress_bar(steps, f"{job.name}: tuning", "step", start) as bar:
+        for index in range(start + 1, steps + 1):
+            batch = jax.device_put(next(batches))
+            with jax.transfer_guard("disallow"):
+                tuned, metrics = tools.step(built.params, tuned, batch)
+            warning = guard.check_finite(metrics, index)
+            if warning:
+                bar.write(f"warning: {warning}", file=sys.stderr)
+            row = {key: float(metrics[key]) for key in ("loss", "grad_norm")}
+            speed = rate.add(int(batch["valid"].sum()))
+            bar.update()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{speed:.0f}", refresh=False)
+            if index % config.system.log_every == 0 or index == steps:
+                tools.log.append({"job": job.name, "step": index, **row, "timing": {"tokens_per_s": round(speed)}})
+            tools.interrupt.place = f"step {index} of {job.name}"
+            if index % config.system.checkpoint_every == 0 or index == steps or tools.interrupt.asked:
+                checkpoint.save(folder, index, tuned, {"identity": tools.identity, "data": batches.get_state()})
+            tools.interrupt.check()
+    return tuned
+
+
+def resume(folder: "Path", fresh: "train.TuneState", batches: Any, identity: str) -> tuple["train.TuneState", int]:
+    """(state, step) of the newest undamaged checkpoint, the batches moved to its position; or (fresh, 0)."""
+    from experiments import checkpoint
+
+    found = checkpoint.restore(folder, fresh, identity)
+    for line in found.warnings if found else ():
+        print(f"warning: {line}", file=sys.stderr)
+    if found is None or found.tree is None:
+        return fresh, 0
+    batches.set_state(found.meta["data"])
+    return found.tree, found.step
+
+
+if __name__ == "__main__":
+    sys.exit(main())
