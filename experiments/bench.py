@@ -1,9 +1,9 @@
 """`python -m experiments.bench`: speed and memory of the whole model against its peers, as ratios, on this machine.
 
-Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in turn,
-round after round; the best of all rounds counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv` (torch, CPU) on the same
-random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct first: no time is printed
-for logits that differ from PyPI rwkv's.
+Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in
+turn, round after round; the best of all rounds counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv` (torch, CPU) on
+the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct first: no time is
+printed for logits that differ from PyPI rwkv's.
 """
 
 import argparse
@@ -87,7 +87,10 @@ def ours(task: str, checkpoint: Path) -> tuple[Callable[[], Any], list[float]]:
 
     loaded = files.load(checkpoint)
     config = dataclasses.replace(loaded.config, scan_layers=False)
-    model, params = RWKV7(config), unstack_blocks(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params))
+    model, params = (
+        RWKV7(config),
+        unstack_blocks(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params)),
+    )
     state = zero_state(config, 1)
     prompt = jnp.asarray([tokens(PREFILL, config.vocab_size)], jnp.int32)
     step = jax.jit(lambda p, t, s: model.apply({"params": p}, t, s, last_only=task != "prefill, all logits"))
@@ -219,8 +222,8 @@ class Worker:
     """The parent's end of one measured process."""
 
     def __init__(self, job: Job, checkpoint: Path, shape: str):
-        command = [sys.executable, "-m", "experiments.bench", "--worker", job.who, job.task, "--checkpoint", str(checkpoint),
-                   "--shape", shape]  # fmt: skip
+        command = [sys.executable, "-m", "experiments.bench", "--worker", job.who, job.task]
+        command += ["--checkpoint", str(checkpoint), "--shape", shape]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -289,7 +292,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {row['task']} | {row['who']} | not measured: {row['problem']} | | |")
             continue
         ratio = "" if row["who"] == "ours" else f"{row['ratio']:.2f}x"
-        lines.append(f"| {row['task']} | {row['who']} | {row['tokens_per_s']:.0f} | {ratio} | {row['peak'] / 2**30:.2f} GiB |")
+        lines.append(
+            f"| {row['task']} | {row['who']} | {row['tokens_per_s']:.0f} | {ratio} | {row['peak'] / 2**30:.2f} GiB |"
+        )
     return "\n".join(lines)
 
 
@@ -331,7 +336,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="0.1B")
-    parser.add_argument("--rounds", type=int, default=5, help="times that everybody is measured in turn; the best counts")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times that everybody is measured in turn; the best counts"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers to this file too")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)

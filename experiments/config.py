@@ -140,6 +140,41 @@ class RunConfig:
         return Path(self.output_dir or f"runs/{self.name}").expanduser()
 
 
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Training from scratch on the pocket world's text (`experiments.pretrain`)."""
+
+    name: str = option("pretrain", "name of the model")
+    seed: int = option(0, "seed of weights and text")
+    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    n_layer: int = option(4, "layers")
+    n_embd: int = option(128, "width")
+    head_size: int = option(64, "size of a head")
+    lora: int = option(16, "rank of the decay, in-context-learning-rate and value LoRAs")
+    gate_lora: int = option(32, "rank of the gate LoRA")
+    steps: int = option(2000, "optimiser steps")
+    batch_size: int = option(16, "rows a step")
+    length: int = option(128, "tokens a row")
+    learning_rate: float = option(3e-3, "peak learning rate")
+    final_rate: float = option(0.02, "last learning rate as a part of the peak")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices")
+    beta2: float = option(0.99, "second-moment decay of AdamW")
+    save_dtype: Literal["float32", "bfloat16"] = option("bfloat16", "dtype of the weights file")
+    validate_every: int = option(100, "steps between validation losses")
+    log_every: int = option(10, "steps between rows of metrics.jsonl")
+    checkpoint_every: int = option(250, "steps between checkpoints for resuming")
+
+    def __post_init__(self) -> None:
+        counts = (self.steps, self.batch_size, self.length, self.validate_every, self.log_every, self.checkpoint_every)
+        _require(min(counts) >= 1, "must be at least 1")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+
+
 def check(config: RunConfig) -> RunConfig:
     """The same config, if its settings fit together.
 

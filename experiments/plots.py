@@ -99,3 +99,22 @@ def _norm_map(figure: Any, norms: np.ndarray) -> None:
             color = "w" if value < middle else "k"
             axis.text(head, layer, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, ax=axis, label="Frobenius norm")
+
+
+def sweep_curves(
+    path: Path, losses: dict[str, dict[float, tuple[float, float, float]]], vanilla: dict[str, float]
+) -> None:
+    """Held-out loss by learning rate, a panel a task. losses: task -> rate -> (mean, least, largest) over seeds."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(losses), figsize=(3.6 * len(losses), 3.2), squeeze=False, layout="constrained")
+    for axis, (task, by_rate) in zip(axes.flat, losses.items(), strict=True):
+        rates = sorted(by_rate)
+        mean, low, high = (np.asarray([by_rate[rate][i] for rate in rates]) for i in range(3))
+        axis.plot(rates, mean, marker="o", label="tuned, mean of seeds")
+        axis.fill_between(rates, low, high, alpha=0.25, label="range of seeds")
+        axis.axhline(vanilla[task], color="C1", linestyle="--", label="vanilla")
+        axis.set(title=task, xscale="log", xlabel="peak learning rate", ylabel="held-out loss (nats per token)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def split_config(args: Sequence[str]) -> tuple[str, list[str]]:
+def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:
     """(config name, the other arguments).
 
     Raises:
@@ -67,7 +67,7 @@ def split_config(args: Sequence[str]) -> tuple[str, list[str]]:
         if word == "--config" and index + 1 < len(args):
             return args[index + 1], [*args[:index], *args[index + 2 :]]
     near = suggest(args[0].lstrip("-"), ["config"]) if args[0].startswith("--") else ""
-    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(RunConfig))}, or a path{near}")
+    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(kind))}, or a path{near}")
 
 
 def help_text() -> str:
@@ -173,6 +173,14 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
         nll, tokens = evaluator.losses(state, examples)
         scores = evaluator.scores(state, job.task, job.records) if job.task else {}
     return Measurement(nll.tolist(), tokens.tolist(), scores)
+
+
+def measure_losses(tools: Tools, job: "Job", state: "State") -> float:
+    """Mean held-out completion loss from one initial state, nats per token."""
+    from experiments.data import encode_pairs
+
+    nll, tokens = tools.evaluator.losses(state, encode_pairs(tools.built.tokenizer, job.held_out, tools.config.data))
+    return float(nll.sum() / tokens.sum())
 
 
 def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":

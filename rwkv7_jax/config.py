@@ -33,7 +33,9 @@ class RWKV7Config:
         if self.dim_ffn == 0:
             object.__setattr__(self, "dim_ffn", 4 * self.n_embd)
         if self.n_embd % self.head_size:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of head_size {self.head_size}; change one of them")
+            raise ValueError(
+                f"n_embd {self.n_embd} is not a multiple of head_size {self.head_size}; change one of them"
+            )
         if self.n_layer < 1:
             raise ValueError(f"n_layer must be at least 1, got {self.n_layer}")
 

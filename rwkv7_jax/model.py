@@ -49,7 +49,7 @@ class Block(nn.Module):
 class RWKV7(nn.Module):
     """The released language model. Weights are arguments and keep their own dtype; compute runs in `config.dtype`.
 
-    Block 0 stands apart (it makes `v_first`), blocks 1.. are scanned over stacked weights, see `RWKV7Config.scan_layers`.
+    Block 0 stands apart (it makes `v_first`); blocks 1.. are scanned over stacked weights, see `RWKV7Config`.
     """
 
     config: RWKV7Config

@@ -1,8 +1,10 @@
 """The shape legend of the whole project, and the recurrent state.
 
-    B batch   T time   L layers   D model width   H heads   K key size   V value size (K = V = head size)   C chunk length
+    B batch   T time   L layers   D model width   H heads   K key size   V value size   C chunk length
 
-Arrays are annotated with jaxtyping, e.g. `Float[Array, "B T H K"]`. A recurrent state `S` is value axis first, `[V, K]`.
+K = V = head size in released models.
+
+Arrays are annotated with jaxtyping, e.g. `Float[Array, "B T H K"]`. A recurrent state is value axis first, `[V, K]`.
 """
 
 from typing import NamedTuple

@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 jaxtyping.install_import_hook(["pallas_kernels", "rwkv7_jax", "state_tuning"], "beartype.beartype")
 

@@ -3,6 +3,6 @@
 python -m experiments.pretrain --config pretrain_student
 """
 
-from experiments.pretrain import PretrainConfig
+from experiments.config import PretrainConfig
 
 config = PretrainConfig(name="pretrain_student", n_layer=4, n_embd=128)

@@ -1,8 +1,8 @@
-"""The embedded teacher: 6 x 192, 3.3M parameters, trained from scratch on the same text as the student.
+"""The embedded teacher: 4 x 192, 2.3M parameters, trained from scratch on the same text as the student.
 
 python -m experiments.pretrain --config pretrain_teacher
 """
 
-from experiments.pretrain import PretrainConfig
+from experiments.config import PretrainConfig
 
-config = PretrainConfig(name="pretrain_teacher", n_layer=6, n_embd=192, learning_rate=2e-3)
+config = PretrainConfig(name="pretrain_teacher", n_layer=4, n_embd=192, learning_rate=2e-3)

@@ -150,7 +150,9 @@ def lookup(draw: Draw, world: World) -> str:
 
 
 def _lettered(draw: Draw, values: list[str], style: str | None = None) -> str:
-    style = style or draw.pick(("{l} {v}", "{l} {v}", "({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}"))
+    style = style or draw.pick(
+        ("{l} {v}", "{l} {v}", "{l} {v}", "({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}")
+    )
     return ", ".join(style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True))
 
 
@@ -161,8 +163,8 @@ def doors(draw: Draw, world: World) -> str:
     values = draw.sample(pool, 4)
     parts = [f"There were four {draw.pick(('doors', 'cards', 'roads', 'boats'))}: {_lettered(draw, values)}."]
     asked = [draw.integer(0, 3) for _ in range(draw.integer(4, 9))]
-    told = (draw.pick(("{v} is {l}", "{v} is {l}", "{l} is {v}")).format(l="ABCD"[i], v=values[i]) for i in asked)
-    parts.append(f"Now {', '.join(told)}.")
+    style = draw.pick(("{v} {l}", "{v} {l}", "{v} {l}", "{v} is {l}", "{v} is {l}", "{l} {v}"))
+    parts.append(f"Now {', '.join(style.format(l='ABCD'[i], v=values[i]) for i in asked)}.")
     guests = tuple(who for who in PEOPLE if who not in values)
     index = draw.integer(0, 3)
     who, letter, value = draw.pick(guests), "ABCD"[index], values[index]

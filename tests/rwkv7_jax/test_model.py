@@ -83,6 +83,21 @@ def test_padding_anywhere_changes_nothing(params, tokens, state):
     close((np.take_along_axis(np.asarray(got), places[:, :, None], axis=1), last), (logits, end))
 
 
+def test_gradients_do_not_see_padding(params, tokens, state):
+    places = jnp.asarray([[0, 2, 3, 4, 7, 8, 9, 10, 12, 13, 15], [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]])
+    rows = jnp.arange(BATCH)[:, None]
+    valid = jnp.zeros((BATCH, TIME + 6), bool).at[rows, places].set(True)
+    padded = jnp.full((BATCH, TIME + 6), 7).at[rows, places].set(tokens)
+
+    def loss(params, state, tokens, valid):
+        logits, end = apply(params, tokens, state, valid)
+        logits = logits if valid is None else jnp.take_along_axis(logits, places[:, :, None], axis=1)
+        return jnp.sum(jnp.sin(logits)) + sum(jnp.sum(jnp.cos(leaf)) for leaf in end)
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    close(grad(params, state, padded, valid), grad(params, state, tokens, None), 1e-4)
+
+
 def test_row_of_padding_alone_keeps_the_state(params, tokens, state):
     _, end = apply(params, tokens, state, jnp.zeros((BATCH, TIME), bool))
     close(end, state, 0)
