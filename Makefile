@@ -30,7 +30,7 @@ test: $(VENV)/.ready-dev
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # JAX 0.10.2 is the last for Python 3.11; newer Pythons get 0.11.2.
 lock: $(VENV)/.ready-dev

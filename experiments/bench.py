@@ -1,9 +1,9 @@
 """`python -m experiments.bench`: speed and memory of the whole model against its peers, as ratios, on this machine.
 
 Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in
-turn, round after round; the best of all rounds counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv` (torch, CPU) on
-the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct first: no time is
-printed for logits that differ from PyPI rwkv's.
+turn, round after round; the best of all rounds counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv` (torch, CPU)
+on the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct first: no
+time is printed for logits that differ.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 PREFILL, TUNE, DECODE = 512, 512, 32
 TOLERANCE = 1e-3
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "0.1B": {"vocab_size": 65536, "n_layer": 12, "n_embd": 768},
     "tiny": {"vocab_size": 512, "n_layer": 2, "n_embd": 128},
 }
@@ -50,6 +50,7 @@ JOBS = (
 def make_checkpoint(path: Path, shape: str) -> None:
     """A random model in BlinkDL's .pth layout (bfloat16), away from the zeros of the official initialisation."""
     import jax
+    import jax.numpy as jnp
     import ml_dtypes
     import numpy as np
 
@@ -59,7 +60,7 @@ def make_checkpoint(path: Path, shape: str) -> None:
     config = RWKV7Config(**SHAPES[shape])
     model = RWKV7(config)
     tree = jax.eval_shape(
-        lambda key: model.init({"params": key}, np.zeros((1, 1), np.int32), zero_state(config, 1)), jax.random.key(0)
+        lambda key: model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(config, 1)), jax.random.key(0)
     )["params"]
     rng = np.random.default_rng(0)
 
@@ -172,7 +173,7 @@ def keras_hub(shape: str) -> tuple[Callable[[], Any], list[float]]:
     """keras-hub's RWKV7 backbone on JAX, jitted, random weights (speed alone is compared)."""
     os.environ["KERAS_BACKEND"] = "jax"
     import jax
-    import keras_hub as hub
+    import keras_hub as hub  # pyright: ignore[reportMissingImports]
     import numpy as np
 
     size = SHAPES[shape]
@@ -334,7 +335,7 @@ def compare(shape: str, rounds: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="0.1B")
     parser.add_argument(
         "--rounds", type=int, default=5, help="times that everybody is measured in turn; the best counts"
@@ -344,7 +345,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        work(*args.worker, args.checkpoint, args.shape)
+        who, task = args.worker
+        work(who, task, args.checkpoint, args.shape)
         return 0
     result = compare(args.shape, args.rounds)
     print(table(result["rows"]))

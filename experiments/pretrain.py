@@ -90,7 +90,12 @@ def make_program(config: PretrainConfig) -> Program:
     from rwkv7_jax import RWKV7, RWKV7Config, zero_state
     from state_tuning.objective import completion_loss
 
-    ranks = {"decay_lora": config.lora, "aaa_lora": config.lora, "mv_lora": config.lora, "gate_lora": config.gate_lora}
+    ranks: dict[str, Any] = {
+        "decay_lora": config.lora,
+        "aaa_lora": config.lora,
+        "mv_lora": config.lora,
+        "gate_lora": config.gate_lora,
+    }
     vocab = pocket_tokenizer().vocab_size
     model = RWKV7(RWKV7Config(vocab, config.n_layer, config.n_embd, config.head_size, **ranks))
     optimizer = make_optimizer(config)

@@ -1,5 +1,8 @@
 """RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,11 +92,11 @@ class RWKV7(nn.Module):
         x, first, v_first = self.block_0(x, layer_of(state, 0), None, valid, reset)
         layers = [first]
         if c.scan_layers and c.n_layer > 1:
-            block = Block(c, 1, parent=None)
+            apply: Callable[..., Any] = Block(c, 1, parent=None).apply
 
             def body(x, layer):
                 params, before = layer
-                x, after, _ = block.apply({"params": params}, x, before, v_first, valid, reset)
+                x, after, _ = apply({"params": params}, x, before, v_first, valid, reset)
                 return x, after
 
             rest = jax.tree.map(lambda leaf: leaf[1:], state)

@@ -1,0 +1,55 @@
+"""Pre-training: rows hold whole documents, a resumed run equals an uninterrupted one, the weights file loads."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import pretrain
+from experiments.config import PretrainConfig
+from rwkv7_jax import checkpoint
+
+TINY = PretrainConfig(
+    n_layer=2, n_embd=16, head_size=8, lora=4, gate_lora=4, steps=4, batch_size=2, length=96, warmup=1,
+    validate_every=4, log_every=1, checkpoint_every=2, save_dtype="float32",
+)  # fmt: skip
+
+
+def test_rows_hold_whole_documents_from_their_first_token():
+    batch = next(pretrain.batches(TINY, 0))
+    tokens, segment = batch["tokens"], batch["tokens_segment_ids"]
+    assert tokens.shape == (2, 97)
+    for row in range(2):
+        last = np.flatnonzero(segment[row])[-1]
+        ends = np.flatnonzero(np.diff(segment[row, : last + 1], append=-1))
+        assert not tokens[row, ends].any()
+        assert np.count_nonzero(tokens[row, : last + 1] == 0) == len(ends)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
+    def run(name: str, stop: int | None) -> Path:
+        config = dataclasses.replace(TINY, output_dir=str(tmp_path / name))
+        for row in pretrain.pretrain(config):
+            if row["step"] == stop:
+                return config.folder
+        return config.folder
+
+    whole = run("whole", None)
+    assert not (run("cut", 3) / "model.safetensors").exists()
+    again = run("cut", None)
+    left, right = (checkpoint.load(folder / "model.safetensors").params for folder in (whole, again))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+
+
+def test_wrong_key_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert pretrain.main(["--config", "pretrain_student", "--step", "3"]) == 2
+    assert capsys.readouterr().err == "error: unknown key 'step'; did you mean steps?\n"
+
+
+def test_config_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert pretrain.main(["--config", "quickstart"]) == 2
+    error = capsys.readouterr().err
+    assert "PretrainConfig" in error
+    assert error.count("\n") == 1
