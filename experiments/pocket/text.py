@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 
 from experiments.pocket import coreference, problems, words
 from experiments.pocket.draw import Draw, Weighted
+from experiments.pocket.layout import laid_out
 from experiments.pocket.relations import RELATIONS, Derived
 from experiments.pocket.world import ENTITIES, Fact, World, default_world, noun, pronoun
 
 PEOPLE = ENTITIES["person"]
+LINES = "{l}) {v}"
+"""Style of lettered values that stand one a line."""
 MET = {"person": "met", "town": "saw", "animal": "saw", "plant": "found", "material": "found"}
 UNNAMED = {"person": "this friend", "town": "this town", "animal": "this animal", "plant": "this plant",
            "material": "this"}  # fmt: skip
@@ -100,6 +103,7 @@ def chat(draw: Draw, world: World) -> str:
             f"{asker} asked: {question} {answerer} said: {fact.value}.",
             f"{asker} wanted to know: {question} The reply was: {fact.value}.",
             f"{question} {answerer} knew it: {fact.value}.",
+            f"Question from {asker}. {question} Answer from {answerer}. It is {fact.value}.",
         )))  # fmt: skip
     return " ".join(parts)
 
@@ -151,9 +155,10 @@ def lookup(draw: Draw, world: World) -> str:
 
 def _lettered(draw: Draw, values: list[str], style: str | None = None) -> str:
     style = style or draw.pick(
-        ("{l} {v}", "{l} {v}", "{l} {v}", "({l}) {v}", "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}")
+        ("{l} {v}", "{l} {v}", "{l} {v}", LINES, LINES, LINES, "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}")
     )
-    return ", ".join(style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True))
+    pairs = [style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True)]
+    return ("\n" if style == LINES else ", ").join(pairs)
 
 
 def doors(draw: Draw, world: World) -> str:
@@ -232,4 +237,4 @@ def labelled_documents(seed: int = 0, world: World | None = None) -> Iterator[tu
     table = Weighted(tuple(KINDS), [weight for weight, _ in KINDS.values()])
     while True:
         kind = draw.weighted(table)
-        yield kind, KINDS[kind][1](draw, world)
+        yield kind, laid_out(KINDS[kind][1](draw, world), draw)

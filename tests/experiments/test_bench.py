@@ -1,0 +1,41 @@
+"""The benchmark of the whole model: a wrong result gets no time, and every job runs on the tiny shape."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from experiments import bench
+
+
+def test_table_names_what_was_not_measured():
+    rows = [
+        {"task": "decode", "who": "ours", "tokens_per_s": 50.0, "ratio": 1.0, "peak": 2**30},
+        {"task": "decode", "who": "rwkv", "tokens_per_s": 25.0, "ratio": 2.0, "peak": 2**29},
+        {"task": "prefill", "who": "rwkv", "problem": "No module named 'torch'"},
+    ]
+    text = bench.table(rows)
+    assert "| decode | ours | 50 |  | 1.00 GiB |" in text
+    assert "| decode | rwkv | 25 | 2.00x | 0.50 GiB |" in text
+    assert "not measured: No module named 'torch'" in text
+
+
+def test_a_wrong_result_is_named():
+    prefill = [job for job in bench.JOBS if job.task == "prefill"]
+    results: list[list[float]] = [[1.0, 2.0], [1.0, 2.1]]
+    workers: dict[Any, Any] = {
+        job: SimpleNamespace(result=result) for job, result in zip(prefill, results, strict=True)
+    }
+    assert list(bench.disagreement(workers)) == [bench.Job("ours", "prefill", bench.PREFILL)]
+    workers[prefill[0]].result = [1.0, 2.1]
+    assert not bench.disagreement(workers)
+
+
+@pytest.mark.parametrize("task", ["prefill", "decode"])
+def test_our_jobs_run_on_the_tiny_shape(task: str, tmp_path: Path):
+    path = tmp_path / "random.pth"
+    bench.make_checkpoint(path, "tiny")
+    call, logits = bench.ours(task, path)
+    call()
+    assert len(logits) == bench.SHAPES["tiny"]["vocab_size"]
