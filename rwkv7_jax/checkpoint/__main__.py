@@ -1,4 +1,4 @@
-"""`python -m rwkv7_jax.checkpoint inspect PATH` and `convert IN OUT`."""
+"""`python -m rwkv7_jax.checkpoint inspect PATH`, `convert IN OUT` and `state IN OUT --layout NAME` (state files)."""
 
 import argparse
 import pathlib
@@ -8,7 +8,18 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from rwkv7_jax.checkpoint import CheckpointError, load, params_to_flat, pth, rwkv_cpp, safetensors, weights_hash
+from rwkv7_jax.checkpoint import (
+    LAYOUTS,
+    CheckpointError,
+    export_state,
+    load,
+    load_state,
+    params_to_flat,
+    pth,
+    rwkv_cpp,
+    safetensors,
+    weights_hash,
+)
 from rwkv7_jax.checkpoint.names import flat_to_params
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -21,8 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "inspect":
             print(load(args.path).report)
-        else:
+        elif args.command == "convert":
             convert(args.source, args.target, args.dtype)
+        else:
+            convert_state(args.source, args.target, args.layout, args.source_layout, args.drop_shifts)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,6 +54,14 @@ def convert(source: str, target: str, dtype: str | None = None) -> None:
         flat = {name: _cast(name, array, dtype) for name, array in flat.items()}
     writer(target, flat)
     print(f"wrote         {target}")
+
+
+def convert_state(source: str, target: str, layout: str, source_layout: str | None, drop_shifts: bool) -> None:
+    """Read a state file and write it as another tool wants it. Raises: CheckpointError."""
+    state = load_state(source, layout=source_layout).state
+    export_state(target, state, layout=layout, drop_shifts=drop_shifts)
+    layers, heads, size, _ = state.wkv.shape
+    print(f"wrote {target}: {layers} layers, {heads} heads of {size}, layout {layout} ({LAYOUTS[layout].tools})")
 
 
 def _write_safetensors(path: str, flat: Tensors) -> None:
@@ -70,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     change = commands.add_parser("convert", help="write a checkpoint in another format")
     change.add_argument("source", help="any checkpoint that inspect reads")
     change.add_argument("target", help="file to write; .safetensors, .pth or .bin (rwkv.cpp)")
+    state = commands.add_parser("state", help="write a state file as another tool wants it")
+    state.add_argument("source", help="a state file: ours, .pth, .safetensors or .st")
+    state.add_argument("target", help="file to write; .pth, .safetensors or .st")
+    state.add_argument("--layout", choices=LAYOUTS, required=True, help="axis order and dtype of the target")
+    state.add_argument("--source-layout", choices=LAYOUTS, help="of a file that is not ours and does not tell itself")
+    state.add_argument("--drop-shifts", action="store_true", help="leave out token-shift states the target cannot hold")
     change.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: keep them as they are)")
     return parser
 

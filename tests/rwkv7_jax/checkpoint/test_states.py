@@ -20,6 +20,7 @@ from rwkv7_jax.checkpoint import (
     save_state,
     to_rwkv_list,
 )
+from rwkv7_jax.checkpoint.__main__ import main as cli
 
 
 def random_state(seed=0, depth=3, heads=2, size=4, *, shifts=True, half=False) -> State:
@@ -195,3 +196,14 @@ def test_list_of_the_rwkv_package(seed):
     assert_equal(from_rwkv_list(arrays), state)
     with pytest.raises(ValueError, match="three arrays"):
         from_rwkv_list(arrays[:-1])
+
+
+def test_command_line_rewrites_a_state_for_another_tool(tmp_path, capsys):
+    state = random_state(shifts=False)
+    save_state(tmp_path / "ours.safetensors", state, metadata={})
+    foreign = str(tmp_path / "foreign.pth")
+    assert cli(["state", str(tmp_path / "ours.safetensors"), foreign, "--layout", "rlhf"]) == 0
+    assert "3 layers, 2 heads of 4, layout rlhf" in capsys.readouterr().out
+    np.testing.assert_array_equal(load_state(foreign, layout="rlhf").state.wkv, state.wkv)
+    assert cli(["state", foreign, str(tmp_path / "again.st"), "--layout", "web-rwkv"]) == 2
+    assert "axis order cannot be seen" in capsys.readouterr().err
