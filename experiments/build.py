@@ -15,7 +15,7 @@ from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
 from state_tuning import train
 
 ASSETS = Path(__file__).parent / "assets" / "pocket"
-EMBEDDED = {"pocket/student": ASSETS / "student.safetensors", "pocket/teacher": ASSETS / "teacher.safetensors"}
+EMBEDDED = {"pocket/student": ASSETS / "student.safetensors"}
 
 
 class Built(NamedTuple):

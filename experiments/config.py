@@ -29,7 +29,7 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Which frozen model is tuned, and how it computes."""
 
-    checkpoint: str = option("pocket/student", "pocket/student, pocket/teacher, or a path (.pth, .safetensors, .bin)")
+    checkpoint: str = option("pocket/student", "pocket/student (embedded), or a path (.pth, .safetensors, .bin)")
     tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")
     wkv: str | None = option(None, "WKV implementation (scan, chunked, ...); none: chosen by device")

@@ -1,4 +1,4 @@
-"""The embedded teacher: 4 x 192, 2.3M parameters, trained from scratch on the same text as the student.
+"""A teacher for the embedded student: 4 x 192, 2.3M parameters, trained from scratch on the same text as the student.
 
 python -m experiments.pretrain --config pretrain_teacher
 """
