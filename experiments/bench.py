@@ -152,7 +152,7 @@ def tuning(who: str, checkpoint: Path) -> tuple[Callable[[], Any], list[float]]:
 def rwkv_pip(task: str, checkpoint: Path) -> tuple[Callable[[], Any], list[float]]:
     """PyPI rwkv, float32 on CPU."""
     os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from rwkv.model import RWKV
 
     model = RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32")
