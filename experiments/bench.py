@@ -9,7 +9,6 @@ time is printed for logits that differ.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -215,8 +214,13 @@ def work(who: str, task: str, checkpoint: Path, shape: str) -> None:
         started = time.perf_counter()
         call()
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak_memory()}), flush=True)
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far in bytes (Linux; ru_maxrss would include the parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 class Worker:

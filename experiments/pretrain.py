@@ -114,7 +114,8 @@ def make_program(config: PretrainConfig) -> Program:
 
     def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Any]:
         value, grads = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's bias corrections mix int32 counts with float32
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), value
 
     return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(loss))

