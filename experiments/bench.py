@@ -303,8 +303,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def compare(shape: str, rounds: int) -> dict[str, Any]:
-    """All measurements as one JSON value."""
+def compare(shape: str, rounds: int, without: list[str]) -> dict[str, Any]:
+    """All measurements as one JSON value, but for those of whom `without` names."""
+    jobs = tuple(job for job in JOBS if job.who not in without)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
         make_checkpoint(checkpoint, shape)
@@ -312,7 +313,7 @@ def compare(shape: str, rounds: int) -> dict[str, Any]:
         importer = Worker(Job("ours", "import", 0), checkpoint, shape)
         importer.measure()
         importer.close()
-        workers, missing = start(JOBS, checkpoint, shape)
+        workers, missing = start(jobs, checkpoint, shape)
         missing |= disagreement(workers)
         for index in range(rounds):
             print(f"round {index + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -323,7 +324,7 @@ def compare(shape: str, rounds: int) -> dict[str, Any]:
             worker.close()
     best = {job.task: workers[job].seconds for job in workers if job.who == "ours"}
     rows = []
-    for job in JOBS:
+    for job in jobs:
         row: dict[str, Any] = {"task": job.task, "who": job.who}
         if job in missing:
             rows.append(row | {"problem": missing[job]})
@@ -344,6 +345,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=5, help="times that everybody is measured in turn; the best counts"
     )
+    names = ", ".join(sorted({job.who for job in JOBS} - {"ours"}))
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help=f"leave out one of: {names}")
     parser.add_argument("--json", type=Path, help="write all numbers to this file too")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
@@ -352,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
         who, task = args.worker
         work(who, task, args.checkpoint, args.shape)
         return 0
-    result = compare(args.shape, args.rounds)
+    result = compare(args.shape, args.rounds, args.without)
     print(table(result["rows"]))
     found = result["import"]
     print(f"\nimport of the .pth: {found['seconds']:.1f} s, peak memory {found['peak'] / found['file']:.2f} x the file "
