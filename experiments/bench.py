@@ -276,10 +276,11 @@ def disagreement(workers: dict[Job, Worker]) -> dict[Job, str]:
     """Jobs whose result is not the one that it is compared with: PyPI rwkv's logits, or our own loss."""
     wrong = {}
     for job, worker in workers.items():
-        other = "ours" if job.task == "state-tuning step" else "rwkv"
-        wanted = next((w.result for j, w in workers.items() if j.who == other and w.result), None)
-        if job.task == "state-tuning step":
-            wanted = next((w.result for j, w in workers.items() if j.who == "ours" and j.task == job.task), None)
+        tuning = job.task == "state-tuning step"
+        peers = (
+            w for j, w in workers.items() if (j.who == "ours" and j.task == job.task if tuning else j.who == "rwkv")
+        )
+        wanted = next((peer.result for peer in peers if peer.result), None)
         if not worker.result or not wanted:
             continue
         scale = max(abs(x) for x in wanted)

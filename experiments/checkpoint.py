@@ -10,13 +10,15 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from experiments.overrides import UsageError
 
+T = TypeVar("T")
 KEEP = 2
 MANIFEST = "MANIFEST.json"
 
@@ -97,6 +99,21 @@ def restore(folder: Path, template: Any, identity: str) -> Resumed | None:
     if not warnings:
         return None
     return Resumed(None, {}, 0, [*warnings, f"no undamaged checkpoint in {folder}; starting anew"])
+
+
+def resume(folder: Path, fresh: T, data: Any, identity: str) -> tuple[T, int]:
+    """(state, step) of the newest undamaged checkpoint, `data` (a Grain iterator) moved to its position; or (fresh, 0).
+
+    Raises:
+      UsageError: the checkpoint belongs to a run with other settings or data.
+    """
+    found = restore(folder, fresh, identity)
+    for line in found.warnings if found else ():
+        print(f"warning: {line}", file=sys.stderr)
+    if found is None or found.tree is None:
+        return fresh, 0
+    data.set_state(found.meta["data"])
+    return found.tree, found.step
 
 
 def check_identity(folder: Path, found: str | None, wanted: str) -> None:

@@ -129,7 +129,8 @@ def pretrain(config: PretrainConfig) -> Iterator[dict[str, Any]]:
 
     folder, identity = config.folder, digest(resolved(config, without=BOOKKEEPING))
     program, data = make_program(config), batches(config, config.seed)
-    state, start = resume(config, program.init(jax.random.key(config.seed)), data, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    state, start = checkpoint.resume(folder, program.init(jax.random.key(config.seed)), data, identity)
     stream = batches(config, config.seed + HELD_OUT_SEED)
     held_out = [next(stream) for _ in range(HELD_OUT_BATCHES)]
     (folder / "config.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
@@ -152,20 +153,6 @@ def pretrain(config: PretrainConfig) -> Iterator[dict[str, Any]]:
             if index % config.checkpoint_every == 0:
                 checkpoint.save(folder, index, state, {"identity": identity, "data": data.get_state()})
     export(config, state.params)
-
-
-def resume(config: PretrainConfig, fresh: TrainState, data: Any, identity: str) -> tuple[TrainState, int]:
-    """(state, step) of the newest undamaged checkpoint, the data moved to its position; or (fresh, 0)."""
-    from experiments import checkpoint
-
-    config.folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoint.restore(config.folder, fresh, identity)
-    for line in found.warnings if found else ():
-        print(f"warning: {line}", file=sys.stderr)
-    if found is None or found.tree is None:
-        return fresh, 0
-    data.set_state(found.meta["data"])
-    return found.tree, found.step
 
 
 def export(config: PretrainConfig, params: Any) -> None:

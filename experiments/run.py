@@ -196,7 +196,7 @@ def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
     tuned = train.init(tools.optimizer, train.init_trainable(built.model.config, tools.settings))
     examples = data.encode_pairs(built.tokenizer, job.train, config.data)
     batches = data.training_batches(examples, config.data.batch_size, config.seed)
-    tuned, start = resume(folder, tuned, batches, tools.identity)
+    tuned, start = checkpoint.resume(folder, tuned, batches, tools.identity)
     tools.log.rewind(job.name, start)
     rate = Throughput()
     with progress_bar(steps, f"{job.name}: tuning", "step", start) as bar:
@@ -218,19 +218,6 @@ def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
                 checkpoint.save(folder, index, tuned, {"identity": tools.identity, "data": batches.get_state()})
             tools.interrupt.check()
     return tuned
-
-
-def resume(folder: "Path", fresh: "train.TuneState", batches: Any, identity: str) -> tuple["train.TuneState", int]:
-    """(state, step) of the newest undamaged checkpoint, the batches moved to its position; or (fresh, 0)."""
-    from experiments import checkpoint
-
-    found = checkpoint.restore(folder, fresh, identity)
-    for line in found.warnings if found else ():
-        print(f"warning: {line}", file=sys.stderr)
-    if found is None or found.tree is None:
-        return fresh, 0
-    batches.set_state(found.meta["data"])
-    return found.tree, found.step
 
 
 if __name__ == "__main__":
