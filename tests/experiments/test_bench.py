@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments import bench
+from experiments.bench import __main__ as bench
+from experiments.bench import inputs, ours
 
 
 def test_table_names_what_was_not_measured():
@@ -27,7 +28,7 @@ def test_a_wrong_result_is_named():
     workers: dict[Any, Any] = {
         job: SimpleNamespace(result=result) for job, result in zip(prefill, results, strict=True)
     }
-    assert list(bench.disagreement(workers)) == [bench.Job("ours", "prefill", bench.PREFILL)]
+    assert list(bench.disagreement(workers)) == [bench.Job("ours", "prefill", inputs.PREFILL)]
     workers[prefill[0]].result = [1.0, 2.1]
     assert not bench.disagreement(workers)
 
@@ -35,7 +36,7 @@ def test_a_wrong_result_is_named():
 @pytest.mark.parametrize("task", ["prefill", "decode"])
 def test_our_jobs_run_on_the_tiny_shape(task: str, tmp_path: Path):
     path = tmp_path / "random.pth"
-    bench.make_checkpoint(path, "tiny")
-    call, logits = bench.ours(task, path)
+    inputs.make_checkpoint(path, "tiny")
+    call, logits = ours.generation(task, path)
     call()
-    assert len(logits) == bench.SHAPES["tiny"]["vocab_size"]
+    assert len(logits) == inputs.SHAPES["tiny"]["vocab_size"]

@@ -1,0 +1,39 @@
+"""What every measured process runs on: shapes, a random checkpoint, and the same pseudo-text."""
+
+from pathlib import Path
+from typing import Any
+
+PREFILL, TUNE, DECODE = 512, 512, 32
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.1B": {"vocab_size": 65536, "n_layer": 12, "n_embd": 768},
+    "tiny": {"vocab_size": 512, "n_layer": 2, "n_embd": 128},
+}
+
+
+def make_checkpoint(path: Path, shape: str) -> None:
+    """A random model in BlinkDL's .pth layout (bfloat16), away from the zeros of the official initialisation."""
+    import jax
+    import jax.numpy as jnp
+    import ml_dtypes
+    import numpy as np
+
+    from rwkv7_jax import RWKV7, RWKV7Config, zero_state
+    from rwkv7_jax.checkpoint import names, pth
+
+    config = RWKV7Config(**SHAPES[shape])
+    model = RWKV7(config)
+    tree = jax.eval_shape(
+        lambda key: model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(config, 1)), jax.random.key(0)
+    )["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = leaf.shape[-1] ** -0.5 if len(leaf.shape) > 1 else 0.2
+        return (scale * rng.standard_normal(leaf.shape, np.float32)).astype(ml_dtypes.bfloat16)
+
+    pth.write(path, names.params_to_flat(jax.tree.map(draw, tree)))
+
+
+def tokens(count: int, vocab: int) -> list[int]:
+    """The same pseudo-text for everybody."""
+    return [(7919 * i + 13) % (vocab - 1) + 1 for i in range(count)]
