@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from pallas_kernels import parallel, sequential
-from pallas_kernels.layout import OpInputs, Saved, saved_for_state
+from pallas_kernels.layout import OpInputs, saved_for_state, varying
 
 
 def by_platform(rule: str) -> Callable[..., Any]:
@@ -22,8 +22,12 @@ def by_platform(rule: str) -> Callable[..., Any]:
     return partial(lax.platform_dependent, cpu=getattr(sequential, rule), default=getattr(parallel, rule))
 
 
-def make_op(schedule: Callable[[str], Callable[..., Any]]) -> Callable[..., tuple[Array, Array]]:
+def make_op(
+    schedule: Callable[[str], Callable[..., Any]], nothing: Callable[[OpInputs], Any] = saved_for_state
+) -> Callable[..., tuple[Array, Array]]:
     """The op with its gradient, from a function that finds `forward`, `backward`, ... by name.
+
+    `nothing` makes the residuals of the gradient of s0 alone, of the structure that `forward_saving` returns.
 
     Returns op(r, log_w, k, v, a, b, s0, reset=None) -> (y, s_T) with the shapes and dtypes of `reference.wkv7_scan`,
     differentiable once, in reverse mode.
@@ -40,9 +44,9 @@ def make_op(schedule: Callable[[str], Callable[..., Any]]) -> Callable[..., tupl
         if any(z.perturbed for z in args[:6]):
             y, s_last, saved = schedule("forward_saving")(x, s0)
             return (y, s_last), saved
-        return schedule("forward")(x, s0), saved_for_state(x)
+        return schedule("forward")(x, s0), nothing(x)
 
-    def backward(saved: Saved, cotangents: tuple):
+    def backward(saved: Any, cotangents: tuple):
         dy, ds = (_dense(z) for z in cotangents)
         if saved.for_state_only:
             return (*(None,) * 6, schedule("state_backward")(saved.inputs, dy, ds), None)
@@ -56,7 +60,7 @@ def _dense(cotangent: Any) -> Array:
     """The array that a cotangent stands for."""
     if isinstance(cotangent, SymbolicZero):
         aval: Any = cotangent.aval
-        return jnp.zeros(aval.shape, aval.dtype)
+        return varying(jnp.zeros(aval.shape, aval.dtype), aval.manual_axis_type.varying)
     return cotangent
 
 

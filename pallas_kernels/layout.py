@@ -1,10 +1,10 @@
 """What the schedules of the chunked WKV-7 share: op inputs, residuals, and cutting time into chunks."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from pallas_kernels.chunk_math import ChunkInputs
@@ -40,6 +40,17 @@ class Saved(NamedTuple):
     @property
     def for_state_only(self) -> bool:
         return self.states.shape[0] == 0
+
+
+def varying(x: Array, axes: frozenset[Any]) -> Array:
+    """x, under `shard_map` as something that differs along the mesh axes `axes` (too)."""
+    missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def shape_like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """What a kernel writes, differing along the same mesh axes as x."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def saved_for_state(x: OpInputs) -> Saved:

@@ -61,7 +61,7 @@ def forward_saving(x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
     def chunk(carry: tuple[Array, Array, Array], start: Array) -> tuple[tuple[Array, Array, Array], Array]:
         return lax.fori_loop(start, jnp.minimum(start + size, length), token, carry), carry[0]
 
-    outputs = (s0, jnp.zeros_like(x.v), jnp.zeros(x.v.shape, jnp.float32))
+    outputs = (s0, jnp.zeros_like(x.v), jnp.zeros_like(x.v, jnp.float32))
     (s_last, y, u), states = lax.scan(chunk, outputs, jnp.arange(0, length, size))
     return y, s_last, Saved(x, states, u)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import chunked, parallel
+from pallas_kernels import chunked, gpu, parallel, tpu
 
 ACCELERATOR_SCHEDULE = "chunked, accelerator schedule"
 
@@ -21,13 +21,34 @@ def rng():
     return np.random.default_rng(seed)
 
 
+HARDWARE = {"gpu": "gpu", "triton": "gpu", "tpu": "tpu"}
+"""The backend that an implementation needs, unless it can be interpreted."""
+
+
 @pytest.fixture(scope="session", params=[*pallas_kernels.IMPLEMENTATIONS, ACCELERATOR_SCHEDULE])
 def implementation(request):
-    """The name of an implementation of `wkv7`; the schedule for accelerators is bound here on CPU as one more."""
-    op = chunked.make_op(lambda rule: getattr(parallel, rule))
+    """The name of an implementation of `wkv7`; the schedule for accelerators is bound here on CPU as one more.
+
+    Kernels for hardware that is not here run interpreted.
+    """
+    bound = {
+        ACCELERATOR_SCHEDULE: lambda: chunked.make_op(lambda rule: getattr(parallel, rule)),
+        "gpu": lambda: gpu.make_op(interpret=True),
+        "tpu": lambda: tpu.make_op(interpret=True),
+    }
+    here = HARDWARE.get(request.param) == jax.default_backend()
+    if request.param in HARDWARE and request.param not in bound and not here:
+        pytest.skip(f"{request.param} cannot be interpreted and there is no GPU; see test_triton.py")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pallas_kernels.IMPLEMENTATIONS, ACCELERATOR_SCHEDULE, jax.jit(op))
+        if request.param in bound and not here:
+            patch.setitem(pallas_kernels.IMPLEMENTATIONS, request.param, jax.jit(bound[request.param]()))
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def fit(implementation):
+    """fit(shape): the shape, with heads of a size that the implementation has kernels for."""
+    return lambda shape: shape._replace(key=64, value=64) if implementation == "tpu" else shape
 
 
 def oracle_forward(x, valid, reset):
@@ -86,14 +107,29 @@ def oracle():
     return run
 
 
+@pytest.fixture
+def some_gpu():
+    """Names a GPU to lower for, which JAX 0.11 wants to know where there is none."""
+    if jax.__version_info__ < (0, 11):
+        yield
+        return
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), (jax.sharding.AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
 @pytest.fixture(scope="session")
 def error():
-    """Two measures of a difference: `max` relative to the largest entry, `l2` relative to the norm."""
+    """Two measures of a difference: `max` relative to the largest entry, `l2` relative to the norm.
+
+    Where all of the expected entries are exactly zero, the difference itself.
+    """
 
     def largest(x, y):
-        return float(np.max(np.abs(np.asarray(x, np.float64) - y)) / max(np.max(np.abs(y)), 1e-30))
+        return float(np.max(np.abs(np.asarray(x, np.float64) - y)) / (np.max(np.abs(y)) or 1.0))
 
     def l2(x, y):
-        return float(np.linalg.norm(np.asarray(x, np.float64) - y) / max(np.linalg.norm(y), 1e-30))
+        return float(np.linalg.norm(np.asarray(x, np.float64) - y) / (np.linalg.norm(y) or 1.0))
 
     return types.SimpleNamespace(max=largest, l2=l2)

@@ -6,8 +6,11 @@ import jax
 import pytest
 
 import pallas_kernels
-from pallas_kernels import bench
+from pallas_kernels import bench, triton
+from pallas_kernels.measure import DECODE, TASKS
+from pallas_kernels.peers import of_jax
 from pallas_kernels.reference import wkv7_scan
+from pallas_kernels.shapes import Shape
 
 
 def test_table_and_json(tmp_path, capsys):
@@ -15,9 +18,11 @@ def test_table_and_json(tmp_path, capsys):
     assert bench.main(["--shape", "1,5,1,4", "--repeats", "1", "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert {(r["task"], r["implementation"]) for r in rows} == {
-        (task, name) for task in bench.TASKS for name in pallas_kernels.IMPLEMENTATIONS
+        *((task, name) for task in TASKS for name in bench.runnable()),
+        (DECODE, "xla"),
     }
-    assert all(r["ratio"] == pytest.approx(r["scan_seconds"] / r["seconds"]) for r in rows)
+    scan = {r["task"]: r["seconds"] for r in rows if r["implementation"] in bench.BASELINES}
+    assert all(r["error"] <= 1e-5 and r["ratio"] == pytest.approx(scan[r["task"]] / r["seconds"]) for r in rows)
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
 
 
@@ -28,6 +33,17 @@ def test_a_wrong_result_is_not_timed(monkeypatch, capsys):
     assert "wrong, forward, (1, 5, 1, 4, 4): relative error" in capsys.readouterr().err
 
 
+def test_the_failure_of_a_library_is_a_row_without_a_time():
+    def refuses(*x):
+        raise TypeError("not\nhere")
+
+    rows = list(bench.measure(Shape(1, 5, 1, 4, 4), "float32", 1, [of_jax("other", refuses)], rate=1e9))
+    failed = [r for r in rows if "failed" in r]
+    assert [(r["task"], r["implementation"], r["failed"]) for r in failed] == [(t, "other", "not here") for t in TASKS]
+    assert "not here" in bench.show(failed[0])
+    assert all(r["of_bandwidth"] > 0 for r in rows if r not in failed)
+
+
 @pytest.mark.parametrize(
     "arguments", [["--shape", "1,2"], ["--shape", "1,0,1,4"], ["--repeats", "0"], ["--json", "/nowhere/x"]]
 )
@@ -36,3 +52,10 @@ def test_wrong_arguments(arguments, capsys):
         bench.main(arguments)
     assert caught.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_only_what_this_machine_can_run_is_timed(monkeypatch):
+    assert set(bench.runnable()) == set(pallas_kernels.IMPLEMENTATIONS) - {"gpu", "triton", "tpu"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(triton, "missing", lambda: "jax-triton")
+    assert set(bench.runnable()) == set(pallas_kernels.IMPLEMENTATIONS) - {"tpu", "triton"}

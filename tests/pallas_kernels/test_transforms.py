@@ -20,6 +20,12 @@ def arrays(rng):
     return [jnp.asarray(x) for x in make_example(rng, SHAPE).inputs.values()]
 
 
+@pytest.fixture
+def fitting(rng, fit):
+    """As `arrays`, for the implementation at hand."""
+    return [jnp.asarray(x) for x in make_example(rng, fit(SHAPE)).inputs.values()]
+
+
 def loss(op, *arrays):
     y, s_last = op(*arrays)
     return jnp.sum(y**2) + jnp.sum(s_last**2)
@@ -30,18 +36,18 @@ def assert_close(result, expected):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(y))))
 
 
-def test_vmap_equals_a_loop(implementation, arrays):
+def test_vmap_equals_a_loop(implementation, fitting):
     grad = jax.grad(partial(loss, partial(wkv7, implementation=implementation)), argnums=EVERY_INPUT)
-    stacked = [jnp.stack([x, 0.9 * x]) for x in arrays]
+    stacked = [jnp.stack([x, 0.9 * x]) for x in fitting]
     mapped = jax.jit(jax.vmap(grad))(*stacked)
     plain = jax.jit(grad)
     for i in range(2):
         assert_close([g[i] for g in mapped], plain(*(x[i] for x in stacked)))
 
 
-def test_remat_and_scan_over_layers(implementation, arrays):
+def test_remat_and_scan_over_layers(implementation, fitting):
     op = partial(wkv7, implementation=implementation)
-    r, log_w, k, v, a, b, s0 = arrays
+    r, log_w, k, v, a, b, s0 = fitting
 
     def layer(x, s):
         y, s = op(r, log_w, k, x, a, b, s)
@@ -62,9 +68,9 @@ def test_remat_and_scan_over_layers(implementation, arrays):
     assert_close(*(jax.jit(jax.grad(f, argnums=(0, 1)))(v, states) for f in (scanned, looped)))
 
 
-def test_gradient_of_the_state_alone_equals_the_full_one(implementation, arrays):
+def test_gradient_of_the_state_alone_equals_the_full_one(implementation, fitting):
     plain = partial(loss, partial(wkv7, implementation=implementation))
-    state_only, full = (jax.jit(jax.grad(plain, argnums=n))(*arrays) for n in (6, EVERY_INPUT))
+    state_only, full = (jax.jit(jax.grad(plain, argnums=n))(*fitting) for n in (6, EVERY_INPUT))
     assert_close(state_only, full[6])
 
 

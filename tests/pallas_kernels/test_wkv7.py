@@ -55,7 +55,8 @@ def as_bfloat16(example):
 
 
 @pytest.mark.parametrize("shape", TEST, ids=lambda shape: f"T{shape.length}")
-def test_matches_the_oracle(implementation, shape, rng, oracle, error):
+def test_matches_the_oracle(implementation, fit, shape, rng, oracle, error):
+    shape = fit(shape)
     nowhere = np.zeros((shape.batch, shape.length), bool)
     for regime in REGIMES:
         example = make_example(rng, shape, regime)
@@ -79,9 +80,10 @@ def test_matches_the_oracle_at_the_released_head_size(implementation, rng, oracl
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-def test_bfloat16_inputs(implementation, regime, rng, oracle, error):
-    example = as_bfloat16(make_example(rng, SMALL, regime))
-    valid, reset = flags(rng, SMALL)
+def test_bfloat16_inputs(implementation, fit, regime, rng, oracle, error):
+    small = fit(SMALL)
+    example = as_bfloat16(make_example(rng, small, regime))
+    valid, reset = flags(rng, small)
     result = run(implementation, example, valid, reset)
     assert {n: result[n].dtype for n in ("y", "s_T", "v", "s0")} == {
         "y": jnp.bfloat16, "s_T": jnp.float32, "v": jnp.bfloat16, "s0": jnp.float32,
@@ -91,17 +93,19 @@ def test_bfloat16_inputs(implementation, regime, rng, oracle, error):
         assert error.l2(result[name], expected) <= limit, name
 
 
-def test_without_flags_is_all_valid_and_no_resets(implementation, rng):
-    arrays = [jnp.asarray(x) for x in make_example(rng, SMALL).inputs.values()]
-    on = jnp.ones((SMALL.batch, SMALL.length), bool)
+def test_without_flags_is_all_valid_and_no_resets(implementation, fit, rng):
+    small = fit(SMALL)
+    arrays = [jnp.asarray(x) for x in make_example(rng, small).inputs.values()]
+    on = jnp.ones((small.batch, small.length), bool)
     op = jax.jit(partial(wkv7, implementation=implementation))
     for plain, flagged in zip(op(*arrays), op(*arrays, valid=on, reset=~on), strict=True):
         np.testing.assert_allclose(plain, flagged, rtol=0, atol=FLOAT32 * float(jnp.max(jnp.abs(plain))))
 
 
-def test_whole_row_equals_two_calls_equals_token_by_token(implementation, rng, error):
-    inputs = dict(zip(NAMES, map(jnp.asarray, make_example(rng, SMALL).inputs.values()), strict=True))
-    valid, reset = (jnp.asarray(x) for x in flags(rng, SMALL))
+def test_whole_row_equals_two_calls_equals_token_by_token(implementation, fit, rng, error):
+    small = fit(SMALL)
+    inputs = dict(zip(NAMES, map(jnp.asarray, make_example(rng, small).inputs.values()), strict=True))
+    valid, reset = (jnp.asarray(x) for x in flags(rng, small))
     op = jax.jit(partial(wkv7, implementation=implementation))
 
     def pieces(*lengths):
@@ -118,24 +122,26 @@ def test_whole_row_equals_two_calls_equals_token_by_token(implementation, rng, e
             assert error.max(part, expected) <= FLOAT32, lengths
 
 
-def test_rows_do_not_see_each_other(implementation, rng):
-    first, other = make_example(rng, SMALL), make_example(rng, SMALL, "strong")
+def test_rows_do_not_see_each_other(implementation, fit, rng):
+    small = fit(SMALL)
+    first, other = make_example(rng, small), make_example(rng, small, "strong")
     mixed = jax.tree.map(lambda x, y: np.concatenate([x[:1], y[1:]]), first, other)
-    valid, reset = flags(rng, SMALL)
+    valid, reset = flags(rng, small)
     results = [run(implementation, example, valid, reset) for example in (first, mixed)]
     for name in results[0]:
         np.testing.assert_array_equal(results[0][name][0], results[1][name][0], err_msg=name)
     assert np.any(results[0]["y"][1] != results[1]["y"][1])
 
 
-def test_a_reset_forgets_everything_before_it(implementation, rng, error):
-    late = np.arange(SMALL.length)[None, :, None, None] >= 40
-    example = make_example(rng, SMALL)
+def test_a_reset_forgets_everything_before_it(implementation, fit, rng, error):
+    small = fit(SMALL)
+    late = np.arange(small.length)[None, :, None, None] >= 40
+    example = make_example(rng, small)
     example = example._replace(dy=np.where(late, example.dy, np.float32(0)))
-    valid, reset = flags(rng, SMALL)
+    valid, reset = flags(rng, small)
     valid[:, 40], reset[:, 40] = False, True
     result = run(implementation, example, valid, reset)
-    changed = make_example(rng, SMALL).inputs
+    changed = make_example(rng, small).inputs
     inputs = {n: changed[n] if n == "s0" else np.where(late, x, changed[n]) for n, x in example.inputs.items()}
     other = run(implementation, example._replace(inputs=inputs), valid, reset)
     for part, expected in ((result["s_T"], other["s_T"]), (result["y"][:, 40:], other["y"][:, 40:])):
@@ -143,9 +149,10 @@ def test_a_reset_forgets_everything_before_it(implementation, rng, error):
     assert not np.any(result["s0"]), "the gradient of s0 must not cross a reset"
 
 
-def test_state_passes_through_a_row_of_padding(implementation, rng):
-    example = make_example(rng, SMALL)
-    off = np.zeros((SMALL.batch, SMALL.length), bool)
+def test_state_passes_through_a_row_of_padding(implementation, fit, rng):
+    small = fit(SMALL)
+    example = make_example(rng, small)
+    off = np.zeros((small.batch, small.length), bool)
     result = run(implementation, poisoned(example, off), off, off)
     np.testing.assert_array_equal(result["s_T"], example.inputs["s0"])
     np.testing.assert_array_equal(result["s0"], example.ds)

@@ -1,0 +1,60 @@
+"""What the compiler says of every kernel, for hardware that is not attached.
+
+    python -m pallas_kernels.aot --target v5e [--shape B,T,H,N] [--json PATH]
+
+Needs the extra `aot`: libtpu for a TPU; a CUDA plugin of JAX and ptxas for a GPU.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from pallas_kernels.aot import table
+
+TPUS = ("v5e", "v5p", "v6e")
+GPUS = ("h100", "h200", "a100")
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int]:
+    """ "B,T,H,N" with K = V = N."""
+    try:
+        batch, length, heads, size = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: write B,T,H,N, for example 8,4096,32,64") from None
+    if min(batch, length, heads, size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: every size must be at least 1")
+    return batch, length, heads, size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; exit status 1 if a kernel does not compile, 2 if nothing can be compiled here."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.aot", description="Compile the kernels for hardware that is not attached."
+    )
+    parser.add_argument("--target", required=True, choices=[*TPUS, *GPUS])
+    parser.add_argument("--shape", type=parse_shape, default=(8, 4096, 32, 64), help="B,T,H,N (default 8,4096,32,64)")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    try:
+        rows = _rows(options.target, options.shape)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    print(table.text(rows))
+    if options.json:
+        options.json.write_text(table.to_json(rows))
+    return int(any(row.status != table.COMPILED for row in rows))
+
+
+def _rows(target: str, shape: tuple[int, ...]) -> list[table.Row]:
+    if target in TPUS:
+        from pallas_kernels.aot import tpu
+
+        return tpu.rows(target, shape)
+    from pallas_kernels.aot import gpu
+
+    return gpu.rows(target, shape)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

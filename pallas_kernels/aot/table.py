@@ -1,0 +1,66 @@
+"""One row per kernel and target, as text and as JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+COMPILED = "compiled"
+
+
+class Row(NamedTuple):
+    """What the compiler said of one kernel; None where it says nothing or the target has no such thing.
+
+    status: `COMPILED`, or the compiler's message in one line.
+    memory: bytes of on-chip memory, VMEM on a TPU and shared memory on a GPU.
+    registers, spills: per thread, and bytes spilled, on a GPU.
+    bundles: instruction bundles in the static schedule of one step of a TPU kernel's grid.
+    bound_ms: bundles of all steps over the clock, a lower bound of the time; floor_ms: bytes moved over the
+    memory's bandwidth.
+    """
+
+    kernel: str
+    target: str
+    shape: tuple[int, ...]
+    dtype: str
+    status: str
+    memory: int | None = None
+    registers: int | None = None
+    spills: int | None = None
+    bundles: int | None = None
+    bound_ms: float | None = None
+    floor_ms: float | None = None
+
+
+HEADINGS = {
+    "kernel": "kernel", "dtype": "dtype", "memory": "memory KiB", "registers": "registers", "spills": "spills B",
+    "bundles": "bundles", "bound_ms": "bound ms", "floor_ms": "floor ms", "status": "status",
+}  # fmt: skip
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The rows as an aligned table; columns in which no row has anything are left out."""
+    columns = [name for name in HEADINGS if any(getattr(row, name) is not None for row in rows)]
+    lines = [[HEADINGS[name] for name in columns]]
+    lines += [[_cell(name, getattr(row, name)) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "memory":
+        return f"{value / 1024:.0f}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """The rows as JSON text, one object per row."""
+    return json.dumps([row._asdict() for row in rows], indent=1) + "\n"
+
+
+def from_json(text: str) -> list[Row]:
+    """The rows that `to_json` wrote."""
+    return [Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(text)]

@@ -1,0 +1,57 @@
+"""WKV-7 as Pallas kernels for NVIDIA GPUs from Ampere on, through Pallas's Triton lowering.
+
+The mathematics of `pallas_kernels.chunk_math` in chunks of 16 tokens, one program per head, the state in registers.
+bfloat16 inputs are multiplied in bfloat16 with float32 sums and state; float32 inputs, or a mixture, by three tf32
+products each, which is as exact as float32. Any T; head sizes that are no power of two are masked.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from pallas_kernels import chunked
+from pallas_kernels.gpu.tuning import Tuning
+
+MAX_SIZE = 64
+"""Largest K and V: what one program holds in registers."""
+
+__all__ = ["MAX_SIZE", "Tuning", "make_op", "rule", "supports", "wkv7_gpu"]
+
+
+def supports(key: int, value: int) -> bool:
+    """Whether there is a kernel for heads of these sizes."""
+    return max(key, value) <= MAX_SIZE
+
+
+@cache
+def rule(name: str, tuning: Tuning | None = None, interpret: bool = False) -> Callable[..., Any]:
+    """`forward`, `forward_saving`, `backward` or `state_backward`, as `chunked.make_op` asks for them; traced once."""
+    from pallas_kernels.gpu.launch import Launch
+
+    return jax.jit(getattr(Launch(tuning, interpret), name))
+
+
+def make_op(tuning: Tuning | None = None, interpret: bool = False) -> Callable[..., tuple[Array, Array]]:
+    """The op, see `chunked.make_op`. tuning: None chooses by dtype; interpret: run the kernels on a CPU.
+
+    Raises (the op):
+        ValueError: heads of a size that has no kernel; when compiled for anything but a GPU, unless interpreted.
+    """
+    op = chunked.make_op(partial(rule, tuning=tuning, interpret=interpret))
+
+    def checked(r, log_w, k, v, a, b, s0, reset=None):
+        key, value = r.shape[3], v.shape[3]
+        if not supports(key, value):
+            raise ValueError(
+                f"wkv7: implementation 'gpu' has kernels for K and V up to {MAX_SIZE}, got K = {key}, V = {value}: "
+                "take 'chunked'"
+            )
+        return op(r, log_w, k, v, a, b, s0, reset)
+
+    return checked
+
+
+wkv7_gpu = make_op()

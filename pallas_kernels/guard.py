@@ -1,0 +1,39 @@
+"""A mark on a program that lets it compile for one platform only, and says so in one line elsewhere."""
+
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+HARDWARE = {"cuda": "an NVIDIA GPU", "tpu": "a TPU"}
+
+_only_on = Primitive("wkv7_only_on")
+
+
+def only_on(x: Array, platform: str, implementation: str) -> Array:
+    """x itself, in a program for `platform`, a key of `HARDWARE`, only.
+
+    Raises (when the program is compiled):
+        ValueError: for any other platform.
+    """
+    return _only_on.bind(x, platform=platform, implementation=implementation)
+
+
+def _lower(context, x, *, platform, implementation):
+    platforms = tuple(context.module_context.platforms)
+    if platforms != (platform,):
+        raise ValueError(
+            f"wkv7: implementation {implementation!r} runs on {HARDWARE[platform]} only, but this program is compiled "
+            f"for {' and '.join(platforms)}: {_advice(platform, platforms)}"
+        )
+    return [x]
+
+
+def _advice(platform: str, platforms: tuple[str, ...]) -> str:
+    if platform in platforms:
+        return "export for one platform at a time, or take 'chunked'"
+    return "leave `implementation` out to get what fits the device"
+
+
+_only_on.def_abstract_eval(lambda x, **_: x)
+batching.primitive_batchers[_only_on] = lambda args, axes, **where: (only_on(*args, **where), *axes)
+mlir.register_lowering(_only_on, _lower)

@@ -1,0 +1,45 @@
+"""WKV-7 as Pallas kernels for TPU: forward, full backward, and the backward of the state alone.
+
+The same chunked mathematics as `pallas_kernels.chunk_math`, in chunks of 64 tokens, with heads packed into the lanes of
+the matrix unit. bfloat16 inputs are multiplied as they are, with float32 accumulation and state; float32 inputs take
+products in full float32.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jax import Array
+
+from pallas_kernels import chunked
+from pallas_kernels.tpu import rules
+
+HEAD_SIZES = (64, 128)
+
+
+def supports(key: int, value: int) -> bool:
+    """Whether there is a kernel for heads of these sizes."""
+    return key == value and key in HEAD_SIZES
+
+
+def make_op(interpret: Any = False) -> Callable[..., tuple[Array, Array]]:
+    """The op, see `chunked.make_op`. interpret: as `pallas_call` takes it, to run the kernels without a TPU.
+
+    Raises (the op):
+        ValueError: heads of a size that has no kernel; when compiled for anything but a TPU, unless interpreted.
+    """
+    op = chunked.make_op(lambda rule: partial(getattr(rules, rule), interpret=interpret))
+
+    def checked(r, log_w, k, v, a, b, s0, reset=None):
+        key, value = r.shape[3], v.shape[3]
+        if not supports(key, value):
+            raise ValueError(
+                f"wkv7: implementation 'tpu' has kernels for K = V = 64 or 128, got K = {key}, V = {value}: "
+                "take 'chunked'"
+            )
+        return op(r, log_w, k, v, a, b, s0, reset)
+
+    return checked
+
+
+wkv7_tpu = make_op()

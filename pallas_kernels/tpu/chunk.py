@@ -1,0 +1,109 @@
+"""One chunk of one pack: forward, full backward, and the backward of the state alone, as generators that take turns.
+
+Arrays of tokens are [C, 128], states [V, 128] with lanes (head, key), all float32. A `yield` stands after each product,
+where the next pack may issue its own. `ti` is the inverse without its diagonal of ones, which stays exact that way.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from pallas_kernels.tpu import stages
+from pallas_kernels.tpu.inverse import inverse
+from pallas_kernels.tpu.packing import Masks, keep
+from pallas_kernels.tpu.stages import halves, stacked
+from pallas_kernels.tpu.turns import Turns
+
+
+class Setting(NamedTuple):
+    """masks; heads per pack; dtype of the operands of products: bfloat16, or float32 for exact ones."""
+
+    masks: Masks
+    pack: int
+    operand: Any
+
+    @property
+    def static(self) -> dict[str, Any]:
+        return {"pack": self.pack, "operand": self.operand}
+
+
+def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Turns[tuple[Array, Array, Array]]:
+    """(y, u, the next state); row t of u is S_{t-1} a_t."""
+    masks, static = at.masks, at.static
+    d = stages.decays(log_w, masks, operand=at.operand)
+    yield
+    ar, b, k = stacked(a * d.a, r * d.r), b * d.bk, k * d.bk
+    visible = masks.earlier, masks.upto
+    ab, rb = stages.scores(ar, b, visible, **static)
+    ak, rk = stages.scores(ar, k, visible, **static)
+    yield
+    ti = keep(masks.earlier, (yield from inverse(ab, **static)))
+    known = stages.keys_to_values(ar, state * d.enter, masks.head, **static)
+    yield
+    known += stages.product(stacked(ak, rk), v, **static)
+    yield
+    known_u, known_y = halves(known)
+    u = known_u + stages.product(ti, known_u, **static)
+    yield
+    y = known_y + stages.product(rb, u, **static)
+    yield
+    change = stages.outer(stacked(u, v), stacked(b, k), masks.tail, **static)
+    return y, u, state * d.whole + change * d.leave
+
+
+def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) -> Turns[tuple[Array, ...]]:
+    """(dr, dlog_w, dk, dv, da, db, gradient of `state`) from the gradients of y and of the next state."""
+    masks, static = at.masks, at.static
+    d = stages.decays(log_w, masks, operand=at.operand)
+    yield
+    a, r, b, k = a * d.a, r * d.r, b * d.bk, k * d.bk
+    ar, bk = stacked(a, r), stacked(b, k)
+    ba, ka = stages.scores(bk, a, (masks.later, masks.later), **static)
+    br, kr = stages.scores(bk, r, (masks.since, masks.since), **static)
+    yield
+    ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
+    known = stages.keys_to_values(bk, ds * d.leave, masks.tail, **static)
+    yield
+    known += stages.product(stacked(br, kr), dy, **static)
+    yield
+    du, dv = halves(known)
+    dz = du + stages.product(ti, du, **static)
+    yield
+    dv += stages.product(ka, dz, **static)
+    yield
+    zy, visible = stacked(dz, dy), (masks.earlier, masks.upto)
+    to_b, to_k = (stacked(*stages.scores(zy, x, visible, **static)) for x in (u, v))
+    yield
+    leaving = stages.values_to_keys(stacked(u, v), ds * d.leave, masks.tail, **static)
+    yield
+    g_bk = leaving + stacked(*(stages.transposed_product(x, ar, **static) for x in (to_b, to_k)))
+    yield
+    g_ar = stages.values_to_keys(zy, state * d.enter, masks.head, **static)
+    yield
+    g_ar += stages.product(to_b, b, **static) + stages.product(to_k, k, **static)
+    yield
+    carried = jnp.sum(state * ds, 0, keepdims=True) * d.whole
+    dlog_w = stages.decay_gradient(g_ar, g_bk, leaving, ar, bk, carried, masks.reverse, operand=at.operand)
+    ds = ds * d.whole + stages.outer(zy, ar, masks.head, **static) * d.enter
+    (da, dr), (db, dk) = halves(g_ar), halves(g_bk)
+    return dr * d.r, dlog_w, dk * d.bk, dv, da * d.a, db * d.bk, ds
+
+
+def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Turns[tuple[Array]]:
+    """The gradient of the state before the chunk alone: k, v and the states do not enter."""
+    masks, static = at.masks, at.static
+    d = stages.decays(log_w, masks, operand=at.operand)
+    yield
+    a, r, b = a * d.a, r * d.r, b * d.bk
+    (ba,) = stages.scores(b, a, (masks.later,), **static)
+    (br,) = stages.scores(b, r, (masks.since,), **static)
+    yield
+    ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
+    du = stages.keys_to_values(b, ds * d.leave, masks.tail, **static)
+    yield
+    du += stages.product(br, dy, **static)
+    yield
+    dz = du + stages.product(ti, du, **static)
+    yield
+    return (ds * d.whole + stages.outer(stacked(dz, dy), stacked(a, r), masks.head, **static) * d.enter,)

@@ -1,0 +1,109 @@
+"""How heads lie in the vector registers of a TPU, and the few operations that keep them apart.
+
+A register has 128 lanes. With heads of N = 64 a *pack* is two heads side by side, with N = 128 one; LANES = pack * N.
+Every array of a chunk is [C, 128] with lanes (head, n) or, for scores, [C, pack * C] with lanes (head, s). A product
+that must not mix the heads takes one operand block-diagonal, [pack * rows, 128]: the matrix unit is 128 x 128 wide, so
+the zeros cost nothing. Since C = 64 = N wherever there are two heads, tokens, states and scores share one block mask.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+LANES = 128
+CHUNK = 64
+
+NT = (((1,), (1,)), ((), ()))
+NN = (((1,), (0,)), ((), ()))
+TN = (((0,), (0,)), ((), ()))
+
+
+def dot(x: Array, y: Array, operand, dimensions=NN) -> Array:
+    """Matrix product of float32 arrays rounded to `operand`, with float32 accumulation; exact for float32.
+
+    The one place where anything is rounded: on a chip without bfloat16 arithmetic, an operand that nothing but products
+    use is packed in one instruction, any other one has to be laid out anew.
+    """
+    precision = lax.Precision.HIGHEST if operand == jnp.float32 else None
+    x, y = x.astype(operand), y.astype(operand)
+    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def rounded(x: Array, operand) -> Array:
+    """float32 x as `operand` has it (halves up, by its bits: a detour over the type itself would change its layout)."""
+    if operand == jnp.float32:
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.int32) + jnp.int32(0x8000)
+    return lax.bitcast_convert_type(bits & jnp.int32(-0x10000), jnp.float32)
+
+
+def iota(shape: tuple[int, ...], axis: int) -> Array:
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def keep(mask: Array | None, x: Array) -> Array:
+    """x where mask, else 0; all of x without a mask."""
+    return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+
+def blocks(x: Array, pack: int) -> Array:
+    """[C, 128] -> [pack * C, 128] with the lanes of head h only in its rows h * C ..."""
+    if pack == 1:
+        return x
+    first = iota(x.shape, 1) < LANES // 2
+    return jnp.concatenate([keep(first, x), keep(~first, x)], 0)
+
+
+def fold(x: Array, pack: int) -> Array:
+    """[pack * C, 128] -> [C, 128]: the diagonal blocks, where a product has mixed the heads."""
+    if pack == 1:
+        return x
+    half = x.shape[0] // 2
+    return jnp.where(iota((half, LANES), 1) < LANES // 2, x[:half], x[half:])
+
+
+class Masks(NamedTuple):
+    """Who sees whom, the same for all packs of a program.
+
+    earlier, upto: [C, pack * C], s < t and s <= t, rows t and lanes (head, s), within one segment between resets;
+    later, since: their transposes, rows s and lanes (head, t).
+    head, tail: [C, 1], tokens before the first reset and from the last one on; keep: [1, 1], no reset. None without.
+    triangle: [C, n * C] ones for s <= t (its transpose: s >= t), n times side by side.
+    """
+
+    earlier: Array
+    upto: Array
+    later: Array
+    since: Array
+    head: Array | None
+    tail: Array | None
+    keep: Array | None
+    triangle: Array
+    reverse: Array
+
+
+def make_masks(segment: Array | None, pack: int, operand) -> Masks:
+    """Masks of a chunk. segment: number of resets so far, float32 [1, pack * C], the same for every head, or None."""
+    row, lane = (iota((CHUNK, pack * CHUNK), axis) for axis in (0, 1))
+    column = lane & (CHUNK - 1)
+    masks = [column < row, column <= row, column > row, column >= row]
+    ends: list[Array | None] = [None, None, None]
+    if segment is not None:
+        here = jnp.sum(keep(row == lane, jnp.broadcast_to(segment, row.shape)), 1, keepdims=True)
+        last = segment[:, CHUNK - 1 : CHUNK]
+        same = here == segment
+        masks = [mask & same for mask in masks]
+        ends = [here == 0, here == last, last == 0]
+    width = CHUNK if operand == jnp.float32 else 2 * CHUNK
+    row, column = iota((CHUNK, width), 0), iota((CHUNK, width), 1) & (CHUNK - 1)
+    triangles = [mask.astype(jnp.float32) for mask in (column <= row, column >= row)]
+    return Masks(*masks, *ends, *triangles)
+
+
+def row_sums(triangle: Array, x: Array, operand) -> Array:
+    """triangle @ x, exact to float32: in bfloat16 as the sum of a high and a low part, side by side in one product."""
+    if operand == jnp.float32:
+        return dot(triangle, x, operand)
+    high = rounded(x, operand)
+    return dot(triangle, jnp.concatenate([high, x - high], 0), operand)
