@@ -1,12 +1,16 @@
 """What a run tunes on: one job for each pocket benchmark, or one for a local file."""
 
+import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from experiments import sources
 from experiments.config import RunConfig, digest
 from experiments.jsonl import Line, Pair, hold_out, read_lines, read_pairs, to_pair
 from experiments.overrides import UsageError, suggest
 from experiments.pocket import benchmarks
+from experiments.sources import find
 from experiments.tasks import TASKS, Record, Task
 
 R = TypeVar("R")
@@ -37,7 +41,8 @@ def load_jobs(config: RunConfig) -> list[Job]:
         return [_from_records(find_task(config.data.tasks[0]), config)]
     if config.data.train:
         return [_from_pairs(config)]
-    return [_from_benchmark(find_task(name), config) for name in config.data.tasks]
+    make = _from_folder if config.data.dir else _from_benchmark
+    return [make(find_task(name), config) for name in config.data.tasks]
 
 
 def find_task(name: str) -> Task:
@@ -55,6 +60,17 @@ def _from_benchmark(task: Task, config: RunConfig) -> Job:
     """A pocket benchmark."""
     train = benchmarks.load(task.name, "train")
     return _job(task, train, benchmarks.load(task.name, config.evaluate.split), config)
+
+
+def _from_folder(task: Task, config: RunConfig) -> Job:
+    """A real benchmark: tuned on its training split (of MMLU the development one where there is no other), measured on
+    the split that is scored in public."""
+    folder = str(config.data.dir)
+    split = "dev" if task.name == "mmlu" and "train" not in find.splits("mmlu", Path(folder).expanduser()) else "train"
+    train, held_out = (sources.load(task.name, name, folder) for name in (split, task.split))
+    scored = [line.record for line in held_out]
+    random.Random(config.seed).shuffle(scored)
+    return _job(task, [line.record for line in train], scored, config)
 
 
 def _from_records(task: Task, config: RunConfig) -> Job:

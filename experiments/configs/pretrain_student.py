@@ -5,4 +5,4 @@ python -m experiments.pretrain --config pretrain_student
 
 from experiments.config import PretrainConfig
 
-config = PretrainConfig(name="pretrain_student", n_layer=4, n_embd=128)
+config = PretrainConfig(name="pretrain_student", n_layer=4, n_embd=128, steps=2800)

@@ -5,4 +5,4 @@ python -m experiments.pretrain --config pretrain_teacher
 
 from experiments.config import PretrainConfig
 
-config = PretrainConfig(name="pretrain_teacher", n_layer=4, n_embd=192, learning_rate=2.5e-3)
+config = PretrainConfig(name="pretrain_teacher", n_layer=4, n_embd=192, muon_rate=0.015, learning_rate=2e-3, steps=2600)

@@ -1,8 +1,9 @@
 """ARC: each choice's text scored after the question alone (lm-evaluation-harness `arc_challenge`, version 1)."""
 
+import math
 from collections.abc import Sequence
 
-from experiments.tasks.types import Loglikelihood, Record, Request, best, check_record, with_shots
+from experiments.tasks.types import Fewshot, Loglikelihood, Record, Request, best, check_record, with_shots
 
 
 class Arc:
@@ -11,6 +12,11 @@ class Arc:
     name = "arc"
     metrics: tuple[str, ...] = ("acc", "acc_norm")
     headline = "acc_norm"
+    protocol = "lm-evaluation-harness 0.4.13 arc_challenge"
+    split = "test"
+    fewshot = Fewshot("train", "seeded")
+    shots = 25
+    prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
         del record
@@ -22,8 +28,8 @@ class Arc:
 
     def score(self, record: Record, results: Sequence[float]) -> dict[str, float]:
         """`acc_norm` divides each log-likelihood by the choice's characters, leading space not counted."""
-        gold = _gold(record)
-        by_length = [result / len(choice) for result, choice in zip(results, record["choices"]["text"], strict=True)]
+        gold, choices = _gold(record), record["choices"]["text"]
+        by_length = [x / len(text) if text else -math.inf for x, text in zip(results, choices, strict=True)]
         return {"acc": float(best(results) == gold), "acc_norm": float(best(by_length) == gold)}
 
     def to_example(self, record: Record) -> tuple[str, str]:
@@ -33,4 +39,7 @@ class Arc:
 
 def _gold(record: Record) -> int:
     """Position of the right choice. Raises ValueError where the key is not among the labels."""
-    return list(record["choices"]["label"]).index(record["answerKey"])
+    labels = list(record["choices"]["label"])
+    if record["answerKey"] not in labels:
+        raise ValueError(f"answerKey {record['answerKey']!r} is none of the labels {', '.join(map(str, labels))}")
+    return labels.index(record["answerKey"])

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from experiments.tasks.types import Generate, Record, Request, check_record, with_shots
+from experiments.tasks.types import Fewshot, Generate, Record, Request, check_record, with_shots
 
 STOP = ("Question:", "</s>", "<|im_end|>")
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -18,6 +18,11 @@ class Gsm8k:
     name = "gsm8k"
     metrics: tuple[str, ...] = ("strict_match", "flexible_extract")
     headline = "flexible_extract"
+    protocol = "lm-evaluation-harness 0.4.13 gsm8k, greedy"
+    split = "test"
+    fewshot = Fewshot("train", "seeded")
+    shots = 5
+    prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
         del record

@@ -4,7 +4,7 @@ The prompts and metrics are those of lm-evaluation-harness 0.4.13 (task versions
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Record = Mapping[str, Any]
 
@@ -26,6 +26,17 @@ class Generate(NamedTuple):
 Request = Loglikelihood | Generate
 
 
+class Fewshot(NamedTuple):
+    """Where a benchmark's solved examples come from, and how they are chosen for each record (`tasks.fewshot`)."""
+
+    split: str
+    sampler: Literal["first_n", "seeded"]
+    """first_n: the first of the split, in order. seeded: drawn anew for each record, one generator for them all."""
+    drops_equal: bool = False
+    """Draw one more than needed and drop those equal to the record itself, as the harness does where the split that is
+    scored and the one that examples come from have the same setting."""
+
+
 class Task(Protocol):
     """One benchmark. A result is a float for a Loglikelihood and a str for a Generate, in the order of the requests.
 
@@ -36,6 +47,15 @@ class Task(Protocol):
     name: str
     metrics: tuple[str, ...]
     headline: str
+    protocol: str
+    """Whose prompts and scores these are, in a few words."""
+    split: str
+    """The split that is scored."""
+    fewshot: Fewshot
+    shots: int
+    """Solved examples in public leaderboards."""
+    prefix: tuple[int, ...]
+    """Tokens before every prompt."""
 
     def description(self, record: Record) -> str: ...
 

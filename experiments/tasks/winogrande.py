@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.tasks.types import Loglikelihood, Record, Request, best, check_record, with_shots
+from experiments.tasks.types import Fewshot, Loglikelihood, Record, Request, best, check_record, with_shots
 
 
 class Winogrande:
@@ -11,6 +11,11 @@ class Winogrande:
     name = "winogrande"
     metrics: tuple[str, ...] = ("acc",)
     headline = "acc"
+    protocol = "lm-evaluation-harness 0.4.13 winogrande (XL)"
+    split = "validation"
+    fewshot = Fewshot("train", "seeded", drops_equal=True)
+    shots = 5
+    prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
         del record

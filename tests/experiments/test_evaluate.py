@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.evaluate import Evaluator, make_scorer
+from experiments.evaluate.encoding import Encoder
 from experiments.tasks import Generate, Loglikelihood
 from rwkv7_jax import State, zero_state
 from state_tuning import surgery
@@ -58,21 +59,14 @@ def test_log_likelihoods_equal_the_naive_scorer(tiny, one_token, evaluator, stat
     assert not np.allclose(evaluator.log_likelihoods(zero, PAIRS), wanted, rtol=1e-2)
 
 
-def test_shared_contexts_are_read_once_and_score_the_same(tiny, state):
-    rows = []
-    scorer = make_scorer(tiny.model)
-
-    def counting(params, start, tokens, valid, ids):
-        rows.append(int(np.any(valid, axis=1).sum()))
-        return scorer.choices(params, start, tokens, valid, ids)
-
-    letters = [("a question, a long one", letter) for letter in "ABCD"]
-    together = Evaluator(tiny, scorer._replace(choices=counting), 4).log_likelihoods(state, letters)
-    assert rows == [1]
-    apart = [Evaluator(tiny, scorer, 4).log_likelihoods(state, [pair])[0] for pair in letters]
-    assert together == apart
+def test_shared_contexts_are_read_once_and_score_the_same(tiny, evaluator, state):
+    context = "a question, a long one"
+    letters = [(context, letter) for letter in "ABCD"]
+    encoder, forker = Encoder(tiny.tokenizer), evaluator.forker
+    together = [x.log_likelihood for x in forker.score([encoder.pair(*pair) for pair in letters], [state])]
+    assert (forker.cost.passes, forker.cost.tokens) == (1, len(context))
     whole = [encode_example(tiny.tokenizer, *pair, eos=False) for pair in letters]
-    np.testing.assert_allclose(together, -Evaluator(tiny, scorer, 4).losses(state, whole)[0], rtol=2e-5)
+    np.testing.assert_allclose(together, -evaluator.losses(state, whole)[0], rtol=2e-5)
 
 
 def test_scores_do_not_depend_on_the_batch(tiny, evaluator, state):

@@ -3,7 +3,8 @@
 import pytest
 
 from experiments.pocket import benchmarks
-from experiments.tasks import TASKS, Generate, Loglikelihood
+from experiments.tasks import PROTOCOLS, TASKS, Fewshot, Generate, Loglikelihood
+from experiments.tasks.fewshot import choose
 from experiments.tasks.gsm8k import flexible, strict
 
 MMLU = {"question": " Which? \n", "choices": ["w", "x", "y", "z"], "answer": 2, "subject": "high_school_physics"}
@@ -30,6 +31,47 @@ def test_mmlu_prompts() -> None:
 def test_mmlu_score() -> None:
     assert TASKS["mmlu"].score(MMLU, [-2.0, -3.0, -1.0, -4.0]) == {"acc": 1.0}
     assert TASKS["mmlu"].score(MMLU, [-1.0, -3.0, -1.0, -4.0]) == {"acc": 0.0}
+
+
+def test_rwkv_mmlu_prompt() -> None:
+    task = PROTOCOLS["mmlu_rwkv"]
+    head = "User: You are a very talented expert in high school physics. Answer this question:\n"
+    body = "\nA. w\nB. x\nC. y\nD. z\n\nAssistant: The answer is"
+    record = {**MMLU, "question": "Why\r\nso?"}
+    assert task.requests(record) == [Loglikelihood(f"{head}Why\nso?{body}", f" {letter}") for letter in "ABCD"]
+    assert task.prefix == (0,)
+    with pytest.raises(ValueError, match="zero-shot"):
+        task.requests(record, [record])
+
+
+POOL = [{"n": n} for n in range(40)]
+
+
+def test_seeded_shots_are_those_of_the_harness() -> None:
+    """The draws of Random(1234).sample, one record after the other, as `ContextSampler` makes them."""
+    numbers = [[shot["n"] for shot in shots] for shots in choose(Fewshot("train", "seeded"), POOL, POOL[:2], 5)]
+    assert numbers == [[28, 7, 0, 5, 37], [2, 5, 6, 22, 15]]
+    assert choose(Fewshot("train", "seeded"), POOL, POOL[:3], 5)[:2] == choose(
+        Fewshot("train", "seeded"), POOL, POOL[:2], 5
+    )
+
+
+def test_a_record_is_never_its_own_example() -> None:
+    fewshot = Fewshot("train", "seeded", drops_equal=True)
+    pool = POOL[:6] + POOL[:1] * 2
+    for record, shots in zip(pool, choose(fewshot, pool, pool, 5), strict=True):
+        assert record not in shots
+        assert len(shots) == 5
+
+
+def test_first_shots_keep_their_order_and_too_few_are_told() -> None:
+    fewshot = Fewshot("dev", "first_n")
+    assert choose(fewshot, POOL, POOL[:2], 3) == [POOL[:3]] * 2
+    assert choose(fewshot, [], POOL[:2], 0) == [[], []]
+    with pytest.raises(ValueError, match="5 shots need 5 examples of split dev, there are 4"):
+        choose(fewshot, POOL[:4], POOL, 5)
+    with pytest.raises(ValueError, match="5 shots need 6 examples"):
+        choose(Fewshot("train", "seeded", drops_equal=True), POOL[:5], POOL, 5)
 
 
 def test_arc_prompts_and_shots() -> None:
