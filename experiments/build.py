@@ -1,7 +1,6 @@
 """From a checkpoint's name to a model that computes: weights, tokenizer, dtype and WKV implementation, chosen once."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,17 +30,6 @@ class Built(NamedTuple):
     """As rwkv7_jax.tokenizer.load_tokenizer takes it."""
     summary: str
     """One line: what was built."""
-
-
-def use_compilation_cache(enabled: bool) -> None:
-    """Keep compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG)."""
-    if not enabled:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "rwkv7-jax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def checkpoint_path(name: str) -> Path:
@@ -79,9 +67,7 @@ def build(config: ModelConfig) -> Built:
 
 def tune_config(config: TuneConfig) -> train.TuneConfig:
     """The settings as state_tuning takes them."""
-    plain = dataclasses.asdict(config)
-    del plain["method"]
-    return train.TuneConfig(**plain)
+    return train.TuneConfig(**dataclasses.asdict(config))
 
 
 def _tokenizer_name(name: str, path: Path) -> str:

@@ -8,13 +8,16 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from experiments.overrides import UsageError, apply_overrides, leaves, option, suggest
+from experiments.methods import MethodConfig, StandardMethod
+from experiments.overrides import Leaf, UsageError, apply_overrides, leaves, option, suggest, variants
 
 C = TypeVar("C")
+STANDARD = StandardMethod()
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 # Settings that say where and how a run is kept, and change nothing in its results.
 BOOKKEEPING = ("output_dir", "resume", "overwrite", "system")
@@ -43,6 +46,7 @@ class DataConfig:
     tasks: tuple[str, ...] = option(
         (), "mmlu, gsm8k, winogrande, arc: pocket benchmarks, or the kind of records in train"
     )
+    dir: str | None = option(None, "folder of the real benchmarks' files: tasks are those, not the pocket ones")
     train: str | None = option(None, 'local .jsonl: {"prompt", "completion"}, {"text"}, or public records of one task')
     validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
     validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
@@ -60,7 +64,6 @@ class DataConfig:
 class TuneConfig:
     """How the state is tuned; the fields of state_tuning.train.TuneConfig (which imports JAX, too slow for --help)."""
 
-    method: Literal["standard"] = option("standard", "state-tuning method")
     steps: int = option(200, "optimiser steps")
     learning_rate: float = option(1e-2, "peak learning rate of Adam")
     schedule: Literal["constant", "linear", "cosine"] = option("cosine", "decay of the learning rate after the warm-up")
@@ -130,6 +133,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tune: TuneConfig = TuneConfig()
+    method: MethodConfig = STANDARD
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     system: SystemConfig = SystemConfig()
@@ -155,11 +159,12 @@ class PretrainConfig:
     steps: int = option(2000, "optimiser steps")
     batch_size: int = option(16, "rows a step")
     length: int = option(128, "tokens a row")
-    learning_rate: float = option(3e-3, "peak learning rate")
-    final_rate: float = option(0.02, "last learning rate as a part of the peak")
+    muon_rate: float = option(0.02, "peak learning rate of the blocks' matrices, by Muon")
+    learning_rate: float = option(3e-3, "peak learning rate of all else, by Adam")
+    final_rate: float = option(0.02, "last learning rates as a part of the peak")
     warmup: int = option(100, "steps of linear warm-up")
-    weight_decay: float = option(0.1, "decoupled weight decay of matrices")
-    beta2: float = option(0.99, "second-moment decay of AdamW")
+    weight_decay: float = option(0.02, "decoupled weight decay of the blocks' matrices")
+    beta2: float = option(0.99, "second-moment decay of Adam")
     save_dtype: Literal["float32", "bfloat16"] = option("bfloat16", "dtype of the weights file")
     validate_every: int = option(100, "steps between validation losses")
     log_every: int = option(10, "steps between rows of metrics.jsonl")
@@ -184,6 +189,8 @@ def check(config: RunConfig) -> RunConfig:
     tasks = ", ".join(config.data.tasks)
     if not tasks and not config.data.train:
         raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks mmlu,gsm8k,winogrande,arc")
+    if config.data.dir and config.data.train:
+        raise UsageError("data.dir and data.train are two sources: give one of them")
     if len(config.data.tasks) > 1 and config.data.train:
         raise UsageError(
             f"data.train goes with one task at most, not {tasks}: add --data.tasks gsm8k or use --config jsonl"
@@ -257,4 +264,13 @@ def config_hash(config: RunConfig) -> str:
 
 def help_lines(config: Any) -> list[str]:
     """One line a setting: key, value, help."""
-    return [f"  --{key:<28} {leaf.help} [{leaf.value}]" for key, leaf in leaves(config)]
+
+    def line(key: str, leaf: Leaf) -> str:
+        return f"  --{key:<28} {leaf.help} [{leaf.value}]"
+
+    lines = [line(key, leaf) for key, leaf in leaves(config)]
+    for name, kind in typing.get_type_hints(type(config)).items():
+        for tag, member in variants(kind).items():
+            own = [line(*item) for item in leaves(member(), f"{name}.") if item[0] != f"{name}.kind"]
+            lines += [f"with --{name}.kind {tag}:", *own] if own else []
+    return lines

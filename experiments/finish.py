@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from experiments import plots, report
@@ -14,31 +15,46 @@ from experiments.evaluate import Evaluator
 from experiments.jobs import Job
 from experiments.metrics import MetricsLog
 from experiments.report import Measurement, Outcome
-from rwkv7_jax import State
+from rwkv7_jax import State, checkpoint
+from rwkv7_jax.checkpoint.names import weights_hash
 from rwkv7_jax.checkpoint.states import save_state
 
 if TYPE_CHECKING:
     from experiments.run import Tools
 
-STATE_FILE, PROMPT_FILE = "state.safetensors", "prompt.txt"
+STATE_FILE, PROMPT_FILE, WEIGHTS_FILE = "state.safetensors", "prompt.txt", "model.safetensors"
 
 
 def save_job(
-    tools: "Tools", job: Job, states: tuple[State, State], measured: tuple[Measurement, Measurement], skipped: int
+    both: "tuple[Tools, Tools]",
+    job: Job,
+    states: tuple[State, State],
+    measured: tuple[Measurement, Measurement],
+    skipped: int,
 ) -> Outcome:
-    """Write the state file, pictures, samples and, last, the outcome of a job, which marks it as finished."""
-    config, folder = tools.config, tools.config.folder / job.name
+    """Write the state file, pictures, samples and, last, the outcome of a job, which marks it as finished.
+
+    The pairs hold what was before and after tuning; changed weights (LoRA) are written beside the state.
+    """
+    before, tuned = both
+    config, folder = before.config, before.config.folder / job.name
     headline = job.task.headline if job.task else None
     chosen = sample_pairs(config, job)
-    texts = [generate_samples(tools.evaluator, state, [prompt for prompt, _ in chosen], config) for state in states]
+    prompts = [prompt for prompt, _ in chosen]
+    texts = [generate_samples(t.evaluator, state, prompts, config) for t, state in zip(both, states, strict=True)]
     samples = [
-        {"prompt": prompt, "wanted": wanted, "vanilla": before, "tuned": after}
-        for (prompt, wanted), before, after in zip(chosen, *texts, strict=True)
+        {"prompt": prompt, "wanted": wanted, "vanilla": without, "tuned": with_state}
+        for (prompt, wanted), without, with_state in zip(chosen, *texts, strict=True)
     ]
     outcome = Outcome(job.name, headline, *measured, samples, skipped)
+    base_hash = before.built.base_hash
+    if tuned.built.params is not before.built.params:
+        weights = jax.tree.map(np.asarray, tuned.built.params)
+        checkpoint.save(folder / WEIGHTS_FILE, weights)
+        base_hash = weights_hash(weights)
     metadata: dict[str, Any] = {
-        "base_model_hash": tools.built.base_hash,
-        "method": config.tune.method,
+        "base_model_hash": base_hash,
+        "method": config.method.kind,
         "task": job.name,
         "config": resolved(config, without=BOOKKEEPING),
         "metrics": report.summarise(outcome, config.seed),
@@ -46,7 +62,8 @@ def save_job(
     save_state(folder / STATE_FILE, states[1], metadata=metadata)
     (folder / PROMPT_FILE).write_text(samples[0]["prompt"] if samples else "")
     if config.report.plots:
-        plots.state_maps(folder / "state.png", np.asarray(states[1].wkv), f"{config.name}: tuned state for {job.name}")
+        maps = np.asarray(getattr(states[1].wkv, "s", states[1].wkv))
+        plots.state_maps(folder / "state.png", maps, f"{config.name}: tuned state for {job.name}")
     outcome.write(folder / "outcome.json")
     return outcome
 
@@ -66,7 +83,8 @@ def generate_samples(evaluator: Evaluator, state: State, prompts: Sequence[str],
 
 def command(built: Built, folder: Path) -> str:
     """The shell command that continues the saved prompt from the saved state."""
-    words = ["python", "-m", "rwkv7_jax.generate", str(built.path), "--state", str(folder / STATE_FILE)]
+    weights = folder / WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else built.path
+    words = ["python", "-m", "rwkv7_jax.generate", str(weights), "--state", str(folder / STATE_FILE)]
     words += ["--tokenizer", built.tokenizer_name] if built.tokenizer_name != "auto" else []
     return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
 

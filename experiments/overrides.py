@@ -36,11 +36,35 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
     """All settings of a dataclass tree as (dotted key, Leaf), in order of definition."""
     kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value, tags = getattr(config, field.name), variants(kinds[field.name])
+        for key, leaf in leaves(value, f"{prefix}{field.name}.") if dataclasses.is_dataclass(value) else ():
+            yield key, leaf._replace(kind=Literal[tuple(tags)]) if tags and key.endswith(".kind") else leaf
         if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{field.name}.")
+            continue
         else:
             yield prefix + field.name, Leaf(kinds[field.name], value, field.metadata.get("help", ""))
+
+
+def variants(kind: Any) -> dict[str, type]:
+    """The members of a tagged union, dataclasses that tell themselves apart by `kind`; {} for any other type."""
+    members = typing.get_args(kind)
+    return {member().kind: member for member in members} if all(map(dataclasses.is_dataclass, members)) else {}
+
+
+def choose_variants(config: C, args: Sequence[str]) -> tuple[C, dict[str, str]]:
+    """(The config with every tagged union switched to the member that `--field.kind` names, with its defaults;
+    the keys of the members that are not chosen, with what chooses them)."""
+    elsewhere: dict[str, list[str]] = {}
+    for name, kind in typing.get_type_hints(type(config)).items():
+        tags = variants(kind)
+        words = " ".join(args)
+        asked = re.findall(rf"(?:^|\s|--){name}\.kind[ =](\S+)", words)
+        if tags and asked and asked[-1] in tags and getattr(config, name).kind != asked[-1]:
+            config = replace_at(config, name, tags[asked[-1]]())
+        for tag, member in tags.items():
+            for key, _ in leaves(member(), f"{name}."):
+                elsewhere.setdefault(key, []).append(f"--{name}.kind {tag}")
+    return config, {key: " or ".join(ways) for key, ways in elsewhere.items()}
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -81,8 +105,12 @@ def parse_value(kind: Any, text: str, key: str) -> Any:
         raise UsageError(f"{key}: {text!r} is not {name}") from None
 
 
-def split_arguments(args: Sequence[str], known: Mapping[str, Leaf]) -> Iterator[tuple[str, str]]:
+def split_arguments(
+    args: Sequence[str], known: Mapping[str, Leaf], elsewhere: Mapping[str, str] = types.MappingProxyType({})
+) -> Iterator[tuple[str, str]]:
     """Pairs (key, text) from `--key value`, `--key=value`, `key=value` and, for a bool, `--key` alone.
+
+    elsewhere: keys that another choice would make known, and that choice.
 
     Raises:
       UsageError: a key is unknown or has no value.
@@ -94,6 +122,8 @@ def split_arguments(args: Sequence[str], known: Mapping[str, Leaf]) -> Iterator[
         if written is None:
             raise UsageError(f"argument {word!r} is not understood: write --key value or key=value")
         key = written[1].replace("-", "_")
+        if key not in known and key in elsewhere:
+            raise UsageError(f"unknown key {key!r}; it goes with {elsewhere[key]}")
         if key not in known:
             inside = next((name for name in known if name.startswith(f"{key}.")), None)
             hint = f"; it is a group, name a setting such as {inside}" if inside else suggest(key, list(known))
@@ -121,8 +151,9 @@ def apply_overrides(config: C, args: Sequence[str]) -> C:
     Raises:
       UsageError: unknown key (with a suggestion), missing value or value of the wrong type, in one line.
     """
+    config, elsewhere = choose_variants(config, args)
     known = dict(leaves(config))
-    for key, text in split_arguments(args, known):
+    for key, text in split_arguments(args, known, elsewhere):
         value = parse_value(known[key].kind, text, key)
         try:
             config = replace_at(config, key, value)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from experiments.evaluate import Evaluator
     from experiments.interrupt import Interrupt
     from experiments.jobs import Job
+    from experiments.methods import Chosen
     from experiments.metrics import MetricsLog
     from experiments.report import Measurement, Outcome
     from rwkv7_jax import State
@@ -30,7 +31,7 @@ class Tools(NamedTuple):
     built: "Built"
     evaluator: "Evaluator"
     settings: "train.TuneConfig"
-    optimizer: Any
+    chosen: "Chosen"
     step: "train.TrainStep"
     identity: str
     log: "MetricsLog"
@@ -108,20 +109,29 @@ def run_jobs(config: RunConfig, interrupt: "Interrupt") -> int:
     from experiments.finish import finish
     from experiments.jobs import load_jobs
     from experiments.metrics import MetricsLog
+    from rwkv7_jax.compile_cache import use_compilation_cache
 
-    build.use_compilation_cache(config.system.compilation_cache)
+    use_compilation_cache(config.system.compilation_cache)
     jobs = load_jobs(config)
     built = build.build(config.model)
     identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
     resumed = folder.claim(config, identity)
     print(built.summary + ("; resuming" if resumed else ""), flush=True)
-    tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt)
+    tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
     outcomes = [run_job(tools, job) for job in jobs]
     return finish(config, built, outcomes, tools.log)
 
 
-def make_tools(config: RunConfig, built: "Built", identity: str, log: "MetricsLog", interrupt: "Interrupt") -> Tools:
-    """The jitted functions and settings that all jobs share."""
+def make_tools(
+    config: RunConfig,
+    built: "Built",
+    identity: str,
+    log: "MetricsLog",
+    interrupt: "Interrupt",
+    jobs: "Sequence[Job]" = (),
+) -> Tools:
+    """The jitted functions and settings that all jobs share; a feature map is fitted to the text of them all."""
+    from experiments import methods
     from experiments.build import tune_config
     from experiments.evaluate import Evaluator, make_scorer
     from state_tuning import train
@@ -129,9 +139,13 @@ def make_tools(config: RunConfig, built: "Built", identity: str, log: "MetricsLo
     limits = config.evaluate
     evaluator = Evaluator(built, make_scorer(built.model), limits.batch_size, limits.max_new_tokens)
     settings = tune_config(config.tune)
-    optimizer = train.make_optimizer(settings)
-    step = train.make_train_step(built.model, optimizer, settings)
-    return Tools(config, built, evaluator, settings, optimizer, step, identity, log, interrupt)
+
+    def calibration(tokens: int) -> Any:
+        return methods.calibration_batch(built, jobs, config.data, tokens)
+
+    chosen = methods.build(config.method, built, settings, calibration, config.seed)
+    step = train.make_train_step(chosen.model, chosen.optimizer, settings, chosen.method, chosen.correlate)
+    return Tools(config, built, evaluator, settings, chosen, step, identity, log, interrupt)
 
 
 def run_job(tools: Tools, job: "Job") -> "Outcome":
@@ -139,7 +153,6 @@ def run_job(tools: Tools, job: "Job") -> "Outcome":
     from experiments.finish import save_job
     from experiments.report import Outcome
     from rwkv7_jax import zero_state
-    from state_tuning import train
 
     folder = tools.config.folder / job.name
     if (folder / "outcome.json").is_file():
@@ -150,9 +163,16 @@ def run_job(tools: Tools, job: "Job") -> "Outcome":
     zero = zero_state(model, None)
     vanilla = measure(tools, job, zero, "vanilla")
     tuned = tune(tools, job, folder / "checkpoints")
-    state = train.full_state(model, tuned.trainable, tools.settings)
-    after = measure(tools, job, state, "tuned")
-    return save_job(tools, job, (zero, state), (vanilla, after), int(tuned.skipped))
+    after, state = finished(tools, tuned)
+    measured = vanilla, measure(after, job, state, "tuned")
+    return save_job((tools, after), job, (zero, state), measured, int(tuned.skipped))
+
+
+def finished(tools: Tools, tuned: "train.TuneState") -> "tuple[Tools, State]":
+    """The tools with the weights, and the unbatched state, that a tuned tree stands for. Only LoRA changes weights."""
+    params, state = tools.chosen.finish(tools.built.params, tuned.trainable)
+    built = tools.built._replace(params=params)
+    return tools._replace(built=built, evaluator=tools.evaluator._replace(built=built)), state
 
 
 def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measurement":
@@ -175,7 +195,7 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
     return Measurement(nll.tolist(), tokens.tolist(), scores)
 
 
-def measure_losses(tools: Tools, job: "Job", state: "State") -> float:
+def measure_losses(tools: Tools, state: "State", job: "Job") -> float:
     """Mean held-out completion loss from one initial state, nats per token."""
     from experiments.data import encode_pairs
 
@@ -193,7 +213,7 @@ def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
 
     config, built = tools.config, tools.built
     steps = config.tune.steps
-    tuned = train.init(tools.optimizer, train.init_trainable(built.model.config, tools.settings))
+    tuned = train.init(tools.chosen.optimizer, tools.chosen.method.init())
     examples = data.encode_pairs(built.tokenizer, job.train, config.data)
     batches = data.training_batches(examples, config.data.batch_size, config.seed)
     tuned, start = checkpoint.resume(folder, tuned, batches, tools.identity)

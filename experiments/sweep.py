@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.config import RunConfig, check, config_hash, load_config
 from experiments.overrides import UsageError
-from experiments.run import make_tools, measure_losses, split_config, tune
+from experiments.run import finished, make_tools, measure_losses, split_config, tune
 
 RATES, SEEDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0, 1, 2)
 COLUMNS = ("task", "rate", "seed", "loss_vanilla", "loss_tuned")
@@ -27,25 +27,24 @@ def cells(config: RunConfig, rates: Sequence[float], seeds: Sequence[int], log: 
     from experiments.jobs import load_jobs
     from experiments.metrics import MetricsLog
     from rwkv7_jax import zero_state
-    from state_tuning import train
+    from rwkv7_jax.compile_cache import use_compilation_cache
 
-    build.use_compilation_cache(config.system.compilation_cache)
+    use_compilation_cache(config.system.compilation_cache)
     done = {tuple(row[key] for key in COLUMNS[:3]): row for row in map(json.loads, log.read_text().splitlines())}
     built, jobs = build.build(config.model), load_jobs(config)
     with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
         for rate in rates:
             changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, learning_rate=rate))
             tools = make_tools(
-                changed, built, config_hash(changed), MetricsLog(Path(scratch) / "steps.jsonl"), interrupt
+                changed, built, config_hash(changed), MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs
             )
             for seed in seeds:
                 tools = tools._replace(config=dataclasses.replace(changed, seed=seed))
                 for job in jobs:
                     if (job.name, rate, seed) not in done:
-                        before = measure_losses(tools, job, zero_state(built.model.config, None))
+                        before = measure_losses(tools, zero_state(built.model.config, None), job)
                         tuned = tune(tools, job, Path(scratch) / f"{job.name}-{rate}-{seed}")
-                        state = train.full_state(built.model.config, tuned.trainable, tools.settings)
-                        values = (job.name, rate, seed, before, measure_losses(tools, job, state))
+                        values = (job.name, rate, seed, before, measure_losses(*finished(tools, tuned), job))
                         row = dict(zip(COLUMNS, values, strict=True))
                         with log.open("a") as file:
                             file.write(json.dumps(row) + "\n")

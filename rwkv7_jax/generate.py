@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, default=200, help="stop after this many tokens")
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute dtype")
+    p.add_argument("--no-cache", action="store_true", help="do not keep compiled programs in the user's cache folder")
     p.add_argument("--quiet", action="store_true", help="no report about the checkpoint on standard error")
     return p
 
@@ -58,12 +59,14 @@ def pieces(args: argparse.Namespace) -> Generator[str, None, None]:
     import jax
 
     from rwkv7_jax import checkpoint
+    from rwkv7_jax.compile_cache import use_compilation_cache
     from rwkv7_jax.model import RWKV7
     from rwkv7_jax.sampling import SamplingConfig, for_decoding, stream
     from rwkv7_jax.tokenizer import load_tokenizer
 
     fields = {f.name for f in dataclasses.fields(SamplingConfig)}
     config = SamplingConfig(**{name: value for name, value in vars(args).items() if name in fields})
+    use_compilation_cache(not args.no_cache)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     loaded = checkpoint.load(args.checkpoint)
     if not args.quiet:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import wkv7
 from rwkv7_jax import init
+from rwkv7_jax.memory import WKV, Memory, Streams, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
 """-exp(-0.5): log w lies between this and 0."""
@@ -138,12 +138,12 @@ class TimeMix(nn.Module):
         self,
         x: Float[Array, "B T D"],
         shift: Float[Array, "B D"],
-        wkv: Float[Array, "B H V K"],
+        wkv: Float[Array, "B H V K"] | Memory,
         v_first: Float[Array, "B T D"] | None = None,
         *,
         valid: Bool[Array, "B T"] | None = None,
         reset: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"], Float[Array, "B T D"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"] | Memory, Float[Array, "B T D"]]:
         """Returns (output, new shift, new wkv state, v_first)."""
         batch, time, width = x.shape
         heads = width // self.head_size
@@ -180,10 +180,8 @@ class TimeMix(nn.Module):
 
         kk = normalise(split(kk))
         r, k, v = split(r), split(k), split(v)
-        y, wkv = wkv7(
-            r, split(log_w), k, v, -kk, kk * split(iclr), wkv,
-            valid=valid, reset=reset, implementation=self.wkv_implementation,
-        )  # fmt: skip
+        streams = Streams(r, split(log_w), k, v, kk, split(iclr))
+        y, wkv = attend(wkv, streams, WKV(valid, reset, self.wkv_implementation))
         ln_x = init.constant(jnp.full(width, ((1 + self.layer_id) / self.n_layer) ** 0.7))
         y = LayerNorm(64e-5, heads, self.dtype, ln_x, name="ln_x")(y.reshape(batch, time, width))
         r_k = self.vector("r_k", init.constant(jnp.full((heads, self.head_size), -0.04)), (heads, self.head_size))

@@ -46,7 +46,7 @@ class Block(nn.Module):
             out, ffn_shift = channel_mix(
                 LayerNorm(dtype=c.dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
             )
-        return x + out, State(att_shift, ffn_shift, wkv), v_first
+        return x + out, state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
 
 
 class RWKV7(nn.Module):

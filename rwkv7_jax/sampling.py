@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from rwkv7_jax import decode_loop
 from rwkv7_jax.decode_loop import Decoding, Rules
+from rwkv7_jax.memory import Memory
 from rwkv7_jax.model import RWKV7, unstack_blocks
 from rwkv7_jax.state import zero_state
 from rwkv7_jax.stop_text import StopText, cut_tokens
@@ -257,4 +258,14 @@ def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
             raise ValueError(f"generate: a state leaf has shape {leaf.shape}, model and batch need {like.shape}")
         return leaf.astype(like.dtype)
 
-    return jax.tree.map(fit, State(*state), zero)
+    state = State(*state)
+    if not isinstance(state.wkv, Memory):
+        return jax.tree.map(fit, state, zero)
+    inner = 2 if jnp.ndim(state.wkv.s) == zero.wkv.ndim else 1
+
+    def like(leaf):
+        return jax.ShapeDtypeStruct((*zero.wkv.shape[:2], *jnp.shape(leaf)[inner:]), jnp.float32)
+
+    memory = jax.tree.map(lambda leaf: fit(leaf, like(leaf)), state.wkv)
+    fit(memory.s, zero.wkv)
+    return State(fit(state.att_shift, zero.att_shift), fit(state.ffn_shift, zero.ffn_shift), memory)

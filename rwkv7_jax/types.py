@@ -23,4 +23,4 @@ class State(NamedTuple):
     ffn_shift: Float[Array, "L *B D"]
     """Normalised input of the last valid token to each channel mix, in the compute dtype."""
     wkv: Float[Array, "L *B H V K"]
-    """Matrix-valued memory S, always float32, value axis before key axis."""
+    """Matrix-valued memory S, always float32, value axis before key axis; or another `rwkv7_jax.memory.Memory`."""

@@ -32,7 +32,7 @@ def state_flags(state: State) -> Bool[Array, "L 3"]:
 
     A NaN at any token stays in wkv until the end of the row, so the first False names where it arose.
     """
-    return jnp.stack([_finite_per_layer(getattr(state, name)) for name in PLACES], axis=1)
+    return jnp.stack([layer_flags(getattr(state, name)) for name in PLACES], axis=1)
 
 
 def layer_flags(tree: Any) -> Bool[Array, "L"]:

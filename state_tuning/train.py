@@ -6,6 +6,7 @@ Everything else is one jitted step. Weights are its argument: never closed over,
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -67,6 +68,8 @@ class Method(NamedTuple):
     """() -> trainable pytree, float32, every leaf with the layer axis first."""
     graft: Callable[[PyTree, int], State]
     """(trainable, batch size) -> the initial state of a batch, differentiable in the trainable tree."""
+    full: Callable[[PyTree], State] | None = None
+    """trainable -> the unbatched float32 state that it stands for, for files and generation; None if there is none."""
 
 
 class TuneState(NamedTuple):
@@ -99,7 +102,7 @@ def standard(config: RWKV7Config, tune: TuneConfig) -> Method:
         state = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), full_state(config, trainable, tune), dtypes)
         return surgery.broadcast(state, batch_size)
 
-    return Method(init, graft)
+    return Method(init, graft, lambda trainable: full_state(config, trainable, tune))
 
 
 def init_trainable(config: RWKV7Config, tune: TuneConfig) -> State:
@@ -142,12 +145,18 @@ def init(optimizer: optax.GradientTransformation, trainable: PyTree) -> TuneStat
 
 
 def make_train_step(
-    model: RWKV7, optimizer: optax.GradientTransformation, tune: TuneConfig, method: Method | None = None
+    model: RWKV7,
+    optimizer: optax.GradientTransformation,
+    tune: TuneConfig,
+    method: Method | None = None,
+    correlate: Callable[[PyTree, PyTree, Batch], PyTree] | None = None,
 ) -> TrainStep:
     """A jitted `step(params, tune_state, batch) -> (tune_state, metrics)`; `tune_state` is donated.
 
     The loss is the mean NLL over the masked tokens of the whole batch, however many micro-batches it is cut into. An
     update with a non-finite loss, gradient or result leaves trainable and optimiser as they were.
+    correlate: (params, trainable, batch) -> C, see `probe.correlations`; the optimiser gets it as the extra argument
+    `correlations`, a function that it calls when it wants to learn.
     metrics: loss (nats per token), penalty, tokens, grad_norm and update_norm (before and after optax), applied,
     skipped, consecutive, state_finite [L,3] and grad_finite [L] (see `guard.check_finite`).
     Raises: ValueError, while tracing, if the rows cannot be cut into `tune.accumulate` equal parts.
@@ -162,7 +171,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g, p: objective.mean(g, count) + p, grad_sum, penalty_grad)
         loss = objective.mean(nll, count)
         with _optax_promotion():
-            updates, opt_state = optimizer.update(grads, tuned.opt_state, trainable)
+            wanted = {"correlations": partial(correlate, params, trainable, batch)} if correlate else {}
+            updates, opt_state = optimizer.update(grads, tuned.opt_state, trainable, **wanted)
             candidate = optax.apply_updates(trainable, updates)
         ok = guard.all_finite((loss, grads, candidate, opt_state))
         skipped = tuned.skipped + (~ok).astype(jnp.int32)

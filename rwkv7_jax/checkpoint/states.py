@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rwkv7_jax.checkpoint import pth, safetensors
+from rwkv7_jax.checkpoint import memories, pth, safetensors
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.types import State
@@ -65,11 +65,15 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, Any]) -> 
     """Write our own state file (safetensors), replacing `path` at once or not at all.
 
     state: unbatched. metadata: `base_model_hash`, `method`, `config`, `metrics` and whatever else is worth keeping;
-    values that are not text are stored as JSON. Shift states are stored only if they are not zero.
+    values that are not text are stored as JSON. Shift states are stored only if they are not zero. A memory that is
+    no plain matrix is stored with all its arrays, and its kind in the metadata.
     """
-    tensors = _to_tensors(state, LAYOUTS["value_key"], shifts=True)
+    kind = memories.kind_of(state.wkv)
+    extra = memories.to_tensors(state.wkv) if kind else {}
+    tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
     fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
+    fixed |= {"memory": kind} if kind else {}
     safetensors.write(path, tensors, fields | fixed)
 
 
@@ -91,7 +95,10 @@ def load_state(
         if metadata.get("format") == FORMAT:
             _check_own(tensors, metadata)
             layout = layout or metadata.get("layout")
-        state = _to_state(tensors, _layout(layout), config)
+        plain = {name: array for name, array in tensors.items() if not memories.TENSOR.fullmatch(name)}
+        state = _to_state(plain, _layout(layout), config)
+        if len(plain) < len(tensors) or "memory" in metadata:
+            state = state._replace(wkv=memories.from_tensors(tensors, metadata.get("memory", ""), state.wkv))
     base = metadata.get("base_model_hash")
     if base and base_model_hash and base != base_model_hash:
         warnings.warn(
@@ -108,6 +115,8 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
     Raises: CheckpointError if the layout cannot hold it: shift states that are not zero (unless `drop_shifts`), values
     beyond float16.
     """
+    if kind := memories.kind_of(state.wkv):
+        raise CheckpointError(f"{path}: no other tool reads an upscaled state ({kind}); use the file of save_state")
     if not drop_shifts and (np.any(state.att_shift) or np.any(state.ffn_shift)):
         raise CheckpointError(
             f"{path}: layout {layout} has no place for shift states; pass drop_shifts=True to omit them"
@@ -225,6 +234,11 @@ def _to_tensors(state: State, layout: Layout, *, shifts: bool) -> dict[str, np.n
 
 def _state(wkv: np.ndarray, att_shift: np.ndarray, ffn_shift: np.ndarray) -> State:
     return State(jnp.asarray(att_shift), jnp.asarray(ffn_shift), jnp.asarray(wkv))
+
+
+def _plain(state: State) -> State:
+    """The state with the plain matrix S_0 of its memory."""
+    return state._replace(wkv=getattr(state.wkv, "s", state.wkv))
 
 
 def _layout(name: str | None) -> Layout:

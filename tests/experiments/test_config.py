@@ -52,7 +52,7 @@ def test_every_scalar_setting_round_trips(data):
         (["--learning_rate=3"], "unknown key 'learning_rate'; did you mean tune.learning_rate?"),
         (["--tune.learning_rat=3"], "unknown key 'tune.learning_rat'; did you mean tune.learning_rate?"),
         (["--zzz=3"], "unknown key 'zzz'; --help lists the keys"),
-        (["--tune=3"], "unknown key 'tune'; it is a group, name a setting such as tune.method"),
+        (["--tune=3"], "unknown key 'tune'; it is a group, name a setting such as tune.steps"),
         (["--tune.steps"], "tune.steps needs a value: --tune.steps VALUE"),
         (["--tune.steps", "--seed", "3"], "tune.steps needs a value: --tune.steps VALUE"),
         (["--tune.steps=x"], "tune.steps: 'x' is not a whole number"),
@@ -119,7 +119,7 @@ def test_resolved_config_is_plain_and_the_hash_ignores_bookkeeping():
 def test_tune_settings_reach_state_tuning_unchanged():
     mine = apply_overrides(RunConfig(), ["--tune.l2", "0.5", "--tune.tune_shifts", "--tune.alpha", "2"]).tune
     theirs = build.tune_config(mine)
-    assert {f.name for f in dataclasses.fields(mine)} - {"method"} <= {f.name for f in dataclasses.fields(theirs)}
+    assert {f.name for f in dataclasses.fields(mine)} <= {f.name for f in dataclasses.fields(theirs)}
     assert (theirs.l2, theirs.tune_shifts, theirs.alpha, theirs.steps) == (0.5, True, 2.0, mine.steps)
     assert isinstance(theirs, train.TuneConfig)
 

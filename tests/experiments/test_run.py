@@ -13,7 +13,7 @@ from experiments import checkpoint, run
 from experiments.config import load_config
 from experiments.jobs import load_jobs
 from experiments.metrics import MetricsLog
-from rwkv7_jax.checkpoint.states import load_state
+from rwkv7_jax.checkpoint import load, load_state
 
 STEPS = 12
 CACHE_SETTINGS = (
@@ -87,6 +87,18 @@ def test_the_same_command_reads_a_finished_run_back(finished, argv, capsys):
     assert out.splitlines()[-1] == "RESULT: PASS"
     assert "without and with the tuned state" in out
     assert "python -m rwkv7_jax.generate" in out
+
+
+def test_lora_leaves_its_weights_beside_the_state(argv, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run.main([*argv, "--method.kind", "baseline", "--method.name", "lora", "--output-dir", str(folder)]) == 0
+    weights = folder / "jsonl" / "model.safetensors"
+    assert f"rwkv7_jax.generate {weights}" in capsys.readouterr().out
+    base = argv[argv.index("--model.checkpoint") + 1]
+    merged, before = load(weights), load(base)
+    state = load_state(folder / "jsonl/state.safetensors")
+    assert state.metadata["base_model_hash"] == merged.report.weights_hash != before.report.weights_hash
+    assert not np.any(state.state.wkv)
 
 
 def test_compiled_programs_are_kept(finished, cache_folder):

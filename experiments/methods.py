@@ -1,0 +1,191 @@
+"""Which method tunes the state: the settings of each as one member of a tagged union, and what they build.
+
+`--method.kind upscale` picks a member; its own settings follow as `--method.size 96`. To add a method, write its
+settings here, put them into `MethodConfig`, and give `build` their meaning.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from experiments.overrides import UsageError, option
+
+if TYPE_CHECKING:
+    import optax
+
+    from experiments.build import Built
+    from experiments.jobs import Job
+    from rwkv7_jax import State
+    from state_tuning.train import Method, TuneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardMethod:
+    """S_0 by gradient descent."""
+
+    kind: str = option("standard", "state-tuning method")
+
+
+@dataclasses.dataclass(frozen=True)
+class UpscaleMethod:
+    """Kernel upscaling; the fields of state_tuning.upscale.Upscale."""
+
+    kind: str = option("upscale", "state-tuning method")
+    map: Literal["residual", "recurrent", "literal"] = option("residual", "how the state is lifted")
+    size: int = option(0, "lifted key size M, any number above the head size; 0: twice the head size")
+    supports: Literal["kmeans", "random"] = option("kmeans", "support vectors: k-means centres or tokens at random")
+    bandwidth: float = option(1.0, "width of the Gaussians in units of the median heuristic")
+    tokens: int = option(1024, "calibration tokens at most")
+    tune_base: bool = option(True, "tune S_0 beside the lifted part")
+    allow_unstable: bool = option(False, "go on although the stability criterion is violated")
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or self.tokens < 1 or self.bandwidth <= 0:
+            raise ValueError("must be positive (size: 0 or more)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DBPMethod:
+    """S_0 by decorrelated backpropagation; the arguments of state_tuning.dbp.decorrelated."""
+
+    kind: str = option("dbp", "state-tuning method")
+    form: Literal["dbp", "whitened", "literal"] = option(
+        "dbp", "learnt R; exact C^(-1/2); or R inside the forward pass"
+    )
+    rate: float = option(0.1, "step size of R")
+    kappa: float = option(0.5, "0 decorrelates, 1 normalises variances, between them R whitens")
+    every: int = option(2, "steps between two looks at the correlations")
+    sample: float = option(0.1, "part of a batch (whole rows) whose correlations are measured")
+    decay: float = option(0.9, "of the running mean of correlations")
+    damping: float = option(1e-3, "added to the correlations' mean eigenvalue of 1")
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rate < 1 and 0 <= self.kappa <= 1 and 0 <= self.decay < 1 and 0 < self.sample <= 1):
+            raise ValueError("must lie between 0 and 1")
+        if self.every < 1 or self.damping < 0:
+            raise ValueError("must be at least 1 (damping: 0)")
+
+
+@dataclasses.dataclass(frozen=True)
+class UpscaleDBPMethod(DBPMethod, UpscaleMethod):
+    """Both, with the settings of both."""
+
+    kind: str = option("upscale_dbp", "state-tuning method")
+
+    def __post_init__(self) -> None:
+        UpscaleMethod.__post_init__(self)
+        DBPMethod.__post_init__(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineMethod:
+    """What state tuning is compared with (state_tuning.baselines)."""
+
+    kind: str = option("baseline", "state-tuning method")
+    name: Literal["state_offset", "prefix", "lora"] = option(
+        "state_offset", "an offset at every read, soft tokens read once, or LoRA (which changes weights)"
+    )
+    prefix: int = option(32, "soft tokens of `prefix`")
+    rank: int = option(8, "rank of `lora`")
+
+    def __post_init__(self) -> None:
+        if min(self.prefix, self.rank) < 1:
+            raise ValueError("must be at least 1")
+
+
+MethodConfig = StandardMethod | UpscaleMethod | DBPMethod | UpscaleDBPMethod | BaselineMethod
+
+
+class Chosen(NamedTuple):
+    """What `state_tuning.train.make_train_step` takes, and what comes out."""
+
+    model: Any
+    method: "Method"
+    optimizer: "optax.GradientTransformation"
+    correlate: Callable[..., Any] | None
+    finish: Callable[[Any, Any], tuple[Any, "State"]]
+    """(frozen weights, trained tree) -> (weights, unbatched state) for the plain model; only LoRA changes weights"""
+
+
+def build(
+    config: MethodConfig, built: "Built", tune: "TuneConfig", calibration: "Callable[[int], Any]", seed: int
+) -> Chosen:
+    """The method with its optimiser; upscaling fits its map and prints how stable it is.
+
+    calibration: number of tokens -> a Batch of training text.
+    Raises: ValueError in one line, for instance for an unstable map.
+    """
+    from state_tuning import train
+
+    optimizer = train.make_optimizer(tune)
+    if isinstance(config, BaselineMethod):
+        return _baseline(config, built, tune, optimizer, seed)
+    method = train.standard(built.model.config, tune)
+    if isinstance(config, UpscaleMethod):
+        method = _upscaled(config, built, tune, calibration, seed)
+    correlate = None
+    if isinstance(config, DBPMethod):
+        method, optimizer, correlate = _decorrelated(config, built, method, optimizer)
+    full = method.full
+    assert full is not None
+    return Chosen(built.model, method, optimizer, correlate, lambda params, tree: (params, full(tree)))
+
+
+def _baseline(
+    config: BaselineMethod, built: "Built", tune: "TuneConfig", optimizer: "optax.GradientTransformation", seed: int
+) -> Chosen:
+    import jax
+
+    from state_tuning import baselines
+
+    sizes = baselines.Sizes(config.prefix, baselines.Lora(config.rank))
+    made = baselines.build(config.name, built.model, built.params, tune, jax.random.key(seed), sizes)
+    return Chosen(made.model, made.method, optimizer, None, made.finish)
+
+
+def _decorrelated(
+    config: DBPMethod, built: "Built", method: "Method", optimizer: "optax.GradientTransformation"
+) -> "tuple[Method, optax.GradientTransformation, Callable[..., Any]]":
+    """(method, optimiser around `optimizer`, function that measures correlations)."""
+    from state_tuning import dbp, dbp_literal, probe
+
+    names = ["every", "decay", "damping"] + (["rate", "kappa"] if config.form != "whitened" else [])
+    settings = {name: getattr(config, name) for name in names}
+    if config.form == "literal":
+        method, make = dbp_literal.method(method), dbp_literal.decorrelated
+    else:
+        make = dbp.whitened if config.form == "whitened" else dbp.decorrelated
+    return method, make(optimizer, **settings), probe.correlations(built.model, method, config.sample)
+
+
+def calibration_batch(built: "Built", jobs: "Sequence[Job]", data: Any, tokens: int) -> Any:
+    """About so many tokens of the jobs' training text in one batch, in equal parts.
+
+    Raises: UsageError if there is no job.
+    """
+    from experiments.data import bucket_of, encode_pairs
+    from state_tuning.objective import collate
+
+    if not jobs:
+        raise UsageError("method: a feature map is fitted to training text, and there is none here")
+    chosen = []
+    for job in jobs:
+        left = tokens / len(jobs)
+        for example in encode_pairs(built.tokenizer, job.train[: max(1, int(left))], data):
+            chosen.append(example)
+            left -= len(example.tokens)
+            if left <= 0:
+                break
+    return collate(chosen, bucket_of(max(len(example.tokens) for example in chosen) - 1))
+
+
+def _upscaled(config: UpscaleMethod, built: "Built", tune: "TuneConfig", calibration: Any, seed: int) -> "Method":
+    import jax
+
+    from state_tuning import stability, upscale
+
+    names = [field.name for field in dataclasses.fields(upscale.Upscale)]
+    settings = upscale.Upscale(**{name: getattr(config, name) for name in names})
+    fitted = upscale.fit(built.model, built.params, calibration(config.tokens), settings, jax.random.key(seed))
+    print(stability.summary(fitted.stability), flush=True)
+    return upscale.method(fitted, tune, settings)

@@ -1,0 +1,231 @@
+"""`python -m experiments.test_time --task gsm8k --teacher LARGER.safetensors`: a larger model guides each answer.
+
+Each prompt gets its own change of the initial state, found from the larger model's scores and thrown away after it.
+Shows accuracy against budget beside greedy answers, self-consistency, best-of-N with the same scorer, and the larger
+model alone. The teacher is another RWKV-7 checkpoint, or any OpenAI-compatible endpoint (http://HOST/v1 with
+--teacher-model NAME). A killed run goes on with the same command.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.build import Built
+    from experiments.test_time_problems import Item
+    from state_tuning.adaptation import Answered
+    from state_tuning.exploration import Session, Student
+    from state_tuning.teacher import Teacher
+    from state_tuning.test_time import AdaptConfig
+
+BOOKKEEPING = ("out", "overwrite", "no_cache", "replay", "offline", "timeout", "retries", "workers")
+"""Settings that change no result."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m experiments.test_time",
+        description="Adapt an initial state to each prompt by a larger model's scores; accuracy against budget.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--checkpoint", default="pocket/student", help="the student: pocket/student (embedded), or a path")
+    p.add_argument("--tokenizer", default="auto", help="auto, world, byte, or the path of a tokenizer.json")
+    p.add_argument("--state", help="tuned state that every prompt starts from (default: the zero state)")
+    p.add_argument("--task", help="mmlu, gsm8k, winogrande or arc (pocket benchmark, or the kind of records in --data)")
+    p.add_argument("--data", help='jsonl of {"prompt", "completion"}, or public records of --task')
+    p.add_argument("--match", choices=("text", "number"), default="text", help="how answers to --data are compared")
+    p.add_argument("--split", choices=("validation", "test"), default="test", help="split of the pocket benchmark")
+    p.add_argument("--max-records", type=int, default=100, help="answer at most this many problems")
+    p.add_argument("--batch-size", type=int, default=16, help="problems side by side")
+    _teacher_options(p.add_argument_group("teacher"))
+    _method_options(p.add_argument_group("adaptation"))
+    p.add_argument("--seed", type=int, default=0, help="seed of all sampling")
+    p.add_argument("--out", default="runs/test_time", help="folder of everything written")
+    p.add_argument("--overwrite", action="store_true", help="throw away what the folder holds of an earlier run")
+    p.add_argument("--no-cache", action="store_true", help="do not keep compiled programs in the user's cache folder")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 2 after a one-line error; 130 interrupted (the same command resumes)."""
+    args = parser().parse_args(argv)
+    from experiments.interrupt import Interrupt, Interrupted
+
+    try:
+        with Interrupt() as interrupt:
+            print(run(args, interrupt))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(args: argparse.Namespace, interrupt: Any) -> str:
+    """Answer all problems that no earlier run has answered, and report; returns the table."""
+    import jax
+
+    from experiments import test_time_problems, test_time_report
+    from experiments.metrics import progress_bar
+    from rwkv7_jax.compile_cache import use_compilation_cache
+    from state_tuning.exploration import Session
+    from state_tuning.test_time import make_program
+
+    if args.max_records < 2 or args.batch_size < 1:
+        raise ValueError("--max-records must be at least 2 (an interval needs two), --batch-size at least 1")
+    use_compilation_cache(not args.no_cache)
+    config = _adapt_config(args)
+    items = test_time_problems.load(args.task, args.data, args.match, args.split, args.max_records)
+    built, student = _student(args)
+    teacher, teacher_id = _teacher(args)
+    folder = Path(args.out).expanduser()
+    rows = _claim(folder, args, [built.base_hash, teacher_id, [item.problem for item in items]])
+    program, keys = make_program(student.model, config), jax.random.split(jax.random.key(args.seed), len(items))
+    todo = [i for i in range(len(items)) if i not in rows]
+    with (
+        progress_bar(len(items), "answering", "problem", len(rows)) as bar,
+        (folder / "answers.jsonl").open("a") as log,
+    ):
+        for begin in range(0, len(todo), args.batch_size):
+            chosen = todo[begin : begin + args.batch_size]
+            interrupt.place = f"problem {chosen[0]}"
+            problems = [items[i].problem for i in chosen]
+            session = Session(student, program, teacher, problems, keys[jax.numpy.asarray(chosen)], config)
+            lines = answer(session, [items[i] for i in chosen])
+            rows |= {i: {"index": i, "lines": own} for i, own in zip(chosen, lines, strict=True)}
+            log.write("".join(json.dumps(rows[i]) + "\n" for i in chosen))
+            log.flush()
+            bar.update(len(chosen))
+            interrupt.check()
+    return test_time_report.write(folder, [rows[i] for i in sorted(rows)], args.seed)
+
+
+def answer(session: "Session", items: "Sequence[Item]") -> list[list[dict[str, Any]]]:
+    """For each problem, a line for every method and budget: {method, n, correct, student_tokens, ...}."""
+    from state_tuning import adaptation
+
+    config = session.config
+    sizes = [config.samples * step + 1 for step in range(1, config.steps + 1)]
+    rounds = adaptation.adapt(session)
+    found: list[tuple[str, int, list[Answered]]] = [
+        ("adapted", size, answers) for size, answers in zip(sizes, rounds[1:], strict=True)
+    ]
+    if not config.chain_steps:
+        found.insert(0, ("greedy", 1, rounds[0]))
+    others = adaptation.controls(session, sizes, lambda b, text: items[b].answer(text)) if sizes else {}
+    found += [(name, size, answers) for name, by_size in others.items() for size, answers in by_size.items()]
+    found.append(("larger", 1, adaptation.alone(session)))
+    return [
+        [
+            {"method": name, "n": n, "correct": item.correct(answers[b].results), **answers[b].budget._asdict()}
+            for name, n, answers in found
+        ]
+        for b, item in enumerate(items)
+    ]
+
+
+def _claim(folder: Path, args: argparse.Namespace, content: list[Any]) -> dict[int, dict[str, Any]]:
+    """The folder made ready for this run; rows of an equal earlier run by problem, a cut-off last one dropped.
+
+    Raises:
+      UsageError: the folder holds something else.
+    """
+    from experiments.checkpoint import check_identity
+    from experiments.config import digest
+    from experiments.overrides import UsageError
+
+    settings = {name: value for name, value in vars(args).items() if name not in BOOKKEEPING}
+    identity = digest([settings, content])
+    described, log = folder / "run.json", folder / "answers.jsonl"
+    if described.is_file() and args.overwrite:
+        shutil.rmtree(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not described.is_file()):
+        raise UsageError(f"--out: {folder} holds other files; choose another folder")
+    if described.is_file():
+        check_identity(folder, json.loads(described.read_text()).get("identity"), identity)
+        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {row["index"]: row for row in rows}
+    folder.mkdir(parents=True, exist_ok=True)
+    described.write_text(json.dumps({"identity": identity, "settings": settings}, indent=1) + "\n")
+    return {}
+
+
+def _student(args: argparse.Namespace) -> "tuple[Built, Student]":
+    from experiments.build import build
+    from experiments.config import ModelConfig
+    from rwkv7_jax import zero_state
+    from rwkv7_jax.checkpoint import load_state
+    from state_tuning.exploration import Student
+
+    built = build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer))
+    state = zero_state(built.model.config, None)
+    if args.state:
+        state = load_state(args.state, config=built.model.config, base_model_hash=built.base_hash).state
+    return built, Student(built.model, built.params, built.tokenizer, state)
+
+
+def _teacher(args: argparse.Namespace) -> "tuple[Teacher, str]":
+    """The teacher and what identifies it."""
+    from experiments.overrides import UsageError
+
+    if args.teacher.startswith(("http://", "https://")):
+        from state_tuning.replay import Replay
+        from state_tuning.teacher_http import HttpTeacher
+
+        if not args.teacher_model:
+            raise UsageError("--teacher-model: name the model behind the endpoint")
+        replay = Replay(args.replay, args.offline) if args.replay else None
+        options = {"timeout": args.timeout, "retries": args.retries, "workers": args.workers, "replay": replay}
+        return HttpTeacher(args.teacher, args.teacher_model, args.teacher_api, **options), args.teacher_model
+    from experiments.build import build
+    from experiments.config import ModelConfig
+    from state_tuning.teacher import InProcessTeacher
+
+    built = build(ModelConfig(checkpoint=args.teacher, tokenizer=args.teacher_tokenizer))
+    return InProcessTeacher(built.model, built.params, built.tokenizer), built.base_hash
+
+
+def _adapt_config(args: argparse.Namespace) -> "AdaptConfig":
+    from state_tuning.test_time import AdaptConfig
+
+    names = {field.name for field in dataclasses.fields(AdaptConfig)}
+    return AdaptConfig(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def _teacher_options(p: Any) -> None:
+    p.add_argument("--teacher", required=True, help="a larger RWKV-7 checkpoint, or an address http://HOST/v1")
+    p.add_argument("--teacher-tokenizer", default="auto", help="of a teacher checkpoint")
+    p.add_argument("--teacher-model", help="name of the model behind an address")
+    p.add_argument("--teacher-api", choices=("completions", "chat"), default="completions", help="of an address")
+    p.add_argument("--replay", help="file that keeps the endpoint's answers, to repeat the run without it")
+    p.add_argument("--offline", action="store_true", help="ask nothing that is not in the replay file")
+    p.add_argument("--timeout", type=float, default=60.0, help="seconds for one attempt")
+    p.add_argument("--retries", type=int, default=4, help="further attempts after a passing fault")
+    p.add_argument("--workers", type=int, default=4, help="requests at once")
+
+
+def _method_options(p: Any) -> None:
+    p.add_argument("--reward", choices=("log_probability", "margin"), default="log_probability", help="teacher's score")
+    p.add_argument("--samples", type=int, default=8, help="chains a step, K")
+    p.add_argument("--steps", type=int, default=3, help="policy-gradient steps")
+    p.add_argument("--rate", type=float, default=1e-2, help="step size, about the change of each state entry a step")
+    p.add_argument("--kl", type=float, default=0.05, help="weight of the KL to the policy without adaptation")
+    p.add_argument("--norm-cap", type=float, default=10.0, help="largest Frobenius norm of a prompt's change")
+    p.add_argument("--clip-norm", type=float, default=1.0, help="largest norm of a prompt's gradient; 0: no clipping")
+    p.add_argument("--temperature", type=float, default=1.0, help="of sampled chains")
+    p.add_argument("--max-new-tokens", type=int, default=96, help="longest chain")
+    p.add_argument("--chain-steps", type=int, default=0, help="NLL steps on a chain of the teacher's before")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Compiled programs kept between processes, so that a command's second run starts at once."""
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def use_compilation_cache(enabled: bool = True) -> None:
+    """Keep compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG)."""
+    if not enabled:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "rwkv7-jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,239 @@
+"""Decorrelated backpropagation (DBP) as an optax transform: right-preconditioning learnt from input correlations.
+
+DBP (Dalm et al. 2024, arXiv 2405.02385; Ahmad 2024, arXiv 2407.10780) feeds a layer with `x~ = R x` and learns R by
+
+    R <- R - rate [(1 - kappa) offdiag(C~) + kappa diag(C~ - I)] R,      C~ = E[x~ x~^T],  R_0 = I.
+
+A matrix W that acts on x as `W = W~ R` has the gradient `G R^T` with respect to W~, and a step dW~ moves W by dW~ R. So
+the forward pass can stay as it is: `decorrelated` hands the wrapped optimiser `G R^T` and multiplies its update by R. A
+gradient step thereby becomes `-eta G R^T R`, and full whitening, R^T R = C^-1, is one-sided K-FAC. For a state tuned by
+this project W is S_0 and x is q_t (see `influence`), or W is S_ext and x is psi(r_t); `probe.correlations` measures C.
+
+The transforms know nothing of states: they take any pytree of matrices [..., M, K], for example
+
+    optimizer = dbp.decorrelated(optax.adam(1e-2), rate=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim == 2, p))
+    opt_state = optimizer.init(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params, correlations=c)    # c[leaf] = E[x x^T], [..., K, K]
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+Learn = Callable[[Array, Array, Any], Array]
+Mask = PyTree | Callable[[PyTree], PyTree] | None
+
+
+class DecorrelatedState(NamedTuple):
+    """State of `decorrelated` and `whitened`; `r` and `mean` are None at leaves that pass untouched."""
+
+    inner_state: optax.OptState
+    r: PyTree
+    """R [..., K, K] float32 of every matrix, the identity at start."""
+    mean: PyTree
+    """Running mean [..., K, K] float32 of C brought to trace K, damped; the identity before the first."""
+    count: Int[Array, ""]
+    """Updates so far."""
+
+
+def decorrelated(
+    inner: optax.GradientTransformation,
+    rate: optax.ScalarOrSchedule = 0.1,
+    kappa: Any = 0.5,
+    every: Any = 1,
+    decay: Any = 0.9,
+    damping: Any = 1e-3,
+    mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Decorrelated backpropagation around any optimiser; with rate 0 it is that optimiser bit for bit.
+
+    Before each use R learns from the running mean of `C K / tr C + damping I` (so rates do not depend on the scale of
+    x). Two guards keep it bounded: the bracket of the rule is cut to Frobenius norm 1, so that for rate < 1 R stays
+    invertible, and R is scaled to `tr C~ = K`, so that R x has the mean square of x and `inner` keeps its step size in
+    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing.
+
+    Args:
+      inner: the optimiser, learning rate included; sees `G R^T`. Weight decay belongs after this transform.
+      rate: step size of R in [0, 1), or a schedule of the number of updates.
+      kappa: 0 decorrelates, 1 normalises variances, between them R whitens.
+      every: R learns at every `every`-th update, from the first on.
+      decay: of the running mean of C, which is the plain mean of the first 1 / (1 - decay); 0 takes each C alone.
+      damping: added to the unit mean eigenvalue of C; bounds the condition number that is undone.
+      mask: a pytree of bools like params, or a function that makes it; False leaves pass to `inner` untouched, as do
+        leaves with fewer than two axes. None: all matrices.
+
+    Returns:
+      A transform whose update takes `correlations`, a pytree like params with C = E[x x^T] [..., K, K] in each
+      matrix's place (None: R stays), or a function () -> that pytree, called only when R learns. It and all other
+      extra arguments are handed to `inner` too. `update(g, state, params, correlations=None, **extra)`.
+
+    Raises: ValueError for settings out of range; while tracing, for a C of the wrong shape.
+    """
+    _check(every=every, decay=decay)
+    return _right_preconditioned(inner, rule(rate, kappa), every, decay, damping, mask)
+
+
+def whitened(
+    inner: optax.GradientTransformation,
+    every: Any = 1,
+    decay: Any = 0.9,
+    damping: Any = 1e-3,
+    mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The exact control of `decorrelated`: `R = C^(-1/2)` of the running mean, by eigendecomposition, tr C~ = K.
+
+    Args, Returns: as for `decorrelated`.
+    """
+    _check(every=every, decay=decay)
+    return _right_preconditioned(inner, lambda r, mean, count: inverse_root(mean), every, decay, damping, mask)
+
+
+def rule(rate: optax.ScalarOrSchedule, kappa: Any) -> Learn:
+    """`decorrelate` with its settings, as a function (R, mean of C, count) -> R."""
+    _check(rate=rate, kappa=kappa)
+
+    def learn(r, mean, count):
+        step = rate(count) if callable(rate) else rate
+        return decorrelate(r, mean, jnp.asarray(step, jnp.float32), jnp.asarray(kappa, jnp.float32))
+
+    return learn
+
+
+def decorrelate(
+    r: Float[Array, "*L K K"], c: Float[Array, "*L K K"], rate: Float[Array, ""], kappa: Float[Array, ""]
+) -> Float[Array, "*L K K"]:
+    """One step of the rule on R with both guards; `c` must not be zero. R itself if rate is 0."""
+    size = r.shape[-1]
+    after = transformed(r, c)
+    identity = _identity_like(r)
+    slope = jnp.where(identity > 0, kappa * (after - identity), (1 - kappa) * after)
+    slope = slope / jnp.maximum(jnp.linalg.norm(slope, axis=(-2, -1), keepdims=True), 1.0)
+    new = r - rate * _product(slope, r)
+    power = jnp.trace(transformed(new, c), axis1=-2, axis2=-1)[..., None, None]
+    return jnp.where(rate == 0, r, new * jnp.sqrt(size / power))
+
+
+def transformed(r: Float[Array, "*L K K"], c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
+    """C~ = R C R^T, the correlation of R x."""
+    return _product(_product(r, c), jnp.swapaxes(r, -1, -2))
+
+
+def inverse_root(c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
+    """C^(-1/2) of symmetric positive definite matrices."""
+    values, vectors = jnp.linalg.eigh(c)
+    scaled = vectors * jax.lax.rsqrt(values)[..., None, :]
+    return _product(scaled, jnp.swapaxes(vectors, -1, -2))
+
+
+def condition_numbers(state: DecorrelatedState) -> PyTree:
+    """The condition number [...] of C~ for every matrix, from the running mean of C: what DBP brings towards one."""
+
+    def one(r, mean):
+        values = jnp.linalg.eigvalsh(transformed(r, mean))
+        return values[..., -1] / values[..., 0]
+
+    return jax.tree.map(one, state.r, state.mean)
+
+
+def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask):
+    """The transform around `inner` whose R is `learn(R, mean of C, count)`."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> DecorrelatedState:
+        r = identities(params, mask)
+        return DecorrelatedState(inner.init(params), r, jax.tree.map(jnp.copy, r), jnp.zeros((), jnp.int32))
+
+    def update(updates, state: Any, params=None, *, correlations: Any = None, **extra):
+        r, mean = learnt(learn, state.r, state.mean, state.count, correlations, every, decay, damping)
+        seen = apply_right(updates, jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), r))
+        moved, inner_state = inner.update(seen, state.inner_state, params, correlations=correlations, **extra)
+        return apply_right(moved, r), DecorrelatedState(inner_state, r, mean, increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def increment(count: Int[Array, ""]) -> Int[Array, ""]:
+    """count + 1, without overflow."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def learnt(learn: Learn, r: PyTree, mean: PyTree, count, correlations, every, decay, damping) -> tuple[PyTree, PyTree]:
+    """(R, running mean of C) after one update, unchanged where nothing is to be learnt."""
+    if correlations is None:
+        return r, mean
+
+    def one(r, mean, c):
+        if r is None or c is None:
+            return r, mean
+        if c.shape != r.shape:
+            raise ValueError(f"correlations: a matrix with R {r.shape} needs C of that shape, got {c.shape}")
+        trace = jnp.trace(c.astype(jnp.float32), axis1=-2, axis2=-1)[..., None, None]
+        ridge = jnp.asarray(damping, jnp.float32)
+        usual = c.astype(jnp.float32) * (r.shape[-1] / trace) + ridge * _identity_like(r)
+        average = keep * mean + (1 - keep) * usual
+        new = learn(r, average, count)
+        sound = (trace > 0) & jnp.isfinite(new).all((-2, -1), keepdims=True)
+        return jnp.where(sound, new, r), jnp.where(sound, average, mean)
+
+    def learning():
+        c = correlations() if callable(correlations) else correlations
+        leaves, structure = jax.tree.flatten(r, is_leaf=_is_none)
+        others = (structure.flatten_up_to(tree) for tree in (mean, c))
+        new = [one(*matrix) for matrix in zip(leaves, *others, strict=True)]
+        return tuple(structure.unflatten([pair[i] for pair in new]) for i in (0, 1))
+
+    period = jnp.asarray(every).astype(jnp.int32)
+    times = (count // period).astype(jnp.float32)
+    keep = jnp.minimum(jnp.asarray(decay, jnp.float32), times / (times + 1))
+    return jax.lax.cond(count % period == 0, learning, lambda: (r, mean))
+
+
+def identities(params: PyTree, mask: Mask = None) -> PyTree:
+    """An identity [..., K, K] float32 for every matrix [..., M, K] that `mask` lets through, else None."""
+    chosen = mask(params) if callable(mask) else mask
+
+    def one(leaf, yes=True):
+        if not yes or getattr(leaf, "ndim", 0) < 2:
+            return None
+        size = leaf.shape[-1]
+        return jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (*leaf.shape[:-2], size, size))
+
+    trees = (params,) if chosen is None else (params, chosen)
+    return jax.tree.map(one, *trees, is_leaf=_is_masked)
+
+
+def apply_right(tree: PyTree, r: PyTree) -> PyTree:
+    """X R for every matrix X, in float32, returned in X's dtype; leaves without R as they are."""
+
+    def one(x, r):
+        return x if r is None or _is_masked(x) else _product(x.astype(jnp.float32), r).astype(x.dtype)
+
+    return jax.tree.map(one, tree, r, is_leaf=_is_masked)
+
+
+def _product(x: Array, y: Array) -> Array:
+    return jnp.einsum("...ij,...jk->...ik", x, y, precision="highest")
+
+
+def _identity_like(x: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
+    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def _check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0) -> None:
+    """Ranges of the settings that are plain numbers (others are schedules, or injected arrays)."""
+    ranges = {"rate": (rate, 0, 1), "kappa": (kappa, 0, 1), "every": (every, 1, float("inf")), "decay": (decay, 0, 1)}
+    for name, (value, low, high) in ranges.items():
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"dbp: {name} is {value}, it must lie between {low} and {high}")

@@ -1,0 +1,124 @@
+"""The test-time command: a curve with every control, a killed run that goes on, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import test_time as command
+from experiments import test_time_problems, test_time_report
+from experiments.overrides import UsageError
+from experiments.pocket import benchmarks
+from state_tuning.exploration import NOT_CHOSEN
+
+
+@pytest.fixture
+def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    data = tmp_path / "my.jsonl"
+    data.write_text("".join(f'{{"prompt": "say {i}:", "completion": " {i}"}}\n' for i in range(5)))
+    model = ["--checkpoint", str(tiny_checkpoint), "--teacher", str(tiny_checkpoint), "--no-cache"]
+    sizes = ["--samples", "2", "--steps", "1", "--max-new-tokens", "3", "--batch-size", "2", "--max-records", "4"]
+    return [*model, "--data", str(data), *sizes, "--out", str(tmp_path / "out")]
+
+
+def rows(folder: Path) -> list[dict]:
+    """Without seconds, which are the only thing that may differ."""
+    found = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    for row in found:
+        for line in row["lines"]:
+            assert line.pop("seconds") > 0
+    return found
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert command.main(words) == 0
+    printed, whole = capsys.readouterr().out, rows(out)
+    assert [row["index"] for row in whole] == [0, 1, 2, 3]
+    methods = {(line["method"], line["n"]) for line in whole[0]["lines"]}
+    assert methods == {("greedy", 1), ("adapted", 3), ("self_consistency", 3), ("best_of_n", 3), ("larger", 1)}
+    assert "| best-of-N, same scorer | 3 |" in printed
+    assert (out / "curve.png").stat().st_size > 1000
+    points = json.loads((out / "curve.json").read_text())["points"]
+    assert [p["method"] for p in points] == list(test_time_report.NAMES)
+    log = out / "answers.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:20])
+    asked = []
+    real = command.answer
+    monkeypatch.setattr(command, "answer", lambda s, items: asked.append(len(items)) or real(s, items))
+    assert command.main(words) == 0
+    assert asked == [2]
+    assert rows(out) == whole
+    capsys.readouterr()
+    assert command.main([*words, "--seed", "1"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("x")
+    assert command.main([*words, "--out", str(other), "--overwrite"]) == 2
+    assert "holds other files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mmlu", "gsm8k", "winogrande", "arc"])
+def test_benchmark_records_become_problems_that_judge_themselves(name):
+    (record,) = benchmarks.load(name, "validation")[:1]
+    (item,) = test_time_problems.load(name, None, "text", "validation", 1)
+    if name == "gsm8k":
+        assert item.problem.choices == ()
+        assert item.correct([record["answer"]]) == 1.0
+        assert item.correct(["no idea"]) == 0.0
+        assert item.answer("no idea") is None
+        assert item.answer(record["answer"]) is not None
+    else:
+        count = len(item.problem.choices)
+        judged = [item.correct([0.0 if i == k else NOT_CHOSEN for i in range(count)]) for k in range(count)]
+        assert sorted(judged) == [0.0] * (count - 1) + [1.0]
+
+
+def test_answers_of_a_file_are_compared_as_text_or_by_their_last_number(tmp_path: Path):
+    data = tmp_path / "my.jsonl"
+    data.write_text('{"prompt": "2+2?", "completion": " It is  4.0"}\n')
+    (text,) = test_time_problems.load(None, str(data), "text", "test", 9)
+    (number,) = test_time_problems.load(None, str(data), "number", "test", 9)
+    assert text.correct(["it is 4.0 "]) == 1.0
+    assert text.correct(["4"]) == 0.0
+    assert number.correct(["3 or 4"]) == 1.0
+    assert number.correct(["none"]) == 0.0
+    data.write_text('{"prompt": "?", "completion": "none"}\n')
+    with pytest.raises(UsageError, match=r"my\.jsonl:1: the completion has no number"):
+        test_time_problems.load(None, str(data), "number", "test", 9)
+
+
+def test_the_curve_averages_and_pairs():
+    def row(*correct):
+        cost = {"student_tokens": 10, "teacher_tokens": 4, "seconds": 0.5}
+        names = ("adapted", "best_of_n", "self_consistency")
+        return {"lines": [{"method": m, "n": 9, "correct": c, **cost} for m, c in zip(names, correct, strict=True)]}
+
+    found = [row(1.0, 0.0, 1.0), row(1.0, 0.0, 1.0), row(0.0, 0.0, 0.0), row(1.0, 1.0, 1.0)]
+    points = {p["method"]: p for p in test_time_report.curve(found)}
+    assert points["adapted"]["mean"] == 0.75
+    assert points["best_of_n"]["student_tokens"] == 10
+    gains = {g["against"]: g["mean"] for g in test_time_report.differences(found, 0)}
+    assert gains == {"self_consistency": 0.0, "best_of_n": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--teacher", "http://127.0.0.1:1/v1"], "--teacher-model"),
+        (["--teacher", "nowhere.pth"], "no file nowhere.pth"),
+        (["--samples", "0"], "must be at least 1"),
+        (["--task", "chess"], "no task 'chess'"),
+        (
+            ["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--replay", "no.jsonl", "--offline"],
+            "no replay",
+        ),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str], message: str, capsys):
+    assert command.main([*words, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
