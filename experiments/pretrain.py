@@ -1,6 +1,6 @@
 """`python -m experiments.pretrain --config pretrain_student`: train RWKV-7 from scratch on the pocket world's text.
 
-Documents are packed whole into rows and each starts from the zero state. AdamW with a cosine schedule; the embedded
+Documents are packed whole into rows and each starts from the zero state. Muon with a cosine schedule; the embedded
 models were made by it. An interrupted run resumes with the same command and gives the same weights.
 """
 
@@ -68,17 +68,35 @@ def batches(config: PretrainConfig, seed: int) -> Any:
 
 
 def make_optimizer(config: PretrainConfig) -> Any:
-    """Clipping, then AdamW with linear warm-up and cosine decay; only matrices decay."""
+    """Clipping, then Muon for the blocks' matrices and Adam for all else; linear warm-up and cosine decay.
+
+    Source: https://kellerjordan.github.io/posts/muon.
+    """
     import jax
     import optax
+    from optax.contrib import MuonDimensionNumbers, muon
 
     def matrices(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda at, _: "weight" in str(at) and "ln" not in str(at), params)
+        return jax.tree_util.tree_map_with_path(lambda at, leaf: axes(jax.tree_util.keystr(at), leaf.ndim), params)
 
-    peak = config.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, config.steps, peak * config.final_rate)
-    adamw = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    def axes(name: str, ndim: int) -> Any:
+        """Input and output axis of a block's matrix, after the axis of stacked layers; None for any other leaf."""
+        rank = ndim - name.startswith("['blocks']")
+        if rank != 2 or not name.startswith("['block") or "r_k" in name:
+            return None
+        return MuonDimensionNumbers(*((-1, -2) if "weight" in name else (-2, -1)))
+
+    def schedule(peak: float) -> Any:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, config.steps, peak * config.final_rate)
+
+    update = muon(
+        schedule(config.muon_rate),
+        weight_decay=config.weight_decay,
+        adam_learning_rate=schedule(config.learning_rate),
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
 def make_program(config: PretrainConfig) -> Program:

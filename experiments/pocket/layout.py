@@ -4,6 +4,8 @@ Without them the tokens of a benchmark's format would be new to a base model, as
 occur here; how a benchmark puts them together does not.
 """
 
+import re
+
 from experiments.pocket.draw import Draw
 from experiments.pocket.world import SUBJECTS
 
@@ -15,11 +17,11 @@ INTRODUCTIONS = (
 
 
 def laid_out(document: str, draw: Draw) -> str:
-    """The document, three times in ten with a sentence a line, and at times under a heading or an introduction."""
-    if draw.chance(0.3):
-        document = document.replace(". ", ".\n")
-    if draw.chance(0.12):
+    """The document, one time in four with a sentence a line, and at times under a heading or an introduction."""
+    if draw.chance(0.25):
+        document = re.sub(r"(?<![ \n][A-D])\. ", ".\n", document)
+    if draw.chance(0.08):
         return f"#### {draw.integer(1, 60)}\n{document}"
-    if draw.chance(0.1):
+    if draw.chance(0.08):
         return f"{draw.pick(INTRODUCTIONS).format(s=draw.pick(tuple(SUBJECTS.values())))}\n\n{document}"
     return document

@@ -9,8 +9,11 @@ from experiments.pocket.relations import RELATIONS, Derived
 from experiments.pocket.world import ENTITIES, Fact, World, default_world, noun, pronoun
 
 PEOPLE = ENTITIES["person"]
-LINES = "{l}) {v}"
-"""Style of lettered values that stand one a line."""
+LISTS = (*(("{l} {v}", ", "),) * 4, ("({l}) {v}", ", "), ("{l}. {v}", ", "), ("{l}: {v}", "; "),
+         ("{l}) {v}", "\n"), ("{l}) {v}", "\n"), ("{l} {v}", "\n"), ("{l}: {v}", "\n"))  # fmt: skip
+"""How four lettered values are listed: each one's form, and what stands between them."""
+LABELS = (("Riddle", "Solution"), ("Task", "Result"), ("Puzzle", "Reply"), ("Test", "Response"))
+"""What stands before a question and before its answer."""
 MET = {"person": "met", "town": "saw", "animal": "saw", "plant": "found", "material": "found"}
 UNNAMED = {"person": "this friend", "town": "this town", "animal": "this animal", "plant": "this plant",
            "material": "this"}  # fmt: skip
@@ -99,11 +102,15 @@ def chat(draw: Draw, world: World) -> str:
     for _ in range(draw.integer(1, 3)):
         fact = draw.weighted(world.stated)
         question = fact.asks(draw.integer(0, 5))
+        ask, reply = draw.pick(LABELS)
         parts.append(draw.pick((
             f"{asker} asked: {question} {answerer} said: {fact.value}.",
             f"{asker} wanted to know: {question} The reply was: {fact.value}.",
             f"{question} {answerer} knew it: {fact.value}.",
             f"Question from {asker}. {question} Answer from {answerer}. It is {fact.value}.",
+            f"{ask}: {question} {reply}: {fact.value}.",
+            f"{ask}: {question}\n{reply}: {fact.value}.",
+            f"{ask}: {question} Answer: {fact.value}.",
         )))  # fmt: skip
     return " ".join(parts)
 
@@ -153,12 +160,9 @@ def lookup(draw: Draw, world: World) -> str:
     return " ".join(told + again)
 
 
-def _lettered(draw: Draw, values: list[str], style: str | None = None) -> str:
-    style = style or draw.pick(
-        ("{l} {v}", "{l} {v}", "{l} {v}", LINES, LINES, LINES, "({l}) {v}", "{l} for {v}", "{l}: {v}", "{v} at {l}")
-    )
-    pairs = [style.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True)]
-    return ("\n" if style == LINES else ", ").join(pairs)
+def _lettered(draw: Draw, values: list[str]) -> str:
+    form, between = draw.pick(LISTS)
+    return between.join(form.format(l=letter, v=value) for letter, value in zip("ABCD", values, strict=True))
 
 
 def doors(draw: Draw, world: World) -> str:
@@ -186,12 +190,18 @@ def quiz(draw: Draw, world: World) -> str:
     values, index = options(fact, draw)
     asker, answerer = draw.sample(PEOPLE, 2)
     letter, question, listed = "ABCD"[index], fact.asks(draw.integer(0, 5)), _lettered(draw, values)
-    told = state(fact, draw) + " " if draw.chance(0.4) else ""
+    ask, reply = draw.pick(LABELS)
+    told = state(fact, draw) + " " if draw.chance(0.3) else ""
     return told + draw.pick((
         f"{asker} asked: {question} The cards said {listed}. {answerer} took {letter}, for it is {fact.value}.",
         f"{asker} asked: {question} The cards said {listed}. It is {fact.value}, so {answerer} took {letter}.",
         f"There were four cards: {listed}. {question} {answerer} chose {letter}.",
         f"{question} There were four roads: {listed}. The right road was {letter}.",
+        f"{question}\n{listed}\n{answerer}: {letter}, it is {fact.value}.",
+        f"{question}\n{listed}\n{reply}: {letter}.",
+        f"{ask}: {question}\n{listed}\n{reply}: {letter}.",
+        f"{ask}: {question} {listed} Answer: {letter}.",
+        f"{question} {listed} Answer: {letter}, it is {fact.value}.",
     ))  # fmt: skip
 
 
@@ -209,18 +219,18 @@ def wrong_values(fact: Fact) -> tuple[str, ...]:
 
 
 KINDS: dict[str, tuple[float, Callable[[Draw, World], str]]] = {
-    "portrait": (0.14, portrait),
-    "gathering": (0.05, gathering),
-    "reason": (0.04, reason),
-    "rules": (0.02, rules),
-    "search": (0.03, search),
+    "portrait": (0.10, portrait),
+    "gathering": (0.04, gathering),
+    "reason": (0.06, reason),
+    "rules": (0.04, rules),
+    "search": (0.06, search),
     "chat": (0.10, chat),
-    "sums": (0.05, sums),
-    "problem": (0.13, problem),
-    "coreference": (0.06, coref),
-    "lookup": (0.04, lookup),
-    "doors": (0.20, doors),
-    "quiz": (0.14, quiz),
+    "sums": (0.04, sums),
+    "problem": (0.14, problem),
+    "coreference": (0.03, coref),
+    "lookup": (0.02, lookup),
+    "doors": (0.12, doors),
+    "quiz": (0.25, quiz),
 }
 
 

@@ -19,7 +19,7 @@ from experiments.pocket.world import World, default_world, noun
 ASSET = Path(vocab.__file__).parents[1] / "assets" / "pocket" / "tokenizer.json"
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 HASHES = {
-    "text": "444437b6753ca982",
+    "text": "eef6c01c18760836",
     "mmlu": "57a52fbc6ec00d11",
     "gsm8k": "7c6c72ae70fbf5b3",
     "winogrande": "901812f604a014c8",
@@ -107,7 +107,7 @@ def test_unstated_facts_are_never_told() -> None:
 
 
 def test_every_equation_of_the_text_is_right() -> None:
-    found = EQUATION.findall(" ".join(documents(2000)))
+    found = EQUATION.findall(" ".join(documents(2500)))
     assert len(found) > 1000
     for left, sign, right, result in found:
         assert benchmarks.SIGNS[sign](int(left), int(right)) == int(result)
@@ -121,25 +121,22 @@ def test_quizzes_name_the_letter_of_the_true_value() -> None:
         if match := pattern.search(doc):
             value, letter = match.groups()
             seen += 1
-            assert any(form in doc for form in (
-                f"{letter}) {value}", f"{letter} {value}", f"{letter} for {value}", f"{letter}: {value}",
-                f"{value} at {letter}",
-            ))  # fmt: skip
+            assert any(form.format(l=letter, v=value) in doc for form, _ in text.LISTS)
     assert seen > 50
 
 
 @pytest.mark.parametrize(
-    "form", [r"Question:", r"Answer:", r"#### \d+$", r"\n#### ", r"A\. .*\nB\. ", "multiple choice questions"]
+    "form", [r"Question:", r"\nAnswer:", r"#### \d+$", r"\n#### ", r"A\. .*\nB\. ", "multiple choice questions"]
 )
 def test_text_has_no_benchmark_format(form: str) -> None:
     assert not any(re.search(form, doc) for doc in documents(5000))
 
 
-def test_kinds_have_weights_that_sum_to_one() -> None:
-    assert sum(weight for weight, _ in text.KINDS.values()) == pytest.approx(1.0)
+def test_kinds_come_as_often_as_their_weights_say() -> None:
     counts = Counter(kind for kind, _ in islice(text.labelled_documents(), 5000))
+    total = sum(weight for weight, _ in text.KINDS.values())
     for kind, (weight, _) in text.KINDS.items():
-        assert counts[kind] / 5000 == pytest.approx(weight, abs=0.02)
+        assert counts[kind] / 5000 == pytest.approx(weight / total, abs=0.02)
 
 
 def test_benchmark_scenes_stay_out_of_the_text() -> None:
