@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check lock clean
+AOT := .venv-aot
+
+.PHONY: help quickstart test check aot lock clean
 
 help:
 	@echo "make quickstart  state-tune the embedded RWKV-7 on four pocket benchmarks (about 2 minutes on 2 cores)"
 	@echo "make test        run the tests"
 	@echo "make check       lint, formatting and types"
+	@echo "make aot         compile the kernels for TPUs and GPUs that are not attached, and compare"
 	@echo "make lock        write constraints.txt anew"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -32,12 +35,25 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# An environment of its own: the compilers' packages would make JAX look for accelerators in all other tests.
+$(AOT)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(AOT)
+	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["optional-dependencies"]["aot"], sep="\n")' > $(AOT)/packages.txt
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(AOT)/packages.txt \
+		jax jaxtyping beartype pytest
+	touch $@
+
+aot: $(AOT)/.ready
+	$(AOT)/bin/python -m pytest tests/pallas_kernels/test_aot.py tests/pallas_kernels/test_aot_gpu.py
+
 # JAX 0.10.2 is the last for Python 3.11; newer Pythons get 0.11.2.
 lock: $(VENV)/.ready-dev
 	$(BIN)/python -m pip install --quiet uv
-	printf 'jax==0.10.2 ; python_version < "3.12"\njax==0.11.2 ; python_version >= "3.12"\n' > $(VENV)/jax-pins.txt
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra lm-eval --constraints $(VENV)/jax-pins.txt \
-		--no-emit-index-url --no-header --no-annotate pyproject.toml -o constraints.txt
+	for package in jax jax-cuda13-plugin; do \
+		printf '%s==0.10.2 ; python_version < "3.12"\n%s==0.11.2 ; python_version >= "3.12"\n' $$package $$package; \
+	done > $(VENV)/jax-pins.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra lm-eval --extra aot \
+		--constraints $(VENV)/jax-pins.txt --no-emit-index-url --no-header --no-annotate pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(AOT) runs
