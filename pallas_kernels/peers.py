@@ -45,7 +45,7 @@ def available() -> tuple[list[Peer], list[str]]:
 
 def _flash_linear_attention() -> Iterator[Peer]:
     """flash-linear-attention in torch: chunked with each chunk size (and tensor cores within blocks), recurrent."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from fla.ops.rwkv7 import chunk_rwkv7, fused_recurrent_rwkv7  # type: ignore[import-not-found]
 
     def tensor(x, dtype):
