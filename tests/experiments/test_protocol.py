@@ -110,6 +110,20 @@ def test_the_same_requests(manager, data_dir, name, shots):
         assert ours == [wanted_requests(instance) for instance in task.instances]
 
 
+def test_the_same_five_shot_requests_of_real_test_records(manager, shared_data):
+    """MMLU's own default, on the subjects whose test split is there."""
+    real = shared_data / "datasets"
+    names = [f"mmlu_{path.name.removesuffix('_test.csv')}" for path in sorted((real / "mmlu" / "test").iterdir())]
+    benches = suite.load(names, suite.Options(str(real), dict.fromkeys(names, 5), limit=6))
+    tasks = harness_tasks(manager, real, names, 5)
+    assert len(benches) == len(tasks) == len(names) > 5
+    for name, bench in zip(names, benches, strict=True):
+        tasks[name].build_all_requests(limit=6)
+        (part,) = bench.parts
+        ours = [request for i in range(6) for request in plain_requests(bench.requests(part, i))]
+        assert ours == [wanted_requests(instance) for instance in tasks[name].instances]
+
+
 CHECKPOINTS = ["tiny-rwkv-7v0-834K-FP32.bin", "pocket/student"]
 
 
