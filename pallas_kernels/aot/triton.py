@@ -2,6 +2,7 @@
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 import importlib.util
+import os
 import pathlib
 import tempfile
 from typing import Any
@@ -26,6 +27,7 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
     """
     if message := missing():
         raise FileNotFoundError(message)
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as the committed tables were made; Triton warns if unset
     out = []
     for dtype in ("bfloat16", "float32"):
         for name in ("forward", "forward_saving", "backward", "state_backward"):
