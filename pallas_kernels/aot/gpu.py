@@ -66,8 +66,6 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
         ValueError: an unknown target.
         FileNotFoundError: a package is missing.
     """
-    from pallas_kernels.aot import triton
-
     if target not in TARGETS:
         raise ValueError(f"no GPU called {target!r}: choose one of {', '.join(TARGETS)}")
     if message := missing():
@@ -85,7 +83,7 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"compiling for {target} ended with: {done.stderr.strip().splitlines()[-1]}")
-    return from_json(done.stdout.splitlines()[-1]) + (triton.rows(target, shape) if triton.missing() is None else [])
+    return from_json(done.stdout.splitlines()[-1])
 
 
 def floor_bytes(kernel: str, shape: tuple[int, ...], dtype: str) -> int:
@@ -198,5 +196,9 @@ def _shared_memory(folder: str) -> int | None:
 
 
 if __name__ == "__main__":
-    _target, _folder, *_shape = sys.argv[1:]
-    print(json.dumps([row._asdict() for row in _compile(_target, _folder, tuple(map(int, _shape)))]))
+    from pallas_kernels.aot import triton
+
+    _target, _folder, *_sizes = sys.argv[1:]
+    _shape = tuple(map(int, _sizes))
+    _rows = _compile(_target, _folder, _shape) + (triton.rows(_target, _shape) if triton.missing() is None else [])
+    print(json.dumps([row._asdict() for row in _rows]))
