@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.command import exit_status
+
 if TYPE_CHECKING:
     from experiments.build import Built
     from rwkv7_jax import State
@@ -58,19 +60,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a one-line error; 130 after Ctrl-C."""
     args = parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         prompt = _read_prompt(args.prompt_file)
         built = _build(args)
         found = compile_prompt(args, built, prompt)
         save(args, built, found)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(report(args, found))
-    return 0
+        print(report(args, found))
+        return 0
+
+    return exit_status(run, "interrupted; nothing was written")
 
 
 def compile_prompt(args: argparse.Namespace, built: "Built", prompt: str) -> Compiled:

@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from experiments.command import exit_status
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -42,11 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(args), "interrupted; nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:

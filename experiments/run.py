@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments.command import exit_status
 from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
 from experiments.overrides import UsageError, suggest
 
@@ -44,16 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or "-h" in args or "--help" in args:
         print(help_text())
         return 0 if args else 2
-    try:
+
+    def configured() -> int:
         config = check(load_config(*split_config(args)))
         print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
         return run(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to resume from the last checkpoint", file=sys.stderr)
-        return 130
+
+    return exit_status(configured, "interrupted; run the same command to resume from the last checkpoint")
 
 
 def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.command import exit_status
 from experiments.config import RunConfig, check, config_hash, load_config
 from experiments.overrides import UsageError
 from experiments.run import finished, make_tools, measure_losses, split_config, tune
@@ -101,9 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\n--rates {','.join(map(str, RATES))}\n--seeds {','.join(map(str, SEEDS))}\n"
               "and every setting of experiments.run; validation records: --evaluate.max_records")  # fmt: skip
         return 0 if args else 2
-    from experiments.interrupt import Interrupted
 
-    try:
+    def sweep() -> int:
         rates, seeds, rest = split_lists(args)
         config = check(load_config(*split_config(rest)))
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
@@ -116,18 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row)
             losses = f"{row['loss_vanilla']:.4f} -> {row['loss_tuned']:.4f}"
             print(f"{row['task']}: rate {row['rate']:g}, seed {row['seed']}: {losses}", flush=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
-        print("interrupted; run the same command to go on", file=sys.stderr)
-        return 130
-    from experiments.plots import sweep_curves
+        from experiments.plots import sweep_curves
 
-    sweep_curves(folder / "sweep.png", means(rows), {row["task"]: row["loss_vanilla"] for row in rows})
-    (folder / "sweep.md").write_text(table(rows) + "\n")
-    print(f"\n{table(rows)}\n\npicture: {folder / 'sweep.png'}")
-    return 0
+        sweep_curves(folder / "sweep.png", means(rows), {row["task"]: row["loss_vanilla"] for row in rows})
+        (folder / "sweep.md").write_text(table(rows) + "\n")
+        print(f"\n{table(rows)}\n\npicture: {folder / 'sweep.png'}")
+        return 0
+
+    return exit_status(sweep, "interrupted; run the same command to go on")
 
 
 if __name__ == "__main__":

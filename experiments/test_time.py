@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.command import exit_status
+from experiments.interrupt import Interrupt
+
 if TYPE_CHECKING:
     from experiments.build import Built
     from experiments.test_time_problems import Item
@@ -55,18 +58,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a one-line error; 130 interrupted (the same command resumes)."""
     args = parser().parse_args(argv)
-    from experiments.interrupt import Interrupt, Interrupted
 
-    try:
+    def interruptible() -> int:
         with Interrupt() as interrupt:
             print(run(args, interrupt))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
-        print("interrupted; run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return exit_status(interruptible, "interrupted; run the same command to go on")
 
 
 def run(args: argparse.Namespace, interrupt: Any) -> str:
