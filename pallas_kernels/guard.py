@@ -1,4 +1,6 @@
-"""A mark on a program that lets it compile for one platform only, and says so in one line elsewhere."""
+"""What an implementation refuses, in one line: heads that have no kernel, and any platform but its own."""
+
+from collections.abc import Callable
 
 from jax import Array
 from jax.extend.core import Primitive
@@ -16,6 +18,27 @@ def only_on(x: Array, platform: str, implementation: str) -> Array:
         ValueError: for any other platform.
     """
     return _only_on.bind(x, platform=platform, implementation=implementation)
+
+
+def for_sizes(
+    op: Callable[..., tuple[Array, Array]], implementation: str, supports: Callable[[int, int], bool], sizes: str
+) -> Callable[..., tuple[Array, Array]]:
+    """The op (see `chunked.make_op`) for heads that `supports(K, V)` allows, which are `sizes` in words.
+
+    Raises (the op):
+        ValueError: for heads of another size.
+    """
+
+    def checked(r, log_w, k, v, a, b, s0, reset=None):
+        key, value = r.shape[3], v.shape[3]
+        if not supports(key, value):
+            raise ValueError(
+                f"wkv7: implementation {implementation!r} has kernels for {sizes}, got K = {key}, V = {value}: "
+                "take 'chunked'"
+            )
+        return op(r, log_w, k, v, a, b, s0, reset)
+
+    return checked
 
 
 def _lower(context, x, *, platform, implementation):

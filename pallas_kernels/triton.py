@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from pallas_kernels import chunked, decode, gpu
 from pallas_kernels.gpu.tuning import Tuning
-from pallas_kernels.guard import only_on
+from pallas_kernels.guard import for_sizes, only_on
 from pallas_kernels.layout import OpInputs, Saved
 
 State = Float[Array, "B H V K"]
@@ -128,18 +128,12 @@ def make_op(tuning: Tuning | None = None) -> Callable[..., tuple[Array, Array]]:
         ValueError: jax-triton is not installed; heads of a size that has no kernel; when compiled for
             anything but a GPU.
     """
-    op = chunked.make_op(partial(_rule, tuning=tuning))
+    op = for_sizes(chunked.make_op(partial(_rule, tuning=tuning)), "triton", gpu.supports, gpu.SIZES)
 
-    def checked(r, log_w, k, v, a, b, s0, reset=None):
+    def checked(*args):
         if message := missing():
             raise ValueError(f"wkv7: implementation 'triton' needs {message}")
-        key, value = r.shape[3], v.shape[3]
-        if not gpu.supports(key, value):
-            raise ValueError(
-                f"wkv7: implementation 'triton' has kernels for K and V up to {gpu.MAX_SIZE}, got K = {key}, "
-                f"V = {value}: take 'chunked'"
-            )
-        return op(r, log_w, k, v, a, b, s0, reset)
+        return op(*args)
 
     return checked
 

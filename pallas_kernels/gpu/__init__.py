@@ -1,7 +1,7 @@
 """WKV-7 as Pallas kernels for NVIDIA GPUs from Ampere on, through Pallas's Triton lowering.
 
 The mathematics of `pallas_kernels.chunk_math` in chunks of 16 tokens, one program per head, the state in registers.
-bfloat16 inputs are multiplied in bfloat16 with float32 sums and state; float32 inputs, or a mixture, by three tf32
+bfloat16 inputs are multiplied in bfloat16 with float32 sums and state; float32 inputs, or a mixture, by six bfloat16
 products each, which is as exact as float32. Any T; head sizes that are no power of two are masked.
 """
 
@@ -14,11 +14,13 @@ from jax import Array
 
 from pallas_kernels import chunked
 from pallas_kernels.gpu.tuning import Tuning
+from pallas_kernels.guard import for_sizes
 
 MAX_SIZE = 64
 """Largest K and V: what one program holds in registers."""
+SIZES = f"K and V up to {MAX_SIZE}"
 
-__all__ = ["MAX_SIZE", "Tuning", "make_op", "rule", "supports", "wkv7_gpu"]
+__all__ = ["MAX_SIZE", "SIZES", "Tuning", "make_op", "rule", "supports", "wkv7_gpu"]
 
 
 def supports(key: int, value: int) -> bool:
@@ -41,17 +43,7 @@ def make_op(tuning: Tuning | None = None, interpret: bool = False) -> Callable[.
         ValueError: heads of a size that has no kernel; when compiled for anything but a GPU, unless interpreted.
     """
     op = chunked.make_op(partial(rule, tuning=tuning, interpret=interpret))
-
-    def checked(r, log_w, k, v, a, b, s0, reset=None):
-        key, value = r.shape[3], v.shape[3]
-        if not supports(key, value):
-            raise ValueError(
-                f"wkv7: implementation 'gpu' has kernels for K and V up to {MAX_SIZE}, got K = {key}, V = {value}: "
-                "take 'chunked'"
-            )
-        return op(r, log_w, k, v, a, b, s0, reset)
-
-    return checked
+    return for_sizes(op, "gpu", supports, SIZES)
 
 
 wkv7_gpu = make_op()

@@ -12,6 +12,7 @@ from typing import Any
 from jax import Array
 
 from pallas_kernels import chunked
+from pallas_kernels.guard import for_sizes
 from pallas_kernels.tpu import rules
 
 HEAD_SIZES = (64, 128)
@@ -29,17 +30,7 @@ def make_op(interpret: Any = False) -> Callable[..., tuple[Array, Array]]:
         ValueError: heads of a size that has no kernel; when compiled for anything but a TPU, unless interpreted.
     """
     op = chunked.make_op(lambda rule: partial(getattr(rules, rule), interpret=interpret))
-
-    def checked(r, log_w, k, v, a, b, s0, reset=None):
-        key, value = r.shape[3], v.shape[3]
-        if not supports(key, value):
-            raise ValueError(
-                f"wkv7: implementation 'tpu' has kernels for K = V = 64 or 128, got K = {key}, V = {value}: "
-                "take 'chunked'"
-            )
-        return op(r, log_w, k, v, a, b, s0, reset)
-
-    return checked
+    return for_sizes(op, "tpu", supports, "K = V = 64 or 128")
 
 
 wkv7_tpu = make_op()
