@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from experiments.config import ModelConfig, TuneConfig
 from experiments.overrides import UsageError, suggest
-from rwkv7_jax import RWKV7, checkpoint
+from rwkv7_jax import RWKV7, checkpoint, sharding
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
 from state_tuning import train
 
 ASSETS = Path(__file__).parent / "assets" / "pocket"
-EMBEDDED = {"pocket/student": ASSETS / "student.safetensors"}
+EMBEDDED = {f"pocket/{name}": ASSETS / f"{name}.safetensors" for name in ("student", "teacher")}
 
 
 class Built(NamedTuple):
@@ -51,12 +50,12 @@ def build(config: ModelConfig) -> Built:
       UsageError, ValueError, FileNotFoundError: in one line, for a wrong path, file, tokenizer or device choice.
     """
     path = checkpoint_path(config.checkpoint)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load(path, lazy=True)
     dtype = config.dtype if config.dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dimensions = dataclasses.replace(loaded.config, dtype=dtype, remat=config.remat, wkv_implementation=config.wkv)
     tokenizer_name = _tokenizer_name(config.tokenizer, path)
     tokenizer = load_tokenizer(tokenizer_name, dimensions.vocab_size)
-    params = jax.tree_util.tree_map_with_path(lambda at, leaf: _cast(at, leaf, dtype), loaded.params)
+    params = _placed(loaded.params, dtype)
     summary = (
         f"{config.checkpoint}: {loaded.report.parameter_count / 1e6:.2f}M parameters, {dimensions.n_layer} layers x "
         f"{dimensions.n_embd}, {dimensions.n_head} heads, vocabulary {dimensions.vocab_size}, "
@@ -76,8 +75,19 @@ def _tokenizer_name(name: str, path: Path) -> str:
     return str(beside) if name == "auto" and beside.is_file() else name
 
 
-def _cast(at: Any, leaf: Any, dtype: str) -> jax.Array:
-    """A weight on the device. To bfloat16 only matrices are cast: norms, decays and mixing vectors keep their dtype."""
+def is_matrix(at: Any) -> bool:
+    """Whether the weight at this path of the tree is a matrix of a linear layer or embedding."""
     names = [str(getattr(key, "key", key)) for key in at]
-    matrix = names[-1] == "weight" and not names[-2].startswith("ln")
-    return jnp.asarray(leaf, dtype if dtype == "float32" or matrix else None)
+    return names[-1] == "weight" and not names[-2].startswith("ln")
+
+
+def _placed(params: Any, dtype: str) -> Any:
+    """Weights on the devices of the mesh that is set. To bfloat16 only matrices are cast: norms, decays and mixing
+    vectors keep their dtype."""
+    mesh = jax.sharding.get_mesh()
+    spread = None if mesh.empty else sharding.shardings(params, mesh)
+
+    def one(at: Any, leaf: Any, where: Any = None) -> jax.Array:
+        return sharding.place(leaf, where, dtype if dtype == "float32" or is_matrix(at) else None)
+
+    return jax.tree_util.tree_map_with_path(one, params, *([spread] if spread else []))

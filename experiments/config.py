@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from experiments.loop_config import LoopConfig
 from experiments.methods import MethodConfig, StandardMethod
 from experiments.overrides import Leaf, UsageError, apply_overrides, leaves, option, suggest, variants
 
@@ -20,7 +21,7 @@ C = TypeVar("C")
 STANDARD = StandardMethod()
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 # Settings that say where and how a run is kept, and change nothing in its results.
-BOOKKEEPING = ("output_dir", "resume", "overwrite", "system")
+BOOKKEEPING = ("output_dir", "resume", "overwrite", "system", "mesh")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -32,11 +33,15 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Which frozen model is tuned, and how it computes."""
 
-    checkpoint: str = option("pocket/student", "pocket/student (embedded), or a path (.pth, .safetensors, .bin)")
+    checkpoint: str = option(
+        "pocket/student", "pocket/student or pocket/teacher (embedded), or a path (.pth, .safetensors, .bin)"
+    )
     tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")
     wkv: str | None = option(None, "WKV implementation (scan, chunked, ...); none: chosen by device")
-    remat: bool = option(False, "recompute layers in the backward pass: less memory, more time")
+    remat: Literal["none", "dots", "block"] = option(
+        "none", "recompute in the backward pass: nothing, all but weight products, whole blocks (least memory)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,8 @@ class TuneConfig:
     l2: float = option(0.0, "weight of the penalty on |S_0|^2")
     tune_shifts: bool = option(False, "tune the token-shift states too")
     accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
+    segment: int = option(0, "tokens a row whose activations are held at a time, for text longer than memory; 0: all")
+    exact_segments: int = option(0, "segments from the start that the gradient runs through; 0: all (exact)")
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
@@ -110,15 +117,20 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SystemConfig:
+class SystemConfig(LoopConfig):
     """Speed and safety of the run; nothing here changes a result."""
 
-    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
-    checkpoint_every: int = option(50, "steps between checkpoints for resuming")
-    log_every: int = option(1, "steps between rows of metrics.jsonl")
 
-    def __post_init__(self) -> None:
-        _require(self.checkpoint_every >= 1 and self.log_every >= 1, "must be at least 1")
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are used (`rwkv7_jax.sharding`)."""
+
+    data: int = option(-1, "devices over which the rows of a batch are cut; -1: those that are left")
+    fsdp: int = option(1, "the same, and the weights are cut over them too")
+    tensor: int = option(1, "devices over which heads, channels and vocabulary are cut")
+    coordinator: str | None = option(None, "host:port of the first process; none: found by itself on a TPU pod")
+    processes: int | None = option(None, "number of processes, with coordinator")
+    process_id: int | None = option(None, "number of this process, with coordinator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +149,7 @@ class RunConfig:
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     system: SystemConfig = SystemConfig()
+    mesh: MeshConfig = MeshConfig()
 
     @property
     def folder(self) -> Path:
@@ -145,7 +158,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(LoopConfig):
     """Training from scratch on the pocket world's text (`experiments.pretrain`)."""
 
     name: str = option("pretrain", "name of the model")
@@ -159,20 +172,30 @@ class PretrainConfig:
     steps: int = option(2000, "optimiser steps")
     batch_size: int = option(16, "rows a step")
     length: int = option(128, "tokens a row")
+    streams: int = option(1, "packings a batch is made of; with as many as processes, each packs its own rows only")
+    optimizer: Literal["muon", "adam"] = option("muon", "of the blocks' matrices; adam sends less over a large mesh")
     muon_rate: float = option(0.02, "peak learning rate of the blocks' matrices, by Muon")
     learning_rate: float = option(3e-3, "peak learning rate of all else, by Adam")
     final_rate: float = option(0.02, "last learning rates as a part of the peak")
     warmup: int = option(100, "steps of linear warm-up")
     weight_decay: float = option(0.02, "decoupled weight decay of the blocks' matrices")
     beta2: float = option(0.99, "second-moment decay of Adam")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "compute type of activations; state and norms: float32")
+    remat: Literal["none", "dots", "block"] = option("none", "recompute in the backward pass, as model.remat of a run")
+    accumulate: int = option(1, "micro-batches a step; must divide batch_size")
+    loss_chunk: int = option(0, "tokens a row whose logits are held at a time; 0: all")
+    mesh: MeshConfig = MeshConfig()
     save_dtype: Literal["float32", "bfloat16"] = option("bfloat16", "dtype of the weights file")
     validate_every: int = option(100, "steps between validation losses")
     log_every: int = option(10, "steps between rows of metrics.jsonl")
     checkpoint_every: int = option(250, "steps between checkpoints for resuming")
 
     def __post_init__(self) -> None:
-        counts = (self.steps, self.batch_size, self.length, self.validate_every, self.log_every, self.checkpoint_every)
+        super().__post_init__()
+        counts = (self.steps, self.batch_size, self.length, self.validate_every, self.streams, self.accumulate)
         _require(min(counts) >= 1, "must be at least 1")
+        _require(self.batch_size % self.streams == 0, f"batch_size is no multiple of streams ({self.streams})")
+        _require(self.batch_size % self.accumulate == 0, f"batch_size is no multiple of accumulate ({self.accumulate})")
 
     @property
     def folder(self) -> Path:

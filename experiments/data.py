@@ -67,10 +67,11 @@ def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Exam
     return merged
 
 
-def training_batches(examples: Sequence[Example], batch_size: int, seed: int) -> Any:
+def training_batches(examples: Sequence[Example], batch_size: int, seed: int, rows: Sequence[int] | None = None) -> Any:
     """An endless Grain iterator of `Batch`es, each from one length bucket, buckets in proportion to their examples.
 
     The order depends on the seed alone; `get_state()` and `set_state()` save and restore the position.
+    rows: make only these rows of each batch, those of this process's devices; None is all.
     """
     import grain
 
@@ -78,7 +79,10 @@ def training_batches(examples: Sequence[Example], batch_size: int, seed: int) ->
 
     def pipeline(index: int, length: int, group: list[Example]) -> Any:
         source = grain.MapDataset.source(group).seed(seed + index).shuffle().repeat()
-        return source.batch(batch_size, drop_remainder=True, batch_fn=lambda rows: collate(rows, length, batch_size))
+        mine = range(batch_size) if rows is None else rows
+        return source.batch(
+            batch_size, drop_remainder=True, batch_fn=lambda batch: collate([batch[i] for i in mine], length)
+        )
 
     parts = [pipeline(index, *item) for index, item in enumerate(groups.items())]
     weights = [len(group) / len(examples) for group in groups.values()]

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from experiments import plots, report
 from experiments.build import Built
 from experiments.config import BOOKKEEPING, RunConfig, resolved
+from experiments.distributed import is_lead
 from experiments.evaluate import Evaluator
 from experiments.jobs import Job
 from experiments.metrics import MetricsLog
@@ -18,6 +18,7 @@ from experiments.report import Measurement, Outcome
 from rwkv7_jax import State, checkpoint
 from rwkv7_jax.checkpoint.names import weights_hash
 from rwkv7_jax.checkpoint.states import save_state
+from rwkv7_jax.sharding import host
 
 if TYPE_CHECKING:
     from experiments.run import Tools
@@ -37,7 +38,7 @@ def save_job(
     The pairs hold what was before and after tuning; changed weights (LoRA) are written beside the state.
     """
     before, tuned = both
-    config, folder = before.config, before.config.folder / job.name
+    config = before.config
     headline = job.task.headline if job.task else None
     chosen = sample_pairs(config, job)
     prompts = [prompt for prompt, _ in chosen]
@@ -47,25 +48,32 @@ def save_job(
         for (prompt, wanted), without, with_state in zip(chosen, *texts, strict=True)
     ]
     outcome = Outcome(job.name, headline, *measured, samples, skipped)
-    base_hash = before.built.base_hash
-    if tuned.built.params is not before.built.params:
-        weights = jax.tree.map(np.asarray, tuned.built.params)
+    state = host(states[1])
+    weights = host(tuned.built.params) if tuned.built.params is not before.built.params else None
+    if is_lead():
+        write_job(before, outcome, state, weights)
+    return outcome
+
+
+def write_job(tools: "Tools", outcome: Outcome, state: State, weights: Any) -> None:
+    """The files of a job. weights: those that the method changed, None if it changed none."""
+    config, folder, base_hash = tools.config, tools.config.folder / outcome.name, tools.built.base_hash
+    if weights is not None:
         checkpoint.save(folder / WEIGHTS_FILE, weights)
         base_hash = weights_hash(weights)
     metadata: dict[str, Any] = {
         "base_model_hash": base_hash,
         "method": config.method.kind,
-        "task": job.name,
+        "task": outcome.name,
         "config": resolved(config, without=BOOKKEEPING),
         "metrics": report.summarise(outcome, config.seed),
     }
-    save_state(folder / STATE_FILE, states[1], metadata=metadata)
-    (folder / PROMPT_FILE).write_text(samples[0]["prompt"] if samples else "")
+    save_state(folder / STATE_FILE, state, metadata=metadata)
+    (folder / PROMPT_FILE).write_text(outcome.samples[0]["prompt"] if outcome.samples else "")
     if config.report.plots:
-        maps = np.asarray(getattr(states[1].wkv, "s", states[1].wkv))
-        plots.state_maps(folder / "state.png", maps, f"{config.name}: tuned state for {job.name}")
+        maps = np.asarray(getattr(state.wkv, "s", state.wkv))
+        plots.state_maps(folder / "state.png", maps, f"{config.name}: tuned state for {outcome.name}")
     outcome.write(folder / "outcome.json")
-    return outcome
 
 
 def sample_pairs(config: RunConfig, job: Job) -> list[tuple[str, str]]:
@@ -92,6 +100,15 @@ def command(built: Built, folder: Path) -> str:
 def finish(config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
     """Print and write the report. Returns 0 for PASS, 1 for FAIL."""
     body = report.results(config, built.base_hash, protocol(outcomes), outcomes)
+    if is_lead():
+        publish(config, built, outcomes, log, body)
+    return 0 if body["verdict"] == "PASS" else 1
+
+
+def publish(
+    config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: MetricsLog, body: dict[str, Any]
+) -> None:
+    """Draw, write and print it."""
     pictures = []
     if config.report.plots:
         curves = {o.name: [(row["step"], row["loss"]) for row in log.rows(o.name)] for o in outcomes}
@@ -107,7 +124,6 @@ def finish(config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: Me
     print("\nuse a tuned state:\n" + "\n".join(f"  {line}" for line in commands))
     print(f"\nreport: {config.folder / 'report.md'}" + (f", pictures: {', '.join(pictures)}" if pictures else ""))
     print(f"{report.CRITERION}\nreproducibility hash: {body['sha256']}\nRESULT: {body['verdict']}", flush=True)
-    return 0 if body["verdict"] == "PASS" else 1
 
 
 def protocol(outcomes: Sequence[Outcome]) -> str:

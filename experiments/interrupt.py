@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish what is being done, save, say how to go on."""
+"""Ctrl-C, SIGTERM and a scheduler's notice of preemption: finish what is being done, save, say how to go on."""
 
 import signal
 import sys
@@ -20,10 +20,12 @@ class Interrupt:
         self.place = "step 0"
         """Where the run stands, for the message."""
         self._before: dict[int, object] = {}
+        self._steps = 0
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            numbers = [number for number in SIGNALS if number != signal.SIGTERM or not preemption_service()]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -39,7 +41,41 @@ class Interrupt:
         self._restore()
         print("\nstopping after the present step (once more: at once)", file=sys.stderr, flush=True)
 
+    def agreed(self, exchange: bool = True) -> bool:
+        """Whether to stop after this step, the same answer in every process; all of them ask once a step.
+
+        One process answers for itself. Several exchange their flags, which waits for the devices; with
+        `exchange=False` only JAX's preemption service is heard, which agrees on a step in the background.
+        """
+        import jax
+
+        self._steps += 1
+        notice = preemption_service() and _notice(self._steps)
+        alone = jax.process_count() == 1
+        stop = notice or (self.asked if alone else exchange and _any_process(self.asked))
+        self.asked = self.asked or stop
+        return stop
+
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
         if self.asked:
             raise Interrupted(self.place)
+
+
+def preemption_service() -> bool:
+    """Whether JAX listens for SIGTERM and the scheduler's notices: where `jax.distributed` is in use."""
+    jax = sys.modules.get("jax")
+    return bool(jax and jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service)
+
+
+def _notice(step: int) -> bool:
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _any_process(flag: bool) -> bool:
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

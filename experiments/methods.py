@@ -138,6 +138,8 @@ def _baseline(
 
     from state_tuning import baselines
 
+    if config.name == "lora" and jax.process_count() > 1:
+        raise UsageError("method.name lora: it merges weights, which needs them in one process: run it in one")
     sizes = baselines.Sizes(config.prefix, baselines.Lora(config.rank))
     made = baselines.build(config.name, built.model, built.params, tune, jax.random.key(seed), sizes)
     return Chosen(made.model, made.method, optimizer, None, made.finish)

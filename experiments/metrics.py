@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -67,7 +68,9 @@ class MetricsLog:
     def rewind(self, job: str, step: int) -> None:
         """Forget rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
         rows = [row for row in self.rows() if row["job"] != job or row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        beside = self.path.with_name(f".{self.path.name}")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(beside, self.path)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; it needs "job" and "step"."""
@@ -76,15 +79,16 @@ class MetricsLog:
 
     def rows(self, job: str | None = None) -> list[dict[str, Any]]:
         """All rows, or those of one job, in order."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
         return [row for row in rows if job is None or row["job"] == job]
 
 
-def progress_bar(total: int, name: str, unit: str, done: int = 0) -> tqdm:
-    """A progress bar on stderr with ETA; one line every 10 s where stderr is a file."""
+def progress_bar(total: int, name: str, unit: str, done: int = 0, *, shown: bool = True) -> tqdm:
+    """A progress bar on stderr with ETA; one line every 10 s where stderr is a file; nothing unless `shown`."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=done, desc=name, unit=unit, mininterval=interval, dynamic_ncols=True, leave=True)
+    look: dict[str, Any] = {"mininterval": interval, "dynamic_ncols": True, "leave": True, "disable": not shown}
+    return tqdm(total=total, initial=done, desc=name, unit=unit, **look)
 
 
 class Throughput:
@@ -93,7 +97,7 @@ class Throughput:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock, self.start, self.tokens = clock, None, 0
 
-    def add(self, tokens: int) -> float:
+    def add(self, tokens: float) -> float:
         """Count the tokens of one step and give the mean rate, 0.0 at the first call."""
         now = self.clock()
         if self.start is None:

@@ -4,17 +4,26 @@ Documents are packed whole into rows and each starts from the zero state. Muon w
 models were made by it. An interrupted run resumes with the same command and gives the same weights.
 """
 
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from experiments import distributed
 from experiments.config import PretrainConfig, config_names, digest, help_lines, load_config, resolved
+from experiments.interrupt import Interrupt, Interrupted
+from experiments.loop_config import LoopConfig
 from experiments.overrides import UsageError
+from experiments.pretrain_data import Batches, pocket_tokenizer
 from experiments.run import split_config
 
-BOOKKEEPING = ("output_dir", "log_every", "checkpoint_every", "save_dtype")
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+BOOKKEEPING = ("output_dir", "save_dtype", "mesh", *(field.name for field in dataclasses.fields(LoopConfig)))
 HELD_OUT_SEED, HELD_OUT_BATCHES = 10**6, 4
 
 
@@ -31,44 +40,16 @@ class Program(NamedTuple):
     init: Any
     """key -> TrainState"""
     step: Any
-    """(TrainState, batch) -> (TrainState, mean loss in nats per token); the state is donated"""
+    """(TrainState, batch) -> (TrainState, metrics); the state is donated; a non-finite update leaves it as it was.
+    metrics: loss (mean, nats per token), applied, state_finite [L,3], grad_finite [L]"""
     loss: Any
     """(params, batch) -> mean loss"""
 
 
-def pocket_tokenizer() -> Any:
-    """The tokenizer that ships with the pocket world."""
-    from experiments.build import ASSETS
-    from rwkv7_jax.tokenizer import load_tokenizer
-
-    return load_tokenizer(str(ASSETS / "tokenizer.json"))
-
-
-def batches(config: PretrainConfig, seed: int) -> Any:
-    """Endless Grain iterator of {tokens, tokens_segment_ids, tokens_positions}, int32 [B, T+1] each.
-
-    Documents are packed whole by first fit; segment 0 is padding.
-    """
-    import grain
-    import numpy as np
-
-    from experiments.pocket import text
-
-    tokenizer, row = pocket_tokenizer(), config.length + 1
-
-    def encode(index: int) -> dict[str, Any]:
-        document = next(text.documents(seed * 10**9 + index))
-        return {"tokens": np.asarray([*tokenizer.encode(document), tokenizer.eos_id][:row], np.int32)}
-
-    source = grain.MapDataset.range(10**9).map(encode).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    packed = grain.experimental.FirstFitPackIterDataset(
-        source, length_struct={"tokens": row}, num_packing_bins=config.batch_size
-    )
-    return iter(packed.batch(config.batch_size))
-
-
 def make_optimizer(config: PretrainConfig) -> Any:
-    """Clipping, then Muon for the blocks' matrices and Adam for all else; linear warm-up and cosine decay.
+    """Clipping, then Muon for the blocks' matrices and Adam for all else, or Adam alone; linear warm-up, cosine decay.
+
+    Muon multiplies whole matrices, so under fsdp they are gathered for it; Adam's update sends nothing.
 
     Source: https://kellerjordan.github.io/posts/muon.
     """
@@ -89,6 +70,15 @@ def make_optimizer(config: PretrainConfig) -> Any:
     def schedule(peak: float) -> Any:
         return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, config.steps, peak * config.final_rate)
 
+    if config.optimizer == "adam":
+        decayed = partial(jax.tree.map, lambda leaf: leaf is not None, is_leaf=_is_choice)
+        update = optax.adamw(
+            schedule(config.learning_rate),
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: decayed(matrices(params)),
+        )
+        return optax.chain(optax.clip_by_global_norm(1.0), update)
     update = muon(
         schedule(config.muon_rate),
         weight_decay=config.weight_decay,
@@ -99,14 +89,14 @@ def make_optimizer(config: PretrainConfig) -> Any:
     return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
-def make_program(config: PretrainConfig) -> Program:
-    """The model of the config's dimensions as jitted init, step and loss."""
-    import jax
-    import jax.numpy as jnp
-    import optax
+def _is_choice(leaf: Any) -> bool:
+    """Whether this is a leaf of the tree of Muon's axes."""
+    return leaf is None or not isinstance(leaf, dict)
 
-    from rwkv7_jax import RWKV7, RWKV7Config, zero_state
-    from state_tuning.objective import completion_loss
+
+def make_model(config: PretrainConfig) -> Any:
+    """The model of the config's dimensions."""
+    from rwkv7_jax import RWKV7, RWKV7Config
 
     ranks: dict[str, Any] = {
         "decay_lora": config.lora,
@@ -114,75 +104,123 @@ def make_program(config: PretrainConfig) -> Program:
         "mv_lora": config.lora,
         "gate_lora": config.gate_lora,
     }
+    compute: dict[str, Any] = {"dtype": config.dtype, "remat": config.remat}
     vocab = pocket_tokenizer().vocab_size
-    model = RWKV7(RWKV7Config(vocab, config.n_layer, config.n_embd, config.head_size, **ranks))
+    return RWKV7(RWKV7Config(vocab, config.n_layer, config.n_embd, config.head_size, **ranks, **compute))
+
+
+def make_program(config: PretrainConfig, dimensions: Any = None) -> Program:
+    """A model as jitted init, step and loss; of the config's dimensions, or of an RWKV7Config."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from rwkv7_jax import RWKV7, zero_state
+    from rwkv7_jax.sharding import gathered, pin, whole
+    from state_tuning import guard, objective
+    from state_tuning.accumulate import accumulated
+
+    model = RWKV7(dimensions) if dimensions else make_model(config)
     optimizer = make_optimizer(config)
+    apply: Any = model.apply
 
     def init(key: Any) -> TrainState:
         params = model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"]
-        return TrainState(params, optimizer.init(params))
+        return pin(TrainState(params, optimizer.init(params)))
 
-    def loss(params: Any, batch: dict[str, Any]) -> Any:
+    def sums(params: Any, batch: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
         tokens, segment = batch["tokens"], batch["tokens_segment_ids"]
         same = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] > 0)
         starts = jnp.pad(segment[:, 1:-1] != segment[:, :-2], ((0, 0), (1, 0)), constant_values=True)
-        state = zero_state(model.config, tokens.shape[0])
-        logits, _ = model.apply({"params": params}, tokens[:, :-1], state, reset=starts)
-        return completion_loss(logits, tokens[:, 1:], same.astype(jnp.float32))
+        state, variables = zero_state(model.config, tokens.shape[0]), {"params": params}
+        hidden, last = apply(variables, tokens[:, :-1], state, reset=starts, method="hidden")
+        wanted = (tokens[:, 1:], same.astype(jnp.float32))
+        if config.loss_chunk:
+            head = partial(apply, {"params": params | gathered({"head": params["head"]})}, method="logits")
+            nll, count = objective.chunked_sums(hidden, head, *wanted, chunk=config.loss_chunk)
+        else:
+            nll, count = objective.completion_sums(apply(variables, hidden, method="logits"), *wanted)
+        bad = (~guard.state_flags(jax.lax.stop_gradient(last))).astype(jnp.int32)
+        return nll.sum(), (count.sum(), bad)
 
-    def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Any]:
-        value, grads = jax.value_and_grad(loss)(state.params, batch)
+    def loss(params: Any, batch: dict[str, Any]) -> Any:
+        total, (count, _) = sums(params, batch)
+        return objective.mean(total, count)
+
+    def step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        data = jax.tree.map(jnp.asarray, batch)
+        (total, (count, bad)), grads = accumulated(sums, state.params, data, config.accumulate)
+        grads = jax.tree.map(lambda leaf: objective.mean(leaf, count), grads)
         with jax.numpy_dtype_promotion("standard"):  # optax's bias corrections mix int32 counts with float32
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), value
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        value = objective.mean(total, count)
+        ok = guard.all_finite((value, grads, new))
+        metrics = {"loss": value, "applied": ok, "state_finite": bad == 0, "grad_finite": guard.weight_flags(grads)}
+        return pin(guard.select(ok, new, state)), whole(metrics)
 
     return Program(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(loss))
 
 
-def pretrain(config: PretrainConfig) -> Iterator[dict[str, Any]]:
-    """Train to the end, yielding each logged row; writes config, metrics, checkpoints and FOLDER/model.safetensors."""
+def pretrain(
+    config: PretrainConfig, interrupt: Interrupt | None = None, mesh: "Mesh | None" = None
+) -> Generator[dict[str, Any], None, None]:
+    """Train to the end, yielding each logged row; writes config, metrics, checkpoints and FOLDER/model.safetensors.
+
+    mesh: the one that is set, if any (see `distributed.session`).
+    """
     import jax
 
-    from experiments import checkpoint, metrics
+    from experiments import loop, metrics
+    from rwkv7_jax import flops
+    from rwkv7_jax.compile_cache import use_compilation_cache
 
-    folder, identity = config.folder, digest(resolved(config, without=BOOKKEEPING))
-    program, data = make_program(config), batches(config, config.seed)
+    use_compilation_cache(config.compilation_cache)
+    folder, program = config.folder, make_program(config)
+    spread = distributed.Spread(mesh, config.batch_size)
+    stream = Batches(config, config.seed + HELD_OUT_SEED, spread.rows)
+    held_out = [spread.put(next(stream)) for _ in range(HELD_OUT_BATCHES)]
     folder.mkdir(parents=True, exist_ok=True)
-    state, start = checkpoint.resume(folder, program.init(jax.random.key(config.seed)), data, identity)
-    stream = batches(config, config.seed + HELD_OUT_SEED)
-    held_out = [next(stream) for _ in range(HELD_OUT_BATCHES)]
-    (folder / "config.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
-    log, rate = metrics.MetricsLog(folder / "metrics.jsonl"), metrics.Throughput()
-    log.rewind("pretrain", start)
-    with metrics.progress_bar(config.steps, config.name, "step", start) as bar:
-        for index in range(start + 1, config.steps + 1):
-            batch = next(data)
-            state, value = program.step(state, batch)
-            speed = rate.add(batch["tokens"].size)
-            bar.update()
-            if index % config.log_every == 0 or index == config.steps:
-                row = {"job": "pretrain", "step": index, "loss": float(value), "timing": {"tokens_per_s": round(speed)}}
-                if index % config.validate_every == 0 or index == config.steps:
-                    losses = [float(program.loss(state.params, one)) for one in held_out]
-                    row["validation_loss"] = sum(losses) / len(losses)
-                log.append(row)
-                bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{speed:.0f}")
-                yield row
-            if index % config.checkpoint_every == 0:
-                checkpoint.save(folder, index, state, {"identity": identity, "data": data.get_state()})
+
+    def validate(state: TrainState) -> dict[str, float]:
+        losses = [float(program.loss(state.params, one)) for one in held_out]
+        return {"validation_loss": sum(losses) / len(losses)}
+
+    task = loop.Task(
+        "pretrain",
+        program.step,
+        Batches(config, config.seed, spread.rows),
+        config.steps,
+        digest(resolved(config, without=BOOKKEEPING)),
+        tokens=lambda batch: config.batch_size * (config.length + 1),
+        put=spread.put,
+        flops=flops.training(make_model(config).config),
+        evaluate=validate,
+        evaluate_every=config.validate_every,
+        title=config.name,
+    )
+    log = metrics.MetricsLog(folder / "metrics.jsonl")
+    place = loop.Place(folder, folder, log, interrupt or Interrupt())
+    rows = loop.train(task, program.init(jax.random.key(config.seed)), config, place)
+    if distributed.is_lead():
+        (folder / "config.json").write_text(json.dumps(resolved(config), indent=1) + "\n")
+    state = yield from rows
     export(config, state.params)
 
 
 def export(config: PretrainConfig, params: Any) -> None:
-    """Write the weights in released names and `save_dtype`."""
+    """Write the weights in released names and `save_dtype`; all processes have to call it together."""
     import jax
     import ml_dtypes
     import numpy as np
 
     from rwkv7_jax import checkpoint as weights
+    from rwkv7_jax.sharding import host
 
     dtype = np.float32 if config.save_dtype == "float32" else ml_dtypes.bfloat16
-    weights.save(config.folder / "model.safetensors", jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params))
+    whole = jax.tree.map(lambda leaf: leaf.astype(dtype), host(params))
+    if distributed.is_lead():
+        weights.save(config.folder / "model.safetensors", whole)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -195,16 +233,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(*split_config(args, PretrainConfig), PretrainConfig)
         started = time.perf_counter()
-        for row in pretrain(config):
-            if "validation_loss" in row:
-                seconds, rate = time.perf_counter() - started, row["timing"]["tokens_per_s"]
-                losses = f"loss {row['loss']:.4f}, held-out {row['validation_loss']:.4f}"
-                print(f"step {row['step']}: {losses}, {rate} tokens/s, {seconds:.0f} s", flush=True)
+        with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
+            for row in pretrain(config, interrupt, mesh):
+                if "validation_loss" in row:
+                    seconds, rate = time.perf_counter() - started, row["timing"]["tokens_per_s"]
+                    losses = f"loss {row['loss']:.4f}, held-out {row['validation_loss']:.4f}"
+                    print(f"step {row['step']}: {losses}, {rate} tokens/s, {seconds:.0f} s", flush=True)
         print(f"weights: {config.folder / 'model.safetensors'}")
     except (ValueError, OSError) as error:
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         print(f"error: {kind}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Interrupted as place:
+        print(f"interrupted at {place}; run the same command to resume", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("interrupted; run the same command to resume from the last checkpoint", file=sys.stderr)
         return 130

@@ -1,8 +1,11 @@
 """`python -m experiments.run --config NAME [--key value ...]`: a frozen RWKV-7 without and with a tuned state.
 
+`--config paper_table` runs all methods on all benchmarks with several seeds instead, cell by cell.
+
 Exit status: 0 PASS, 1 FAIL, 2 wrong usage or files (one line), 130 interrupted (the same command resumes).
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,9 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.command import exit_status
 from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
 from experiments.overrides import UsageError, suggest
+from experiments.table import run as table
+from experiments.table.config import TableRunConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from jax.sharding import Mesh
 
     from experiments.build import Built
     from experiments.evaluate import Evaluator
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def configured() -> int:
         config = check(load_config(*split_config(args)))
         print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
-        return run(config)
+        return table.run(config) if isinstance(config, TableRunConfig) else run(config)
 
     return exit_status(configured, "interrupted; run the same command to resume from the last checkpoint")
 
@@ -87,12 +94,13 @@ def help_text() -> str:
 
 def run(config: RunConfig) -> int:
     """Build, tune and measure every job, report. Returns 0 for PASS, 1 for FAIL, 130 for an interruption."""
+    from experiments import distributed
     from experiments.interrupt import Interrupt, Interrupted
     from state_tuning.guard import NonFiniteError
 
     try:
-        with Interrupt() as interrupt:
-            return run_jobs(config, interrupt)
+        with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
+            return run_jobs(config, interrupt, mesh)
     except Interrupted as place:
         print(f"interrupted at {place}; run the same command to resume", file=sys.stderr)
         return 130
@@ -101,9 +109,9 @@ def run(config: RunConfig) -> int:
         return 1
 
 
-def run_jobs(config: RunConfig, interrupt: "Interrupt") -> int:
-    """All jobs of a run, finished ones read back, then the report."""
-    from experiments import build, folder
+def run_jobs(config: RunConfig, interrupt: "Interrupt", mesh: "Mesh | None" = None) -> int:
+    """All jobs of a run, finished ones read back, then the report. mesh: the one that is set, if any."""
+    from experiments import build, distributed, folder
     from experiments.finish import finish
     from experiments.jobs import load_jobs
     from experiments.metrics import MetricsLog
@@ -113,11 +121,16 @@ def run_jobs(config: RunConfig, interrupt: "Interrupt") -> int:
     jobs = load_jobs(config)
     built = build.build(config.model)
     identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
-    resumed = folder.claim(config, identity)
-    print(built.summary + ("; resuming" if resumed else ""), flush=True)
+    resumed = distributed.lead_first(lambda lead: folder.claim(config if lead else joining(config), identity))
+    print(f"{built.summary}, {distributed.describe(mesh)}" + ("; resuming" if resumed else ""), flush=True)
     tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
     outcomes = [run_job(tools, job) for job in jobs]
     return finish(config, built, outcomes, tools.log)
+
+
+def joining(config: RunConfig) -> RunConfig:
+    """The config for a process that joins what the lead has begun."""
+    return dataclasses.replace(config, overwrite=False, resume="auto")
 
 
 def make_tools(
@@ -151,6 +164,7 @@ def run_job(tools: Tools, job: "Job") -> "Outcome":
     from experiments.finish import save_job
     from experiments.report import Outcome
     from rwkv7_jax import zero_state
+    from rwkv7_jax.sharding import host
 
     folder = tools.config.folder / job.name
     if (folder / "outcome.json").is_file():
@@ -160,15 +174,17 @@ def run_job(tools: Tools, job: "Job") -> "Outcome":
     tools.interrupt.place = f"step 0 of {job.name}"
     zero = zero_state(model, None)
     vanilla = measure(tools, job, zero, "vanilla")
-    tuned = tune(tools, job, folder / "checkpoints")
+    tuned = tune(tools, job, folder)
     after, state = finished(tools, tuned)
     measured = vanilla, measure(after, job, state, "tuned")
-    return save_job((tools, after), job, (zero, state), measured, int(tuned.skipped))
+    return save_job((tools, after), job, (zero, state), measured, int(host(tuned.skipped)))
 
 
 def finished(tools: Tools, tuned: "train.TuneState") -> "tuple[Tools, State]":
     """The tools with the weights, and the unbatched state, that a tuned tree stands for. Only LoRA changes weights."""
-    params, state = tools.chosen.finish(tools.built.params, tuned.trainable)
+    from rwkv7_jax.sharding import host
+
+    params, state = tools.chosen.finish(tools.built.params, host(tuned.trainable))
     built = tools.built._replace(params=params)
     return tools._replace(built=built, evaluator=tools.evaluator._replace(built=built)), state
 
@@ -202,40 +218,32 @@ def measure_losses(tools: Tools, state: "State", job: "Job") -> float:
 
 
 def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
-    """The training loop of one job, from its newest checkpoint on."""
+    """The training loop of one job, from its newest checkpoint in `folder`/checkpoints on."""
     import jax
 
-    from experiments import checkpoint, data
-    from experiments.metrics import Throughput, progress_bar
-    from state_tuning import guard, train
+    from experiments import data, distributed, loop
+    from rwkv7_jax import flops
+    from state_tuning import train
 
     config, built = tools.config, tools.built
-    steps = config.tune.steps
-    tuned = train.init(tools.chosen.optimizer, tools.chosen.method.init())
     examples = data.encode_pairs(built.tokenizer, job.train, config.data)
-    batches = data.training_batches(examples, config.data.batch_size, config.seed)
-    tuned, start = checkpoint.resume(folder, tuned, batches, tools.identity)
-    tools.log.rewind(job.name, start)
-    rate = Throughput()
-    with progress_bar(steps, f"{job.name}: tuning", "step", start) as bar:
-        for index in range(start + 1, steps + 1):
-            batch = jax.device_put(next(batches))
-            with jax.transfer_guard("disallow"):
-                tuned, metrics = tools.step(built.params, tuned, batch)
-            warning = guard.check_finite(metrics, index)
-            if warning:
-                bar.write(f"warning: {warning}", file=sys.stderr)
-            row = {key: float(metrics[key]) for key in ("loss", "grad_norm")}
-            speed = rate.add(int(batch["valid"].sum()))
-            bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{speed:.0f}", refresh=False)
-            if index % config.system.log_every == 0 or index == steps:
-                tools.log.append({"job": job.name, "step": index, **row, "timing": {"tokens_per_s": round(speed)}})
-            tools.interrupt.place = f"step {index} of {job.name}"
-            if index % config.system.checkpoint_every == 0 or index == steps or tools.interrupt.asked:
-                checkpoint.save(folder, index, tuned, {"identity": tools.identity, "data": batches.get_state()})
-            tools.interrupt.check()
-    return tuned
+    mesh = jax.sharding.get_mesh()
+    spread = distributed.Spread(None if mesh.empty else mesh, config.data.batch_size)
+    task = loop.Task(
+        job.name,
+        lambda tuned, batch: tools.step(built.params, tuned, batch),
+        data.training_batches(examples, config.data.batch_size, config.seed, spread.rows),
+        config.tune.steps,
+        tools.identity,
+        tokens=lambda batch: int(batch["valid"].sum()) * config.data.batch_size / len(spread.rows),
+        put=spread.put,
+        values=("loss", "grad_norm"),
+        flops=flops.tuning(built.model.config),
+        title=f"{job.name}: tuning",
+    )
+    place = loop.Place(folder, folder / "checkpoints", tools.log, tools.interrupt)
+    fresh = train.init(tools.chosen.optimizer, tools.chosen.method.init())
+    return loop.drain(loop.train(task, fresh, config.system, place))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ class RWKV7Config:
     gate_lora: int = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of activations; norms, decays and the recurrent state stay float32."""
-    remat: bool = False
-    """Recompute each block in the backward pass instead of storing its activations."""
+    remat: Literal["none", "dots", "block"] = "none"
+    """What the backward pass finds stored of each block: everything, the products with weights, its input alone; the
+    rest is computed again, which takes less memory and more time."""
     scan_layers: bool = True
     """Blocks 1.. as one `lax.scan` over stacked weights (fast to compile). False: one by one, over unstacked weights
     (see `unstack_blocks`), which spares a copy of every weight per call: the form for decoding."""

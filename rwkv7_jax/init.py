@@ -14,7 +14,7 @@ Initializer = Callable[..., Array]
 
 def constant(value: Float[Array, "..."]) -> Initializer:
     """An initialiser that ignores its key and returns `value`."""
-    return lambda key, shape: jnp.broadcast_to(value, shape)
+    return lambda key, shape: jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape)
 
 
 def uniform(bound: float) -> Initializer:

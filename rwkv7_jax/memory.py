@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import wkv7
+from rwkv7_jax.sharding import wkv7_by_rows_and_heads
 
 
 class Streams(NamedTuple):
@@ -37,7 +37,7 @@ class WKV(NamedTuple):
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
         """Outputs, and the state after the last token."""
         r, log_w, k, v, kk, iclr = x
-        return wkv7(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
+        return wkv7_by_rows_and_heads(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
 
 
 @runtime_checkable

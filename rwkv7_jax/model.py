@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rwkv7_jax import init
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
+from rwkv7_jax.sharding import by_rows, gathered
 from rwkv7_jax.state import zero_state
 from rwkv7_jax.types import State
 
@@ -41,12 +42,12 @@ class Block(nn.Module):
             out, att_shift, wkv, v_first = time_mix(
                 LayerNorm(dtype=c.dtype, name="ln1")(x), state.att_shift, state.wkv, v_first, valid=valid, reset=reset
             )
-        x = x + out
+        x = by_rows(x + out)
         with jax.named_scope("channel_mix"):
             out, ffn_shift = channel_mix(
                 LayerNorm(dtype=c.dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
             )
-        return x + out, state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
+        return by_rows(x + out), state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
 
 
 class RWKV7(nn.Module):
@@ -88,7 +89,8 @@ class RWKV7(nn.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Final normalised activations in the compute dtype, and the state after the last valid token."""
         c = self.config
-        x = self.ln0(jnp.take(self.emb["weight"], tokens, axis=0).astype(c.dtype))
+        table = gathered({"emb": self.emb})["emb"]["weight"]
+        x = self.ln0(by_rows(jnp.take(table, tokens, axis=0).astype(c.dtype)))
         x, first, v_first = self.block_0(x, layer_of(state, 0), None, valid, reset)
         layers = [first]
         if c.scan_layers and c.n_layer > 1:
@@ -100,7 +102,7 @@ class RWKV7(nn.Module):
                 return x, after
 
             rest = jax.tree.map(lambda leaf: leaf[1:], state)
-            x, rest = jax.lax.scan(jax.checkpoint(body) if c.remat else body, x, (self.blocks, rest))
+            x, rest = jax.lax.scan(rematerialised(body, c.remat), x, (self.blocks, rest))
             return self.ln_out(x), jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
         for i in range(1, c.n_layer):
             x, after, _ = self.later[i - 1](x, layer_of(state, i), v_first, valid, reset)
@@ -131,6 +133,14 @@ class RWKV7(nn.Module):
             last = jnp.broadcast_to(jnp.asarray(last, jnp.int32), tokens.shape[:1])
             x = jnp.take_along_axis(x, last[:, None, None], axis=1)
         return self.logits(x), state
+
+
+def rematerialised(body: Callable, policy: str) -> Callable:
+    """The body of a scan over blocks with its activations stored as `RWKV7Config.remat` says."""
+    if policy == "none":
+        return body
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return jax.checkpoint(body, policy=kept)
 
 
 def layer_of(state: State, index: int) -> State:

@@ -22,6 +22,8 @@ _MEANING = {
     "ffn_shift": "in the output of the time mix of layer {0}",
 }
 
+ADVICE = "lower the learning rate or check weights and data"
+
 
 class NonFiniteError(ValueError):
     """Too many steps in a row with a non-finite loss or gradient."""
@@ -40,6 +42,15 @@ def layer_flags(tree: Any) -> Bool[Array, "L"]:
     return jnp.stack([_finite_per_layer(leaf) for leaf in jax.tree.leaves(tree)]).all(0)
 
 
+def weight_flags(params: Mapping[str, Any]) -> Bool[Array, "L"]:
+    """Whether everything that belongs to a layer is finite, in a tree like the model's weights (`block_0` and stacked
+    or single later blocks), for each layer."""
+    single = [name for name in params if name.startswith("block_")]
+    flags = [all_finite(params[name])[None] for name in sorted(single, key=lambda name: int(name[6:]))]
+    stacked = [layer_flags(params["blocks"])] if "blocks" in params else []
+    return jnp.concatenate([*flags, *stacked])
+
+
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether every floating-point leaf of a tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -51,22 +62,33 @@ def select(ok: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
 
-def check_finite(metrics: Mapping[str, Any], step: int, limit: int = 5) -> str | None:
-    """One line about a skipped update, naming step and layer; None if the update was applied.
+def skipped(metrics: Mapping[str, Any], step: int, batch: int | None = None) -> str | None:
+    """One line about a skipped update, naming step, batch (the number it was drawn as, if given) and layer; None if the
+    update was applied.
 
-    Reads the metrics of `train.make_train_step` on the host, which waits for the step to finish.
-    Raises: NonFiniteError if `limit` or more updates in a row were skipped.
+    Reads the metrics of `train.make_train_step` on the host, which waits for the step to finish. Those of other steps
+    need `applied`; without `state_finite` and `grad_finite` no layer is named.
     """
     if jax.device_get(metrics["applied"]):
         return None
-    message = f"step {step}: update skipped, first non-finite value {_where(metrics)}"
+    place = f"step {step}" if batch is None else f"step {step}, batch {batch}"
+    return f"{place}: update skipped, first non-finite value {_where(metrics)}"
+
+
+def check_finite(metrics: Mapping[str, Any], step: int, limit: int = 5) -> str | None:
+    """As `skipped`. Raises: NonFiniteError if `limit` or more updates in a row were skipped."""
+    message = skipped(metrics, step)
+    if message is None:
+        return None
     consecutive = int(jax.device_get(metrics["consecutive"]))
     if consecutive >= limit:
-        raise NonFiniteError(f"{message}; {consecutive} in a row: lower the learning rate or check weights and data")
+        raise NonFiniteError(f"{message}; {consecutive} in a row: {ADVICE}")
     return message
 
 
 def _where(metrics: Mapping[str, Any]) -> str:
+    if "state_finite" not in metrics:
+        return "in a place that this step does not tell"
     forward = np.asarray(jax.device_get(metrics["state_finite"]))
     backward = np.asarray(jax.device_get(metrics["grad_finite"]))
     if not forward.all():
@@ -75,7 +97,7 @@ def _where(metrics: Mapping[str, Any]) -> str:
     if not np.isfinite(jax.device_get(metrics["loss"])):
         return f"after the time mix of layer {len(forward) - 1}, the last: in its channel mix, the head or the loss"
     if not backward.all():
-        return f"in the gradient to the state of layer {np.argwhere(~backward)[-1, 0]}"
+        return f"in the gradient of layer {np.argwhere(~backward)[-1, 0]}"
     return "in the optimiser's update, of finite gradients"
 
 

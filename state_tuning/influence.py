@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import wkv7
+from rwkv7_jax.sharding import wkv7_by_rows_and_heads
 
 
 def state_queries(
@@ -24,5 +24,6 @@ def state_queries(
     """
     batch, _, heads, size = r.shape
     identity = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (batch, heads, size, size))
-    q, _ = wkv7(r, log_w, k, jnp.zeros_like(r), a, b, identity, valid=valid, reset=reset, implementation=implementation)
+    vectors = (r, log_w, k, jnp.zeros_like(r), a, b)
+    q, _ = wkv7_by_rows_and_heads(*vectors, identity, valid=valid, reset=reset, implementation=implementation)
     return q

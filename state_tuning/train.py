@@ -16,10 +16,13 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.sharding import gathered, pin, whole
 from rwkv7_jax.state import zero_state
 from rwkv7_jax.types import State
 from state_tuning import guard, objective, surgery
+from state_tuning.accumulate import accumulated
 from state_tuning.objective import Batch
+from state_tuning.segments import scan_segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,10 @@ class TuneConfig:
     """Micro-batches per step: memory of B / accumulate rows, the same update."""
     loss_chunk: int = 128
     """Tokens of each row whose logits exist at a time."""
+    segment: int = 0
+    """Tokens of each row whose activations exist at a time (see `segments`); 0: whole rows."""
+    exact_segments: int = 0
+    """Segments from the start that the gradient runs through; 0: all of them, the exact gradient."""
 
     def __post_init__(self):
         if self.schedule not in ("constant", "linear", "cosine"):
@@ -56,7 +63,7 @@ class TuneConfig:
         for name in ("steps", "accumulate", "loss_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        for name in ("learning_rate", "warmup", "clip_norm", "l2"):
+        for name in ("learning_rate", "warmup", "clip_norm", "l2", "segment", "exact_segments"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
 
@@ -141,7 +148,8 @@ def init(optimizer: optax.GradientTransformation, trainable: PyTree) -> TuneStat
     trainable = jax.tree.map(jnp.array, trainable)
     with _optax_promotion():
         opt_state = optimizer.init(trainable)
-    return TuneState(trainable, opt_state, _zero(), _zero(), _zero())
+    fresh = TuneState(trainable, opt_state, _zero(), _zero(), _zero())
+    return fresh if jax.sharding.get_abstract_mesh().empty else jax.jit(pin)(fresh)
 
 
 def make_train_step(
@@ -164,9 +172,13 @@ def make_train_step(
     method = method or standard(model.config, tune)
     sums = _make_sums(model, tune, method, frozen_head=True)
 
+    def total(params: PyTree, trainable: PyTree, batch: Batch):
+        nll, count, bad = sums(params, trainable, batch)
+        return nll.sum(), (count.sum(), bad)
+
     def step(params: PyTree, tuned: TuneState, batch: Batch) -> tuple[TuneState, dict[str, Array]]:
         trainable = tuned.trainable
-        (nll, (count, bad)), grad_sum = _accumulated(sums, params, trainable, batch, tune.accumulate)
+        (nll, (count, bad)), grad_sum = accumulated(partial(total, params), trainable, batch, tune.accumulate)
         penalty, penalty_grad = jax.value_and_grad(lambda tree: tune.l2 * _squares(tree))(trainable)
         grads = jax.tree.map(lambda g, p: objective.mean(g, count) + p, grad_sum, penalty_grad)
         loss = objective.mean(nll, count)
@@ -190,7 +202,7 @@ def make_train_step(
             "state_finite": bad == 0,
             "grad_finite": guard.layer_flags(grads),
         }
-        return TuneState(new[0], new[1], tuned.step + 1, skipped, consecutive), metrics
+        return pin(TuneState(new[0], new[1], tuned.step + 1, skipped, consecutive)), whole(metrics)
 
     return jax.jit(step, donate_argnums=1)
 
@@ -220,43 +232,31 @@ def _make_sums(model: RWKV7, tune: TuneConfig, method: Method, frozen_head: bool
     def sums(params: PyTree, trainable: PyTree, batch: Batch):
         with jax.named_scope("graft"):
             data = jax.tree.map(jnp.asarray, batch)
-            tokens, targets, mask, valid = (data[name] for name in ("tokens", "targets", "loss_mask", "valid"))
-            state = method.graft(trainable, tokens.shape[0])
-        variables = {"params": params}
-        hidden, last = apply(variables, tokens, state, valid=valid, method="hidden")
-        with jax.named_scope("loss"):
-            nll, count = objective.chunked_sums(
-                hidden,
-                lambda x: apply(variables, x, method="logits"),
-                targets,
-                mask,
-                chunk=tune.loss_chunk,
-                frozen_head=frozen_head,
-            )
+            state = method.graft(trainable, data["tokens"].shape[0])
+
+        head = {"params": params | gathered({"head": params["head"]})}
+
+        def piece(state: Any, data: Any):
+            variables = {"params": params}
+            hidden, last = apply(variables, data["tokens"], state, valid=data["valid"], method="hidden")
+            with jax.named_scope("loss"):
+                scored = objective.chunked_sums(
+                    hidden,
+                    lambda x: apply(head, x, method="logits"),
+                    data["targets"],
+                    data["loss_mask"],
+                    chunk=tune.loss_chunk,
+                    frozen_head=frozen_head,
+                )
+            return last, scored
+
+        if 0 < tune.segment < data["tokens"].shape[1]:
+            last, (nll, count) = scan_segments(piece, state, data, tune.segment, tune.exact_segments)
+        else:
+            last, (nll, count) = piece(state, data)
         return nll, count, (~guard.state_flags(jax.lax.stop_gradient(last))).astype(jnp.int32)
 
     return sums
-
-
-def _accumulated(sums: Callable, params: PyTree, trainable: PyTree, batch: Batch, parts: int):
-    """((NLL sum, (token count, bad)), gradient of the NLL sum), added up over `parts` equal parts of the rows."""
-
-    def one(part: Batch):
-        def loss(tree):
-            nll, count, bad = sums(params, tree, part)
-            return nll.sum(), (count.sum(), bad)
-
-        return jax.value_and_grad(loss, has_aux=True)(trainable)
-
-    rows = batch["tokens"].shape[0]
-    if rows % parts:
-        raise ValueError(f"a batch of {rows} rows cannot be cut into {parts} equal parts; change accumulate")
-    if parts == 1:
-        return one(batch)
-    pieces = jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), batch)
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, pieces)[0]
 
 
 def _zero() -> Int[Array, ""]:

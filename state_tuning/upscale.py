@@ -17,6 +17,7 @@ from rwkv7_jax import memory
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.memory import Streams
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.sharding import host
 from rwkv7_jax.state import zero_state
 from rwkv7_jax.types import State
 from state_tuning import feature_map, probe, stability, surgery
@@ -70,8 +71,9 @@ def fit(model: RWKV7, params: PyTree, batch: Batch, upscale: Upscale, key: Key[A
     if size <= model.config.head_size:
         raise ValueError(f"size is {size}: the lifted key size M must be above the head size {model.config.head_size}")
     pick, fit_key = jax.random.split(key)
-    streams = sample_tokens(probe.record(model, params, batch), jnp.asarray(batch["valid"]), upscale.tokens, pick)
-    lifted = lift(model.config, streams, upscale, size, fit_key)
+    recorded = jax.tree.map(jnp.asarray, host(probe.record(model, params, batch)))
+    streams = sample_tokens(recorded, jnp.asarray(batch["valid"]), upscale.tokens, pick)
+    lifted = jax.tree.map(jnp.asarray, host(lift(model.config, streams, upscale, size, fit_key)))
     values = stability.worst(lifted, streams)
     if not upscale.allow_unstable:
         stability.require(values, f"{upscale.map} upscaling to {size}")

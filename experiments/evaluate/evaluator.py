@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.build import Built
@@ -13,6 +12,7 @@ from experiments.evaluate.forking import Answer, Forker, Tick
 from experiments.evaluate.generation import Generator, Prompt
 from experiments.tasks import Generate, Loglikelihood, Record, Request, Task
 from rwkv7_jax import RWKV7, State
+from rwkv7_jax.sharding import host
 from state_tuning import surgery, train
 from state_tuning.objective import Example
 
@@ -53,7 +53,7 @@ class Evaluator(NamedTuple):
         """(summed completion NLL in nats, completion tokens), float64 [N] each, in the order of `examples`."""
         nll, count = np.zeros(len(examples)), np.zeros(len(examples))
         for chosen, batch in padded(examples, self.batch_size):
-            rows, tokens = jax.device_get(self.scorer.nll(self.built.params, state, batch))
+            rows, tokens = host(self.scorer.nll(self.built.params, state, batch))
             nll[chosen], count[chosen] = rows[: len(chosen)], tokens[: len(chosen)]
             self.tick(len(chosen))
         return nll, count

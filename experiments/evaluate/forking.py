@@ -7,7 +7,6 @@ and state, not on the other rows, on order or on padding.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +14,7 @@ from experiments.data import bucket_of
 from experiments.evaluate.passes import advance, fork, kinds, stack_states
 from experiments.evaluate.plan import MIN_SAVED, Asked, Node, Query, forest
 from rwkv7_jax import RWKV7, State
+from rwkv7_jax.sharding import host
 
 PIECE = 512
 """Longer nodes are fed in pieces of this many tokens: few lengths to compile, bounded memory."""
@@ -115,7 +115,7 @@ class Forker:
         self.cost.passes += 1
         seen, after = advance(self.model, self.params, start, *map(jnp.asarray, (tokens, valid, positions, targets)))
         if any(queries):
-            log_probability, best = jax.device_get(seen)
+            log_probability, best = host(seen)
             for row, asked in enumerate(queries):
                 for column, query in enumerate(asked):
                     found(query, float(log_probability[row, column]), int(best[row, column]))

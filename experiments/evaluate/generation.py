@@ -16,6 +16,7 @@ from experiments.evaluate.stops import cut, token_table
 from rwkv7_jax import State
 from rwkv7_jax.decode_loop import bucket
 from rwkv7_jax.sampling import for_decoding
+from rwkv7_jax.sharding import host
 
 
 class Prompt(NamedTuple):
@@ -79,11 +80,11 @@ class Generator:
             first, count = (jnp.asarray(x, jnp.int32) for x in (begin, len(part)))
             queue = refill.Queue(state, token, first, count, jnp.zeros((), jnp.int32), jnp.asarray(last))
             rows, queue, answers = refill.run(self.model, self.params, rows, queue, answers, ends)
-            finished = min(begin + size, len(order)) - int((rows.owner != refill.IDLE).sum())
+            finished = min(begin + size, len(order)) - int((host(rows.owner) != refill.IDLE).sum())
             tick(finished - done)
             done = finished
-        self.steps += int(answers.steps)
-        tokens, length = jax.device_get((answers.tokens, answers.length))
+        self.steps += int(host(answers.steps))
+        tokens, length = host((answers.tokens, answers.length))
         found: list[list[int]] = [[]] * len(order)
         for place, index in enumerate(order):
             found[index] = tokens[place, : length[place]].tolist()

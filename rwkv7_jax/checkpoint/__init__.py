@@ -73,8 +73,10 @@ class Checkpoint(NamedTuple):
     report: ParityReport
 
 
-def load(path: PathLike, *, format: Format | None = None) -> Checkpoint:
+def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) -> Checkpoint:
     """Read a checkpoint of any supported format; by its content, whatever its name, unless `format` says which.
+
+    lazy: keep nothing of the weights in memory; stacked ones are `names.Stacked` (see `rwkv7_jax.sharding.place`).
 
     Raises: CheckpointError, one line with the path, for whatever is not a complete, sound RWKV-7 checkpoint;
     FileNotFoundError.
@@ -83,7 +85,7 @@ def load(path: PathLike, *, format: Format | None = None) -> Checkpoint:
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
         flat, description, metadata = _read(path, format or detect_format(path))
-        config, params = infer_config(flat), flat_to_params(flat)
+        config, params = infer_config(flat), flat_to_params(flat, lazy=lazy)
         digest = weights_hash(params)
         if metadata.get("weights_hash", digest) != digest:
             raise CheckpointError("the weights do not match the hash stored with them: damaged; copy the file again")

@@ -6,7 +6,7 @@ the rest: `{"emb", "ln0", "block_0", "blocks" [L-1, ...], "ln_out", "head"}`.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,28 @@ OLDER = (
     (re.compile(r"\.att\.time_decay$"), "RWKV-4 or RWKV-5"),
     (re.compile(r"\.ffn\.(s_emb|s0|s1|s2)|\.qkv\.|(^|\.)deep_emb"), "RWKV-7a, 7b or 8 (DeepEmbed)"),
 )
+
+
+class Stacked:
+    """The same tensor of several layers as one array [L, ...] that is read only where it is indexed."""
+
+    def __init__(self, layers: Sequence[np.ndarray]):
+        self.layers = layers
+        self.shape, self.dtype, self.ndim = (len(layers), *layers[0].shape), layers[0].dtype, 1 + layers[0].ndim
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """A copy of what `index` (an integer, or a tuple of slices, one an axis) takes."""
+        if not isinstance(index, tuple):
+            return self.layers[index]
+        first, *rest = index
+        return np.stack([layer[tuple(rest)] for layer in self.layers[first]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = np.stack(self.layers)
+        return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
 def infer_config(flat: Mapping[str, Any]) -> RWKV7Config:
@@ -100,8 +122,10 @@ def check(flat: Mapping[str, np.ndarray], config: RWKV7Config) -> None:
             raise CheckpointError(f"{name} is {flat[name].dtype}; only float32, bfloat16, float16 and float64 are read")
 
 
-def flat_to_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dict[str, Any]:
     """The parameter tree of a flat checkpoint. Copies only what it stacks: emb, head and block 0 stay views.
+
+    lazy: copy nothing, the stacks are `Stacked`, from which each device's part can be read alone.
 
     Raises: CheckpointError for anything missing, unknown or of a wrong shape.
     """
@@ -114,7 +138,8 @@ def flat_to_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
         _put(params, f"block_0.{name}", flat[f"blocks.0.{name}"].reshape(shape))
     if config.n_layer > 1:
         for name, shape in block_shapes(config, 1).items():
-            _put(params, f"blocks.{name}", _stack(flat, name, config.n_layer, shape))
+            stack = _stack(flat, name, config.n_layer, shape)
+            _put(params, f"blocks.{name}", stack if lazy else np.asarray(stack))
     return params
 
 
@@ -131,7 +156,7 @@ def released_items(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]
     for path, leaf in _leaves(params):
         top, _, rest = path.partition(".")
         if top == "blocks":
-            leaf = np.asarray(leaf)
+            leaf = leaf if isinstance(leaf, Stacked) else np.asarray(leaf)
             yield from ((f"blocks.{i + 1}.{rest}", leaf[i]) for i in range(len(leaf)))
         elif top.startswith("block_"):
             yield f"blocks.{top.removeprefix('block_')}.{rest}", np.asarray(leaf)
@@ -151,7 +176,7 @@ def weights_hash(params: Mapping[str, Any]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple[int, ...]) -> np.ndarray:
+def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple[int, ...]) -> Stacked:
     """Layers 1.. of one tensor as [L-1, *shape], in the file's dtype."""
     layers = [flat[f"blocks.{i}.{name}"] for i in range(1, n_layer)]
     if mixed := [i for i, layer in enumerate(layers, 1) if layer.dtype != layers[0].dtype]:
@@ -159,10 +184,7 @@ def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple
         raise CheckpointError(
             f"blocks.{i}.{name} is {layers[i - 1].dtype}, blocks.1.{name} {layers[0].dtype}; cast them"
         )
-    out = np.empty((n_layer - 1, *shape), layers[0].dtype)
-    for i, layer in enumerate(layers):
-        out[i] = layer.reshape(shape)
-    return out
+    return Stacked([layer.reshape(shape) for layer in layers])
 
 
 def _reject_other_versions(flat: Mapping[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """A tiny random model over bytes and its files, for everything that runs whole experiments."""
 
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import distributed
 from experiments.build import Built, build
 from experiments.config import ModelConfig
 from rwkv7_jax import RWKV7, RWKV7Config, checkpoint, zero_state
@@ -31,3 +33,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def tiny(tiny_checkpoint: pathlib.Path) -> Built:
     """The tiny model, built."""
     return build(ModelConfig(checkpoint=str(tiny_checkpoint), wkv="scan"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device() -> Iterator[None]:
+    """Runs use one of the simulated devices; a test module that wants them all has a fixture of this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "devices", lambda: jax.devices()[:1])
+        yield

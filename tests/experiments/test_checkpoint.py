@@ -1,11 +1,18 @@
 """Checkpoints for resuming: exact, never silently wrong, never another run's."""
 
+import json
+import os
+import threading
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import checkpoint
+from experiments.checkpoint import files
 from experiments.overrides import UsageError
 from state_tuning import train
 
@@ -77,3 +84,91 @@ def test_a_missing_and_an_extra_file_are_damage(tmp_path):
     found = checkpoint.restore(tmp_path, tree_of(0), "me")
     assert (found.tree, found.step) == (None, 0)
     assert found.warnings[-1].endswith("starting anew")
+
+
+def test_no_random_flip_or_truncation_is_silent(tmp_path):
+    """1,000 bit flips and truncations (a tenth unless RWKV7_TEST_FLIPS says so), each found, whatever file it is in."""
+    count = int(os.environ.get("RWKV7_TEST_FLIPS", "100"))
+    checkpoint.save(tmp_path, 10, tree_of(10), {"identity": "me", "data": {"next_index": 3}})
+    place, rng, silent = tmp_path / "step_00000010", np.random.default_rng(0), []
+    found = {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and path.stat().st_size}
+    for number in range(count):
+        path = list(found)[rng.integers(len(found))]
+        bad = bytearray(found[path])
+        at, bit = int(rng.integers(len(bad))), 1 << int(rng.integers(8))
+        if number % 5 == 0:
+            del bad[at:]
+        else:
+            bad[at] ^= bit
+        path.write_bytes(bad)
+        if checkpoint.damage(place) is None:
+            silent.append((path.name, at, bit))
+        path.write_bytes(found[path])
+    assert checkpoint.damage(place) is None
+    assert not silent
+    print(f"{count} changes in {len(found)} files, {len(silent)} silent")
+
+
+def test_the_step_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """What is saved is what was handed over, though its buffers are donated to later steps at once."""
+    written, hashes = threading.Event(), files.file_hashes
+    monkeypatch.setattr(files, "file_hashes", lambda path: [written.wait(), hashes(path)][1])
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.5 - 1.0, tree), donate_argnums=0)
+    tree = step({str(i): jax.random.normal(jax.random.key(i), (300, 300)) for i in range(4)})
+    wanted = {name: np.array(leaf, copy=True) for name, leaf in tree.items()}
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(1, tree, {"identity": "me"})
+        for _ in range(20):
+            tree = step(tree)
+        assert checkpoint.steps(tmp_path) == []
+        assert checkpoint.restore(tmp_path, tree, "me") is None
+        written.set()
+        writer.wait()
+        found = checkpoint.restore(tmp_path, tree, "me")
+    assert all(np.array_equal(found.tree[name], leaf) for name, leaf in wanted.items())
+
+
+def test_what_goes_wrong_in_the_background_is_raised(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(1, tree_of(1), {"identity": "me"})
+        writer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "file_hashes", full)
+            writer.save(2, tree_of(2), {"identity": "me"})
+            with pytest.raises(OSError, match="no space left"):
+                writer.save(3, tree_of(3), {"identity": "me"})
+        writer.save(4, tree_of(4), {"identity": "me"})
+    assert checkpoint.steps(tmp_path) == [1, 4]
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 1)])
+def test_restored_onto_another_mesh(shape, tmp_path):
+    def spread(shape):
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=devices)
+        return {"w": NamedSharding(mesh, PartitionSpec("data", "tensor")), "b": NamedSharding(mesh, PartitionSpec())}
+
+    tree = {"w": jnp.arange(64.0).reshape(8, 8), "b": jnp.arange(3)}
+    checkpoint.save(tmp_path, 1, jax.device_put(tree, spread((4, 2))), {"identity": "me"})
+    template = jax.device_put(jax.tree.map(jnp.zeros_like, tree), spread(shape))
+    found = checkpoint.restore(tmp_path, checkpoint.abstract(template), "me")
+    for name, leaf in found.tree.items():
+        np.testing.assert_array_equal(leaf, tree[name])
+        assert leaf.sharding == template[name].sharding
+
+
+def test_newest_best_and_anchor_are_kept(tmp_path):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 2.0), (5, 4.0), (6, 5.0)):
+        place = tmp_path / f"step_{step:08d}"
+        place.mkdir()
+        (place / "meta.json").write_text(json.dumps({"metrics": {"loss": loss}, "anchor": step == 3}))
+    (tmp_path / "step_00000001" / "meta.json").write_text("{")
+    files.prune(tmp_path, checkpoint.Keep(newest=2, best=2, metric="loss"))
+    assert checkpoint.steps(tmp_path) == [2, 3, 4, 5, 6]
+    files.prune(tmp_path, checkpoint.Keep(newest=2, best=1, metric="nothing"))
+    assert checkpoint.steps(tmp_path) == [2, 3, 5, 6]
+    files.discard_after(tmp_path, 3)
+    assert checkpoint.steps(tmp_path) == [2, 3]

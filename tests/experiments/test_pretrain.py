@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import pretrain
+from experiments import pretrain, pretrain_data
 from experiments.config import PretrainConfig
 from rwkv7_jax import checkpoint
 
@@ -18,7 +18,7 @@ TINY = PretrainConfig(
 
 
 def test_rows_hold_whole_documents_from_their_first_token():
-    batch = next(pretrain.batches(TINY, 0))
+    batch = next(pretrain_data.Batches(TINY, 0))
     tokens, segment = batch["tokens"], batch["tokens_segment_ids"]
     assert tokens.shape == (2, 97)
     for row in range(2):
@@ -28,7 +28,10 @@ def test_rows_hold_whole_documents_from_their_first_token():
         assert np.count_nonzero(tokens[row, : last + 1] == 0) == len(ends)
 
 
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = pretrain.make_program(TINY)
+    monkeypatch.setattr(pretrain, "make_program", lambda config: program)
+
     def run(name: str, stop: int | None) -> Path:
         config = dataclasses.replace(TINY, output_dir=str(tmp_path / name))
         for row in pretrain.pretrain(config):

@@ -1,0 +1,49 @@
+"""The paper's results table on the four pocket benchmarks: every method, 3 seeds, with the controls; no download.
+
+    python -m experiments.run --config paper_table
+
+Writes report.md, results.json and pictures to runs/paper_table.
+"""
+
+from experiments.config import DataConfig, EvaluateConfig, TuneConfig
+from experiments.methods import BaselineMethod, DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
+from experiments.table.config import Learned, ScalingConfig, TableRunConfig
+
+TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
+# python -m experiments.table.rates --config paper_table
+RATES: dict[str, dict[str, float]] = {
+    "standard": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
+    "upscale": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
+    "dbp": {"mmlu": 3.0, "gsm8k": 3.0, "winogrande": 0.1, "arc": 0.3},
+    "upscale_dbp": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
+    "whitened": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 1.0},
+    "upscale_narrow": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
+    "state_offset": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
+    "prefix": {"mmlu": 0.03, "gsm8k": 0.1, "winogrande": 0.003, "arc": 0.01},
+    "lora": {"mmlu": 0.003, "gsm8k": 0.01, "winogrande": 0.003, "arc": 0.01},
+}
+
+METHODS = {
+    "standard": StandardMethod(),
+    "upscale": UpscaleMethod(),
+    "dbp": DBPMethod(),
+    "upscale_dbp": UpscaleDBPMethod(),
+    "upscale_narrow": UpscaleMethod(bandwidth=0.35),
+    "whitened": DBPMethod(form="whitened"),
+    "state_offset": BaselineMethod(name="state_offset"),
+    "prefix": BaselineMethod(name="prefix"),
+    "lora": BaselineMethod(name="lora"),
+}
+ROWS = {name: Learned(method, RATES[name]) for name, method in METHODS.items()}
+ROWS |= {f"{name}_seconds": Learned(METHODS[name], RATES[name], "standard") for name in ("dbp", "whitened")}
+# The larger model is scored, but not compared: it takes the student's rates.
+ROWS["larger_standard"] = Learned(StandardMethod(), RATES["standard"], model="larger")
+
+config = TableRunConfig(
+    name="paper_table",
+    data=DataConfig(tasks=TASKS, batch_size=8),
+    tune=TuneConfig(steps=100),
+    evaluate=EvaluateConfig(max_records=400),
+    rows=ROWS,
+    scaling=ScalingConfig(tasks=TASKS, records=192),
+)

@@ -1,0 +1,26 @@
+"""The paper's results table in small, to see that everything works: fewer records, seeds, steps and rows.
+
+    python -m experiments.run --config paper_table_fast
+
+Under 5 minutes on 2 cores. Its numbers prove nothing; `paper_table` is the table.
+"""
+
+import dataclasses
+
+from experiments.config import EvaluateConfig, TuneConfig, load_config
+from experiments.table.config import TableRunConfig
+
+FULL = load_config("paper_table", kind=TableRunConfig)
+LEFT_OUT = ("whitened", "dbp_seconds", "whitened_seconds", "prefix")
+
+config = TableRunConfig(
+    name="paper_table_fast",
+    seeds=(0, 1),
+    data=dataclasses.replace(FULL.data, max_train=80, max_length=47),
+    tune=TuneConfig(steps=20),
+    evaluate=EvaluateConfig(max_records=40),
+    rows={name: row for name, row in FULL.rows.items() if name not in LEFT_OUT},
+    timing_rounds=2,
+    scaling=dataclasses.replace(FULL.scaling, tasks=("winogrande",), records=20, steps=2),
+    observer=dataclasses.replace(FULL.observer, rows=16, samples=128),
+)

@@ -1,0 +1,88 @@
+"""Where the time of a run went, over all its sessions: goodput.json.
+
+    {"goodput": 0.91, "wall": 120.4, "sessions": 2, "seconds": {"compile": ..., "input": ..., "step": ..., ...}}
+
+Goodput is the part of the wall time spent in steps that count. The time between two sessions is not known and not in.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+PARTS = ("compile", "input", "step", "save", "evaluation", "lost")
+"""compile: the first step of each shape. input: waiting for a batch and its way to the device. save: what a checkpoint
+holds up. lost: steps that a restart or rollback did again, and reading the checkpoint. The rest of `wall` is not named:
+start of the loop, rows of metrics, whoever reads them."""
+_REDONE = ("input", "step")
+_INTERVAL = 1.0
+
+
+class Ledger:
+    """Seconds by part, carried on from `path`, which is written at most once a second (None: kept in memory alone)."""
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.perf_counter):
+        self.path, self.clock = path, clock
+        before = _read(path)
+        self.seconds = {name: float(before.get("seconds", {}).get(name, 0.0)) for name in PARTS}
+        self.sessions = int(before.get("sessions", 0)) + 1
+        self._wall, self._start, self._written = float(before.get("wall", 0.0)), clock(), -_INTERVAL
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """The time of the block goes to `part`."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds[part] += self.clock() - start
+
+    def snapshot(self) -> dict[str, float]:
+        """What goes into a checkpoint: the seconds that it saves from being lost."""
+        return {name: self.seconds[name] for name in _REDONE}
+
+    def back_to(self, snapshot: Mapping[str, float]) -> None:
+        """A checkpoint was restored: steps taken since its snapshot ({}: none was found) are lost."""
+        for name in _REDONE:
+            kept = min(self.seconds[name], float(snapshot.get(name, 0.0)))
+            self.seconds["lost"] += self.seconds[name] - kept
+            self.seconds[name] = kept
+
+    @property
+    def wall(self) -> float:
+        """Seconds of all sessions."""
+        return self._wall + self.clock() - self._start
+
+    @property
+    def goodput(self) -> float:
+        """Part of the wall time in steps that count, 0..1."""
+        return self.seconds["step"] / max(self.wall, 1e-9)
+
+    def write(self, *, now: bool = True) -> None:
+        """Write the file; `now=False` only if the last time is a second ago."""
+        if self.path is None or not (now or self.clock() - self._written >= _INTERVAL):
+            return
+        self._written = self.clock()
+        seconds = {name: round(value, 6) for name, value in self.seconds.items()}
+        body = {"goodput": round(self.goodput, 4), "wall": round(self.wall, 6), "sessions": self.sessions}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}")
+        beside.write_text(json.dumps({**body, "seconds": seconds}, indent=1) + "\n")
+        os.replace(beside, self.path)
+
+    def line(self) -> str:
+        """Everything in one line."""
+        names = {"input": "input wait", "lost": "lost to restarts"}
+        parts = ", ".join(f"{names.get(name, name)} {value:.1f} s" for name, value in self.seconds.items())
+        other = max(0.0, self.wall - sum(self.seconds.values()))
+        return f"goodput {self.goodput:.0%} of {self.wall:.1f} s: {parts}, other {other:.1f} s"
+
+
+def _read(path: Path | None) -> dict:
+    """What an earlier session wrote; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads(path.read_text())) if path else {}
+    except (OSError, ValueError, TypeError):
+        return {}

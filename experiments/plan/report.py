@@ -1,0 +1,101 @@
+"""A plan as text and as JSON."""
+
+from collections import defaultdict
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from experiments.plan.compiled import Option, Plan, part_bytes
+from experiments.plan.step import Step
+from experiments.plan.topology import GIB
+from rwkv7_jax import sharding
+from rwkv7_jax.flops import PEAK_FLOPS
+
+UNREAD = "not known, JAX could not read the program back"
+
+
+def text(plan: Plan, step: Step, better: list[Option]) -> str:
+    """The plan for people."""
+    chip, memory = plan.topology.chip, plan.memory
+    own = step.flops / plan.topology.chips
+    left = (chip.memory - memory.needed) / GIB
+    verdict = f"FITS, {left:.2f} GiB left" if plan.fits else f"DOES NOT FIT, {-left:.2f} GiB too much"
+    parts = f"arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, code {gib(memory.code)}"
+    if not memory.temporaries:
+        parts = f"arguments {gib(memory.arguments)}, the rest not said"
+    lines = [
+        f"{plan.topology.name}: {plan.topology.chips} chips of {chip.memory / GIB:.0f} GiB, mesh {mesh(plan.mesh)}, "
+        f"{plan.tokens} tokens a step",
+        f"a chip needs {gib(memory.needed)} ({parts}): {verdict}",
+        f"compiled in {plan.seconds:.0f} s; hand-written kernels in it: {plan.kernels if plan.read else UNREAD}",
+        f"model FLOPs of a chip: {own:.3g}, {1e3 * own / PEAK_FLOPS[chip.kind]:.1f} ms at its peak rate",
+    ]
+    lines += [f"compiler's {name}, loop bodies counted once: {value:.4g}" for name, value in plan.cost.items()]
+    lines += ["", "sent in one step, bytes of the results on one chip:"]
+    for moved, largest in zip(plan.collectives, plan.largest, strict=False):
+        lines.append(f"  {moved.kind:<20} {moved.count:>6} x  {gib(moved.bytes):>12}   largest {gib(largest.bytes)}")
+    lines += [] if plan.collectives else ["  nothing"] if plan.read else [f"  {UNREAD}"]
+    lines += ["", "partitions:"]
+    lines += [f"  {row}" for row in partition_rows(step, dict(zip(sharding.AXES, plan.mesh, strict=True)))]
+    named = [option for option in better if option.mesh != plan.mesh][:3]
+    if named:
+        lines += ["", "meshes that should fit, those that cut the weights least first (estimates):"]
+        lines += [f"  {mesh(option.mesh)}: about {gib(option.needed)} a chip" for option in named]
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan, step: Step, label: dict[str, Any]) -> dict[str, Any]:
+    """The plan for machines."""
+    return {
+        **label,
+        "topology": plan.topology.name,
+        "chips": plan.topology.chips,
+        "mesh": dict(zip(sharding.AXES, plan.mesh, strict=True)),
+        "tokens": plan.tokens,
+        "fits": plan.fits,
+        "chip_memory": plan.topology.chip.memory,
+        "memory": plan.memory._asdict(),
+        "collectives": [moved._asdict() for moved in plan.collectives],
+        "largest": [largest._asdict() for largest in plan.largest],
+        "cost": plan.cost,
+        "kernels": plan.kernels,
+        "read": plan.read,
+        "model_flops_per_chip": step.flops / plan.topology.chips,
+        "jax": jax.__version__,
+    }
+
+
+def partition_rows(step: Step, axis_sizes: dict[str, int]) -> list[str]:
+    """Each group of arguments by partition: how many arrays, their bytes, and one by name."""
+    rows = []
+    for group, tree in step.groups.items():
+        found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            spec: PartitionSpec = leaf.sharding.spec
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            whole = leaf.size * leaf.dtype.itemsize
+            found[_axes(spec)].append((name, whole, part_bytes(leaf, spec, axis_sizes)))
+        for spec_text, leaves in sorted(found.items(), key=lambda item: -sum(leaf[1] for leaf in item[1])):
+            whole, part = sum(leaf[1] for leaf in leaves), sum(leaf[2] for leaf in leaves)
+            example = max(leaves, key=lambda leaf: leaf[1])[0]
+            sizes = f"{gib(whole)} -> {gib(part)} a chip"
+            rows.append(f"{group:<20} {spec_text:<28} {len(leaves):>4} arrays, {sizes}, e.g. {example}")
+    return rows
+
+
+def _axes(spec: PartitionSpec) -> str:
+    named = [" and ".join((entry,) if isinstance(entry, str) else entry) if entry else "-" for entry in spec]
+    return f"[{', '.join(named)}]" if any(entry for entry in spec) else "whole"
+
+
+def gib(count: float) -> str:
+    """Bytes in the unit that fits."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def mesh(sizes: tuple[int, ...]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in zip(sharding.AXES, sizes, strict=True))

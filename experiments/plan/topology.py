@@ -1,0 +1,114 @@
+"""Devices that are not there, by the names under which they are rented: v5e-256, v5p-128, v6e-16, h100x8, h200x8."""
+
+import os
+import re
+from typing import Any, NamedTuple
+
+from experiments.overrides import UsageError
+
+GIB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """memory: bytes; kind: in `rwkv7_jax.flops`; name_counts: cores that the rented name counts for a chip."""
+
+    platform: str
+    memory: int
+    kind: str
+    name_counts: int
+    axes: int
+
+
+CHIPS = {
+    "v4": Chip("tpu", 32 * GIB, "TPU v4", 2, 3),
+    "v5e": Chip("tpu", 16 * GIB, "TPU v5e", 1, 2),
+    "v5p": Chip("tpu", 95 * GIB, "TPU v5p", 2, 3),
+    "v6e": Chip("tpu", 32 * GIB, "TPU v6e", 1, 2),
+    "a100": Chip("cuda", 80 * GIB, "NVIDIA A100", 1, 1),
+    "h100": Chip("cuda", 80 * GIB, "NVIDIA H100", 1, 1),
+    "h200": Chip("cuda", 141 * 10**9, "NVIDIA H200", 1, 1),
+}
+"""Memory from Google's pages of the chips and NVIDIA's data sheets (SXM)."""
+
+
+class Topology(NamedTuple):
+    """A slice or host: the kind of chip, how many, and their grid."""
+
+    name: str
+    kind: str
+    chips: int
+    grid: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+
+def parse(name: str) -> Topology:
+    """The topology of a rented name. v4 and v5p count two cores a chip, so v5p-128 has 64 chips.
+
+    Raises:
+      UsageError: an unknown kind, or a number of chips that makes no slice.
+    """
+    match = re.fullmatch(r"(v\d+[a-z]?)-(\d+)|([ah]\d+)x(\d+)", name.lower())
+    kind = (match[1] or match[3]) if match else ""
+    if not match or kind not in CHIPS:
+        raise UsageError(f"topology {name!r} is unknown: give one of {', '.join(CHIPS)} as v5e-256, v5p-128 or h200x8")
+    chip = CHIPS[kind]
+    count, rest = divmod(int(match[2] or match[4]), chip.name_counts)
+    if rest or count < 1 or count & (count - 1):
+        raise UsageError(f"topology {name!r}: {int(match[2] or match[4])} is no slice: give a power of two")
+    return Topology(name, kind, count, _grid(count, chip.axes))
+
+
+def _grid(count: int, axes: int) -> tuple[int, ...]:
+    """The most even grid of powers of two."""
+    sizes = [1] * axes
+    while count > 1:
+        sizes[sizes.index(min(sizes))] *= 2
+        count //= 2
+    return tuple(sorted(sizes))
+
+
+def devices(topology: Topology) -> list[Any]:
+    """Compile-only devices of JAX; call `prepare` first.
+
+    Raises:
+      UsageError: the compiler for them is not installed.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    jax.devices()
+    try:
+        if topology.chip.platform == "tpu":
+            grid = "x".join(map(str, _whole_hosts(topology)))
+            found = topologies.get_topology_desc(f"{topology.kind}:{grid}", "tpu").devices
+        else:
+            from pallas_kernels.aot import gpu
+
+            config = gpu.description(topology.kind, gpu.TARGETS[topology.kind])
+            shape = f"1x1x{topology.chips}"
+            found = topologies.get_topology_desc("gpu", "cuda", target_config=config, topology=shape).devices
+    except (RuntimeError, ImportError) as error:
+        lines = " ".join(str(error).split())[:200]
+        raise UsageError(f"no compiler for {topology.kind} ({lines}): pip install 'rwkv7-jax[aot]'") from None
+    return list(found)[: topology.chips]
+
+
+def _whole_hosts(topology: Topology) -> tuple[int, ...]:
+    """The grid, at least a host's: smaller ones are made of a part of its devices."""
+    least = (2, 2) if topology.chip.axes == 2 else (2, 2, 1)
+    if topology.chips >= 4:
+        return topology.grid if topology.chip.axes == 2 else tuple(sorted(topology.grid, reverse=True))
+    return least
+
+
+def prepare(topology: Topology) -> None:
+    """Set the environment that the compiler needs; before JAX is imported."""
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", JAX_ENABLE_COMPILATION_CACHE="false")
+    if topology.chip.platform == "tpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.update(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
+    else:
+        os.environ["JAX_PLATFORMS"] = ""

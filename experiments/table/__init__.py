@@ -1,0 +1,1 @@
+"""The results table: every method on every benchmark with several seeds, kept cell by cell."""

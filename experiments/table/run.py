@@ -1,0 +1,70 @@
+"""A whole table: every cell that no earlier run has computed, the live table, the report."""
+
+import sys
+
+from experiments.config import digest
+from experiments.overrides import UsageError
+from experiments.table.config import TableRunConfig, shared_identity
+
+
+def run(config: TableRunConfig) -> int:
+    """Compute and report. Returns 0, 1 after a tuning that diverged, 130 after an interruption.
+
+    Raises: UsageError, ValueError, OSError in one line.
+    """
+    from experiments.interrupt import Interrupt, Interrupted
+    from state_tuning.guard import NonFiniteError
+
+    check_rows(config)
+    try:
+        with Interrupt() as interrupt:
+            return run_cells(config, interrupt)
+    except Interrupted as place:
+        print(f"interrupted at {place}; run the same command to go on", file=sys.stderr)
+        return 130
+    except NonFiniteError as error:
+        print(f"RESULT: FAIL ({error})")
+        return 1
+
+
+def check_rows(config: TableRunConfig) -> None:
+    """Raises: UsageError for a row without a learning rate, or one that names a row that is not there."""
+    for name, row in config.rows.items():
+        missing = [task for task in config.data.tasks if task not in row.rates]
+        if missing:
+            raise UsageError(f"rows: {name} has no rate for {missing[0]}; python -m experiments.table.rates finds one")
+        if row.seconds_of and (row.seconds_of not in config.rows or not config.timing_rounds):
+            raise UsageError(f"rows: {name} needs the row {row.seconds_of} and timing_rounds above 0")
+    needed = ["standard"] + (["larger_standard"] if config.scaling.tuned_teacher else [])
+    absent = [name for name in needed if name not in config.rows]
+    if config.scaling.tasks and config.larger and absent:
+        raise UsageError(f"scaling: needs the row {absent[0]}; add it, or set scaling.tasks to nothing")
+
+
+def run_cells(config: TableRunConfig, interrupt: object) -> int:
+    """All cells in order, then the report."""
+    from experiments import folder
+    from experiments.table import finish
+    from experiments.table.cells import Plan, Worker
+    from experiments.table.lab import Lab
+    from experiments.table.live import Live
+    from experiments.table.report import text_of
+    from experiments.table.store import Store
+    from rwkv7_jax.compile_cache import use_compilation_cache
+
+    use_compilation_cache(config.system.compilation_cache)
+    lab = Lab(config, interrupt)  # pyright: ignore[reportArgumentType]
+    jobs = [job.fingerprint for job in lab.jobs.values()]
+    resumed = folder.claim(config, digest([shared_identity(config), lab.student.built.base_hash, jobs]))
+    print(lab.student.built.summary + ("; resuming" if resumed else ""), flush=True)
+    store = Store(config.folder / "cells.jsonl")
+    worker, cells = Worker(config, lab, store), Plan(config).cells()
+    live, rows = Live(config.data.tasks, len(cells)), []
+    for cell in cells:
+        computed = store.get(cell) is None
+        rows.append(worker.run(cell))
+        live.show(cell.name, rows[-1], computed)
+        lab.interrupt.check()
+    body = finish.write(config, rows)
+    print(f"\n{text_of(body)}\n\nreport: {config.folder / 'report.md'}", flush=True)
+    return 0
