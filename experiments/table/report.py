@@ -71,9 +71,8 @@ def cost_section(body: dict[str, Any]) -> list[str]:
     return [
         "## Steps, learning rates, cost",
         "",
-        "Rates: the best on the validation split, searched for every row by the same procedure "
-        "(`python -m experiments.table.rates`). Cost: a step against one of standard tuning, taken in turn on the same "
-        "batches.",
+        "Rates: the best of those tried on the validation split by `python -m experiments.table.rates` (every try is "
+        "in rates.jsonl). Cost: a step against one of standard tuning, taken in turn on the same batches.",
         "",
         markdown_table(lines),
         "",
