@@ -25,7 +25,9 @@ def rows() -> list[dict[str, Any]]:
 
 def line(row: dict[str, Any]) -> str:
     """One plan."""
-    kind = "pre-training" if row["config"].startswith("pretrain") else "state tuning"
+    kind = "state tuning"
+    if row["config"].startswith("pretrain"):
+        kind = "pre-training, Adam" if "adam" in row["settings"] else "pre-training, Muon"
     mesh = " x ".join(str(size) for size in row["mesh"].values())
     gather = next((one["bytes"] for one in row["largest"] if one["kind"] == "all-gather"), 0)
     largest = "not known" if not row["read"] else f"{gather / 2**20:.0f} MiB" if gather else "none"
