@@ -2,7 +2,7 @@
 
     python -m experiments.run --config paper_table_fast
 
-Under 5 minutes on 2 cores. Its numbers prove nothing; `paper_table` is the table.
+Took 5 minutes on 2 cores that other work shared. Its numbers prove nothing; `paper_table` is the table.
 """
 
 import dataclasses

@@ -85,7 +85,7 @@ def tuned(method: str, mesh: Any) -> tuple[list[float], Any]:
     for index in range(TUNE.steps):
         state, metrics = step(params, state, distributed.Spread(mesh, 8).put(batch_of(index)))
         losses.append(float(metrics["loss"]))
-    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert step._cache_size() <= 2  # pyright: ignore[reportFunctionMemberAccess]
     return losses, sharding.host(state.trainable)
 
 
