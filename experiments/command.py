@@ -16,3 +16,18 @@ def exit_status(body: Callable[[], int], interrupted: str) -> int:
     except (Interrupted, KeyboardInterrupt):
         print(interrupted, file=sys.stderr)
         return 130
+
+
+def tuning_status(body: Callable[[], int], again: str) -> int:
+    """What `body` returns; 130 after an interruption, saying where and what to do `again`; 1 after a tuning that
+    diverged."""
+    from state_tuning.guard import NonFiniteError
+
+    try:
+        return body()
+    except Interrupted as place:
+        print(f"interrupted at {place}; run the same command to {again}", file=sys.stderr)
+        return 130
+    except NonFiniteError as error:
+        print(f"RESULT: FAIL ({error})")
+        return 1

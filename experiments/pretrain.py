@@ -116,6 +116,7 @@ def make_program(config: PretrainConfig, dimensions: Any = None) -> Program:
     import optax
 
     from rwkv7_jax import RWKV7, zero_state
+    from rwkv7_jax.model import init_params
     from rwkv7_jax.sharding import gathered, pin, whole
     from state_tuning import guard, objective
     from state_tuning.accumulate import accumulated
@@ -125,7 +126,7 @@ def make_program(config: PretrainConfig, dimensions: Any = None) -> Program:
     apply: Any = model.apply
 
     def init(key: Any) -> TrainState:
-        params = model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"]
+        params = init_params(model, key)
         return pin(TrainState(params, optimizer.init(params)))
 
     def sums(params: Any, batch: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:

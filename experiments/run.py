@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.command import exit_status
+from experiments.command import exit_status, tuning_status
 from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
 from experiments.overrides import UsageError, suggest
 from experiments.table import run as table
@@ -95,18 +95,13 @@ def help_text() -> str:
 def run(config: RunConfig) -> int:
     """Build, tune and measure every job, report. Returns 0 for PASS, 1 for FAIL, 130 for an interruption."""
     from experiments import distributed
-    from experiments.interrupt import Interrupt, Interrupted
-    from state_tuning.guard import NonFiniteError
+    from experiments.interrupt import Interrupt
 
-    try:
+    def body() -> int:
         with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
             return run_jobs(config, interrupt, mesh)
-    except Interrupted as place:
-        print(f"interrupted at {place}; run the same command to resume", file=sys.stderr)
-        return 130
-    except NonFiniteError as error:
-        print(f"RESULT: FAIL ({error})")
-        return 1
+
+    return tuning_status(body, "resume")
 
 
 def run_jobs(config: RunConfig, interrupt: "Interrupt", mesh: "Mesh | None" = None) -> int:

@@ -135,6 +135,11 @@ class RWKV7(nn.Module):
         return self.logits(x), state
 
 
+def init_params(model: RWKV7, key) -> Any:
+    """Fresh parameters in the official initialisation."""
+    return model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"]
+
+
 def rematerialised(body: Callable, policy: str) -> Callable:
     """The body of a scan over blocks with its activations stored as `RWKV7Config.remat` says."""
     if policy == "none":

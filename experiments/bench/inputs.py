@@ -1,5 +1,6 @@
 """What every measured process runs on: shapes, a random checkpoint, and the same pseudo-text."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 def make_checkpoint(path: Path, shape: str) -> None:
     """A random model in BlinkDL's .pth layout (bfloat16), away from the zeros of the official initialisation."""
     import jax
-    import jax.numpy as jnp
     import ml_dtypes
     import numpy as np
 
-    from rwkv7_jax import RWKV7, RWKV7Config, zero_state
+    from rwkv7_jax import RWKV7, RWKV7Config
     from rwkv7_jax.checkpoint import names, pth
+    from rwkv7_jax.model import init_params
 
     config = RWKV7Config(**SHAPES[shape])
-    model = RWKV7(config)
-    tree = jax.eval_shape(
-        lambda key: model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(config, 1)), jax.random.key(0)
-    )["params"]
+    tree = jax.eval_shape(partial(init_params, RWKV7(config)), jax.random.key(0))
     rng = np.random.default_rng(0)
 
     def draw(leaf):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ from experiments import build, methods, pretrain
 from experiments.config import PretrainConfig, RunConfig
 from experiments.data import bucket_of
 from experiments.overrides import UsageError
-from rwkv7_jax import RWKV7, RWKV7Config, flops, sharding, zero_state
+from rwkv7_jax import RWKV7, RWKV7Config, flops, sharding
+from rwkv7_jax.model import init_params
 from state_tuning import train
 
 SIZES: dict[str, tuple[int, int, tuple[int, int, int, int]]] = {
@@ -131,7 +133,7 @@ def partial_cast(dtype: str) -> Callable[[Any, Any], jax.ShapeDtypeStruct]:
 
 def init(model: RWKV7Config) -> Callable[[Any], Any]:
     """key -> parameters."""
-    return lambda key: RWKV7(model).init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model, 1))["params"]
+    return partial(init_params, RWKV7(model))
 
 
 def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

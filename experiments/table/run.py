@@ -1,7 +1,6 @@
 """A whole table: every cell that no earlier run has computed, the live table, the report."""
 
-import sys
-
+from experiments.command import tuning_status
 from experiments.config import digest
 from experiments.overrides import UsageError
 from experiments.table.config import TableRunConfig, shared_identity
@@ -12,19 +11,15 @@ def run(config: TableRunConfig) -> int:
 
     Raises: UsageError, ValueError, OSError in one line.
     """
-    from experiments.interrupt import Interrupt, Interrupted
-    from state_tuning.guard import NonFiniteError
+    from experiments.interrupt import Interrupt
 
     check_rows(config)
-    try:
+
+    def body() -> int:
         with Interrupt() as interrupt:
             return run_cells(config, interrupt)
-    except Interrupted as place:
-        print(f"interrupted at {place}; run the same command to go on", file=sys.stderr)
-        return 130
-    except NonFiniteError as error:
-        print(f"RESULT: FAIL ({error})")
-        return 1
+
+    return tuning_status(body, "go on")
 
 
 def check_rows(config: TableRunConfig) -> None:
