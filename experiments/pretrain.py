@@ -57,8 +57,8 @@ def make_optimizer(config: PretrainConfig) -> Any:
     import optax
     from optax.contrib import MuonDimensionNumbers, muon
 
-    def matrices(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda at, leaf: axes(jax.tree_util.keystr(at), leaf.ndim), params)
+    def mapped(params: Any, choose: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda at, leaf: choose(jax.tree_util.keystr(at), leaf.ndim), params)
 
     def axes(name: str, ndim: int) -> Any:
         """Input and output axis of a block's matrix, after the axis of stacked layers; None for any other leaf."""
@@ -71,12 +71,11 @@ def make_optimizer(config: PretrainConfig) -> Any:
         return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, config.steps, peak * config.final_rate)
 
     if config.optimizer == "adam":
-        decayed = partial(jax.tree.map, lambda leaf: leaf is not None, is_leaf=_is_choice)
         update = optax.adamw(
             schedule(config.learning_rate),
             b2=config.beta2,
             weight_decay=config.weight_decay,
-            mask=lambda params: decayed(matrices(params)),
+            mask=lambda params: mapped(params, lambda name, ndim: axes(name, ndim) is not None),
         )
         return optax.chain(optax.clip_by_global_norm(1.0), update)
     update = muon(
@@ -84,14 +83,9 @@ def make_optimizer(config: PretrainConfig) -> Any:
         weight_decay=config.weight_decay,
         adam_learning_rate=schedule(config.learning_rate),
         adam_b2=config.beta2,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=partial(mapped, choose=axes),
     )
     return optax.chain(optax.clip_by_global_norm(1.0), update)
-
-
-def _is_choice(leaf: Any) -> bool:
-    """Whether this is a leaf of the tree of Muon's axes."""
-    return leaf is None or not isinstance(leaf, dict)
 
 
 def make_model(config: PretrainConfig) -> Any:

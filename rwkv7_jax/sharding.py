@@ -203,11 +203,12 @@ def wkv7_by_rows_and_heads(
 
 def host(tree: Tree) -> Tree:
     """The tree as numpy arrays in every process; all processes have to ask together for what is spread over them."""
-    from jax.experimental import multihost_utils
 
     def fetch(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return jax.device_get(leaf)
+        from jax.experimental import multihost_utils
+
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(fetch, tree)

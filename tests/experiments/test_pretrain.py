@@ -56,3 +56,19 @@ def test_config_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]):
     error = capsys.readouterr().err
     assert "PretrainConfig" in error
     assert error.count("\n") == 1
+
+
+def test_adam_decays_the_matrices_of_the_blocks_alone():
+    params = {
+        "emb": {"weight": np.ones((4, 3), np.float32)},
+        "block_0": {"att": {"w1": np.ones((3, 2), np.float32), "x_r": np.ones(3, np.float32)}},
+    }
+    config = dataclasses.replace(TINY, optimizer="adam", warmup=0)
+    optimizer = pretrain.make_optimizer(config)
+    zero = jax.tree.map(np.zeros_like, params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    moved = jax.tree.map(lambda leaf: bool(np.any(leaf)), updates)
+    assert moved == {"emb": {"weight": False}, "block_0": {"att": {"w1": True, "x_r": False}}}
+    change = np.full((3, 2), -config.learning_rate * config.weight_decay)
+    np.testing.assert_allclose(updates["block_0"]["att"]["w1"], change, rtol=1e-5)
