@@ -92,7 +92,9 @@ class TuneConfig:
 class EvaluateConfig:
     """What is measured before and after."""
 
-    split: Literal["validation", "test"] = option("test", "split of the pocket benchmarks that is scored")
+    split: Literal["validation", "test"] = option(
+        "test", "split that is scored; validation of a real benchmark: a part of its training split"
+    )
     max_records: int = option(200, "score at most this many held-out records")
     batch_size: int = option(32, "sequences at once")
     max_new_tokens: int = option(96, "longest generated answer in tokens")

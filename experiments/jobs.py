@@ -64,13 +64,15 @@ def _from_benchmark(task: Task, config: RunConfig) -> Job:
 
 def _from_folder(task: Task, config: RunConfig) -> Job:
     """A real benchmark: tuned on its training split (of MMLU the development one where there is no other), measured on
-    the split that is scored in public."""
+    the split that is scored in public; with `evaluate.split` validation on a held-out part of the training split."""
     folder = str(config.data.dir)
     split = "dev" if task.name == "mmlu" and "train" not in find.splits("mmlu", Path(folder).expanduser()) else "train"
-    train, held_out = (sources.load(task.name, name, folder) for name in (split, task.split))
-    scored = [line.record for line in held_out]
+    train = [line.record for line in sources.load(task.name, split, folder)]
+    if config.evaluate.split == "validation":
+        return _job(task, *hold_out(train, config.data.validation_fraction, config.seed), config)
+    scored = [line.record for line in sources.load(task.name, task.split, folder)]
     random.Random(config.seed).shuffle(scored)
-    return _job(task, [line.record for line in train], scored, config)
+    return _job(task, train, scored, config)
 
 
 def _from_records(task: Task, config: RunConfig) -> Job:

@@ -150,15 +150,16 @@ class Recurrent(NamedTuple):
     def lifted(self, x: Streams) -> Streams:
         square = jnp.square(self.supports)
         mix = square / jnp.sum(square, axis=-1, keepdims=True)
+        gamma = self.gamma[:, None, :, None]
+        constant = gamma * (1 + jnp.sum(square, axis=-1)[:, None])
 
         def unit(z):
-            return _normal(gaussian(_normal(z), self.supports, self.gamma) - self.centre[:, None])
+            exponent = 2 * gamma * _by_head(_normal(z), self.supports) - constant
+            return _normal(jnp.exp(exponent) - self.centre[:, None])
 
-        def mixed(z):
-            return jnp.einsum("bthk,bhmk->bthm", z.astype(jnp.float32), mix)
-
-        log_w = jnp.log(mixed(jnp.exp(x.log_w)))
-        return Streams(_length(x.r) * unit(x.r), log_w, _length(x.k) * unit(x.k), x.v, unit(x.kk), mixed(x.iclr))
+        log_w = jnp.log(_by_head(jnp.exp(x.log_w), mix))
+        r, k = _length(x.r) * unit(x.r), _length(x.k) * unit(x.k)
+        return Streams(r, log_w, k, x.v, unit(x.kk), _by_head(x.iclr, mix))
 
     def queries(self, x: Streams, query: Any) -> Any:
         none: Any = None
@@ -202,7 +203,7 @@ def log_gaussian(
 ) -> Float[Array, "B T H M"]:
     """-gamma |x - u_m|^2 for every support, float32."""
     x = x.astype(jnp.float32)
-    inner = jnp.einsum("bthk,bhmk->bthm", x, supports, precision="highest")
+    inner = _by_head(x, supports)
     squares = jnp.sum(jnp.square(x), -1, keepdims=True) + jnp.sum(jnp.square(supports), -1)[:, None]
     return -gamma[:, None, :, None] * jnp.maximum(squares - 2 * inner, 0)
 
@@ -212,6 +213,12 @@ def gaussian(
 ) -> Float[Array, "B T H M"]:
     """The kernel features psi(x), in (0, 1], float32."""
     return jnp.exp(log_gaussian(x, supports, gamma))
+
+
+def _by_head(x: Float[Array, "B T H K"], matrix: Float[Array, "B H M K"]) -> Float[Array, "B T H M"]:
+    """Every head's own matrix applied to every token, float32; heads before tokens are twice as fast on CPU."""
+    x = jnp.moveaxis(x.astype(jnp.float32), 1, 2)
+    return jnp.moveaxis(jnp.einsum("bhtk,bhmk->bhtm", x, matrix, precision="highest"), 1, 2)
 
 
 def _length(x: Float[Array, "*B K"]) -> Float[Array, "*B 1"]:

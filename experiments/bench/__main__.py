@@ -1,9 +1,9 @@
 """`python -m experiments.bench`: speed and memory of the whole model against its peers, as ratios, on this machine.
 
 Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in
-turn, round after round; the best of all rounds counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv` (torch, CPU)
-on the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct first: no
-time is printed for logits that differ.
+turn, round after round, a few calls at a time; the best call counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv`
+(torch, CPU) on the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct
+first: no time is printed for logits that differ.
 """
 
 import argparse

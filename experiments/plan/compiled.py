@@ -2,8 +2,10 @@
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -60,14 +62,16 @@ def compile_step(
         step = make(mesh)
         lowered = step.function.lower(*step.arguments)  # pyright: ignore[reportFunctionMemberAccess]
     shape = tuple(mesh.shape[axis] for axis in sharding.AXES)
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        memory = Memory(asked_for(str(error)), _held(step, mesh))
-        return Plan(
-            topology, shape, step.rows * step.length, memory, [], [], {}, 0, False, time.perf_counter() - start
-        ), step
-    told, text = compiled.memory_analysis(), readable(compiled)
+    with tempfile.TemporaryDirectory() as dump:
+        try:
+            compiled = lowered.compile(compiler_options=dump_options(topology, dump))
+        except jax.errors.JaxRuntimeError as error:
+            memory = Memory(asked_for(str(error)), _held(step, mesh))
+            return Plan(
+                topology, shape, step.rows * step.length, memory, [], [], {}, 0, False, time.perf_counter() - start
+            ), step
+        text = readable(compiled, dump)
+    told = compiled.memory_analysis()
     kept = told.output_size_in_bytes - told.alias_size_in_bytes
     parts = (told.argument_size_in_bytes, told.temp_size_in_bytes, told.generated_code_size_in_bytes)
     cost = {name: float(value) for name, value in (compiled.cost_analysis() or {}).items() if name in COSTS}
@@ -78,13 +82,19 @@ def compile_step(
     return Plan(topology, shape, tokens, memory, moved, largest, cost, kernels(text), bool(text), seconds), step
 
 
-def readable(compiled: Any) -> str:
-    """The compiled program as text; empty where JAX cannot read it back (0.10.2, large programs for v5p: "async-update
-    instruction should have 1 operands")."""
+def dump_options(topology: Topology, folder: str) -> dict[str, Any]:
+    """Compiler options that make the compiler itself write the program down."""
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if topology.chip.platform == "tpu" else {}
+
+
+def readable(compiled: Any, folder: str) -> str:
+    """The compiled program as text: as JAX reads it back, or as the compiler wrote it to `folder` where JAX 0.10.2
+    cannot (large programs for v5p: "async-update instruction should have 1 operands"); empty if it is in neither."""
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return ""
+        written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
+        return written[-1].read_text() if written else ""
 
 
 COSTS = ("flops", "bytes accessed")

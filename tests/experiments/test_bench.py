@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import inputs, ours
+from experiments.bench import inputs, ours, steps
 
 
 def test_table_names_what_was_not_measured():
@@ -40,3 +40,10 @@ def test_our_jobs_run_on_the_tiny_shape(task: str, tmp_path: Path):
     call, logits = ours.generation(task, path)
     call()
     assert len(logits) == inputs.SHAPES["tiny"]["vocab_size"]
+
+
+def test_a_step_of_every_method_is_timed_on_the_tiny_shape(capsys):
+    assert steps.main(["--shape", "tiny", "--length", "32", "--rounds", "1", "--only", "dbp"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == ["method", "standard", "dbp"]
+    assert lines[2].endswith("| 1.00 |")

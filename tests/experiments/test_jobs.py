@@ -28,6 +28,15 @@ def test_real_training_and_scored_splits(tmp_path):
     assert job.fingerprint == load_jobs(config)[0].fingerprint
 
 
+def test_validation_is_held_out_of_the_real_training_split(tmp_path):
+    write(tmp_path / "gsm8k" / "train.jsonl", 40)
+    settings = ["--data.dir", str(tmp_path), "--evaluate.split", "validation"]
+    (job,) = load_jobs(load_config("gsm8k", settings))
+    assert len(job.held_out) >= 2
+    assert {pair.prompt for pair in job.train + job.held_out} == {f"Question: {i}?\nAnswer:" for i in range(40)}
+    assert not set(job.train) & set(job.held_out)
+
+
 def test_mmlu_is_tuned_on_dev_where_nothing_else_is(tmp_path):
     for split, subject in (("dev", "anatomy"), ("test", "anatomy")):
         path = tmp_path / split / f"{subject}_{split}.csv"

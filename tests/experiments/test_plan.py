@@ -140,3 +140,20 @@ def test_released_sizes_have_the_published_numbers_of_parameters():
     for size, count in published.items():
         shapes = jax.eval_shape(step.init(step.dimensions(size, "bfloat16", "none", None)), jax.random.key(0))
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(count, rel=0.005)
+
+
+def test_a_program_that_jax_cannot_read_back_is_read_from_the_dump(tmp_path):
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
+
+    assert compiled.readable(Unreadable(), str(tmp_path)) == ""
+    (tmp_path / "module_0000.jit_step.after_optimizations.txt").write_text(TEXT)
+    (tmp_path / "module_0001.jit_small.after_optimizations.txt").write_text("HloModule s\n")
+    (tmp_path / "module_0000.jit_step.after_optimizations-buffer-assignment.txt").write_text("x" * 9999)
+    assert compiled.readable(Unreadable(), str(tmp_path)) == TEXT
+
+
+def test_only_tpu_compilers_are_asked_for_a_dump():
+    assert compiled.dump_options(topology.parse("v5p-128"), "d")["xla_dump_to"] == "d"
+    assert compiled.dump_options(topology.parse("h200x8"), "d") == {}

@@ -1,0 +1,28 @@
+"""Every method on GSM8K's own problems with any RWKV-7: three seeds, the held-out loss and the accuracy of each.
+
+    python -m experiments.run --config gsm8k_table --data.dir data --model.checkpoint model.pth
+
+The learning rates were found for the 834K model of docs/results-gsm8k.md; for another model find them first:
+
+    python -m experiments.table.rates --config gsm8k_table --data.dir data --model.checkpoint model.pth
+"""
+
+import dataclasses
+
+from experiments.config import DataConfig, EvaluateConfig, TuneConfig, load_config
+from experiments.table.config import ScalingConfig, TableRunConfig
+
+FULL = load_config("paper_table", kind=TableRunConfig)
+RATES = {"standard": 0.1, "upscale": 0.1, "upscale_narrow": 0.1, "dbp": 0.1, "upscale_dbp": 0.1, "lora": 0.01}
+
+config = TableRunConfig(
+    name="gsm8k_table",
+    data=DataConfig(tasks=("gsm8k",), dir="data", max_length=512, batch_size=8),
+    tune=TuneConfig(steps=40),
+    evaluate=EvaluateConfig(max_records=200, max_new_tokens=256),
+    rows={name: dataclasses.replace(FULL.rows[name], rates={"gsm8k": rate}) for name, rate in RATES.items()},
+    shots=0,
+    larger=None,
+    scaling=ScalingConfig(),
+    timing_rounds=3,
+)
