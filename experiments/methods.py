@@ -34,7 +34,7 @@ class UpscaleMethod:
     map: Literal["residual", "recurrent", "literal"] = option("residual", "how the state is lifted")
     size: int = option(0, "lifted key size M, any number above the head size; 0: twice the head size")
     supports: Literal["kmeans", "random"] = option("kmeans", "support vectors: k-means centres or tokens at random")
-    bandwidth: float = option(1.0, "width of the Gaussians in units of the median heuristic")
+    bandwidth: float = option(0.35, "width of the Gaussians in units of the median heuristic")
     tokens: int = option(1024, "calibration tokens at most")
     tune_base: bool = option(True, "tune S_0 beside the lifted part")
     allow_unstable: bool = option(False, "go on although the stability criterion is violated")

@@ -35,8 +35,9 @@ class Upscale:
     size: int = 0
     """M, the lifted key size, any number above K; 0 means 2 K. `residual` appends F = M - K kernel features."""
     supports: Literal["kmeans", "random"] = "kmeans"
-    bandwidth: float = 1.0
-    """Width of the Gaussians in units of the median heuristic."""
+    bandwidth: float = 0.35
+    """Width of the Gaussians in units of the median heuristic. At 1 nearly all features are one direction, at this
+    value they have about as many as the queries of S_0 (docs/results.md)."""
     tokens: int = 1024
     """Calibration tokens at most."""
     tune_base: bool = True

@@ -13,11 +13,11 @@ TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
 # python -m experiments.table.rates --config paper_table
 RATES: dict[str, dict[str, float]] = {
     "standard": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
-    "upscale": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
+    "upscale": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
     "dbp": {"mmlu": 3.0, "gsm8k": 3.0, "winogrande": 0.1, "arc": 0.3},
-    "upscale_dbp": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
+    "upscale_dbp": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.1, "arc": 0.3},
     "whitened": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 1.0},
-    "upscale_narrow": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
+    "upscale_median": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
     "state_offset": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
     "prefix": {"mmlu": 0.03, "gsm8k": 0.1, "winogrande": 0.003, "arc": 0.01},
     "lora": {"mmlu": 0.003, "gsm8k": 0.01, "winogrande": 0.003, "arc": 0.01},
@@ -28,7 +28,7 @@ METHODS = {
     "upscale": UpscaleMethod(),
     "dbp": DBPMethod(),
     "upscale_dbp": UpscaleDBPMethod(),
-    "upscale_narrow": UpscaleMethod(bandwidth=0.35),
+    "upscale_median": UpscaleMethod(bandwidth=1.0),
     "whitened": DBPMethod(form="whitened"),
     "state_offset": BaselineMethod(name="state_offset"),
     "prefix": BaselineMethod(name="prefix"),

@@ -11,7 +11,7 @@ from experiments.config import EvaluateConfig, TuneConfig, load_config
 from experiments.table.config import TableRunConfig
 
 FULL = load_config("paper_table", kind=TableRunConfig)
-LEFT_OUT = ("whitened", "dbp_seconds", "whitened_seconds", "prefix", "upscale_narrow", "state_offset")
+LEFT_OUT = ("whitened", "dbp_seconds", "whitened_seconds", "prefix", "upscale_median", "state_offset")
 
 config = TableRunConfig(
     name="paper_table_fast",

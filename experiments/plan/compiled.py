@@ -70,7 +70,7 @@ def compile_step(
             return Plan(
                 topology, shape, step.rows * step.length, memory, [], [], {}, 0, False, time.perf_counter() - start
             ), step
-        text = readable(compiled, dump)
+        text = text_of(compiled, dump)
     told = compiled.memory_analysis()
     kept = told.output_size_in_bytes - told.alias_size_in_bytes
     parts = (told.argument_size_in_bytes, told.temp_size_in_bytes, told.generated_code_size_in_bytes)
@@ -87,14 +87,14 @@ def dump_options(topology: Topology, folder: str) -> dict[str, Any]:
     return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if topology.chip.platform == "tpu" else {}
 
 
-def readable(compiled: Any, folder: str) -> str:
-    """The compiled program as text: as JAX reads it back, or as the compiler wrote it to `folder` where JAX 0.10.2
-    cannot (large programs for v5p: "async-update instruction should have 1 operands"); empty if it is in neither."""
+def text_of(compiled: Any, folder: str) -> str:
+    """The compiled program as the compiler wrote it to `folder`, or else as JAX reads it back, which 0.10.2 cannot for
+    large v5p programs ("async-update instruction should have 1 operands"); empty if there is neither."""
+    written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
     try:
-        return compiled.as_text()
+        return written[-1].read_text() if written else compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
-        return written[-1].read_text() if written else ""
+        return ""
 
 
 COSTS = ("flops", "bytes accessed")

@@ -10,10 +10,10 @@ from experiments.table.names import LABELS
 
 
 class Live:
-    """Shows mean accuracies so far."""
+    """Shows mean accuracies so far. missing: how many of all cells no earlier run has computed."""
 
-    def __init__(self, tasks: Sequence[str], total: int):
-        self.tasks, self.total, self.done, self.computed = list(tasks), total, 0, 0
+    def __init__(self, tasks: Sequence[str], total: int, missing: int):
+        self.tasks, self.total, self.missing, self.done, self.computed = list(tasks), total, missing, 0, 0
         self.cells: dict[str, dict[str, list[float]]] = {}
         self.begin, self.lines = time.perf_counter(), 0
 
@@ -26,7 +26,7 @@ class Live:
         if not computed and self.done < self.total:
             return
         seconds = time.perf_counter() - self.begin
-        left = seconds / max(self.computed, 1) * (self.total - self.done)
+        left = seconds / max(self.computed, 1) * (self.missing - self.computed)
         line = f"{self.done}/{self.total} cells, {seconds:.0f} s, about {left:.0f} s left; last: {name}"
         if "right" in row:
             line += f", accuracy {100 * sum(row['right']) / len(row['right']):.1f}%"

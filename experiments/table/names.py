@@ -4,7 +4,7 @@ LABELS = {
     "vanilla": "vanilla (zero state)",
     "standard": "standard state tuning",
     "upscale": "kernel upscaling (residual)",
-    "upscale_narrow": "kernel upscaling, bandwidth 0.35",
+    "upscale_median": "kernel upscaling, bandwidth 1",
     "dbp": "DBP",
     "upscale_dbp": "kernel upscaling + DBP",
     "test_time": "standard + test-time scaling",

@@ -40,7 +40,7 @@ def accuracies(path: Path, found: dict[str, dict[str, Interval]], tasks: Sequenc
 
 
 def _color(name: str) -> str:
-    own = ("standard", "upscale", "upscale_narrow", "dbp", "upscale_dbp", "test_time", "observer")
+    own = ("standard", "upscale", "upscale_median", "dbp", "upscale_dbp", "test_time", "observer")
     return "0.4" if name == "vanilla" else "C0" if name in own else "C1"
 
 

@@ -54,7 +54,8 @@ def run_cells(config: TableRunConfig, interrupt: object) -> int:
     print(lab.student.built.summary + ("; resuming" if resumed else ""), flush=True)
     store = Store(config.folder / "cells.jsonl")
     worker, cells = Worker(config, lab, store), Plan(config).cells()
-    live, rows = Live(config.data.tasks, len(cells)), []
+    missing = sum(store.get(cell) is None for cell in cells)
+    live, rows = Live(config.data.tasks, len(cells), missing), []
     for cell in cells:
         computed = store.get(cell) is None
         rows.append(worker.run(cell))

@@ -142,16 +142,21 @@ def test_released_sizes_have_the_published_numbers_of_parameters():
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(count, rel=0.005)
 
 
-def test_a_program_that_jax_cannot_read_back_is_read_from_the_dump(tmp_path):
+def test_a_program_is_read_from_the_dump_or_from_jax(tmp_path):
+    class Program:
+        def as_text(self):
+            return "as JAX reads it"
+
     class Unreadable:
         def as_text(self):
             raise jax.errors.JaxRuntimeError("async-update instruction should have 1 operands")
 
-    assert compiled.readable(Unreadable(), str(tmp_path)) == ""
+    assert compiled.text_of(Unreadable(), str(tmp_path)) == ""
+    assert compiled.text_of(Program(), str(tmp_path)) == "as JAX reads it"
     (tmp_path / "module_0000.jit_step.after_optimizations.txt").write_text(TEXT)
     (tmp_path / "module_0001.jit_small.after_optimizations.txt").write_text("HloModule s\n")
     (tmp_path / "module_0000.jit_step.after_optimizations-buffer-assignment.txt").write_text("x" * 9999)
-    assert compiled.readable(Unreadable(), str(tmp_path)) == TEXT
+    assert compiled.text_of(Unreadable(), str(tmp_path)) == TEXT
 
 
 def test_only_tpu_compilers_are_asked_for_a_dump():

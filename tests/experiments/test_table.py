@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from experiments import run
 from experiments.config import load_config
 from experiments.interrupt import Interrupt
-from experiments.table import cells, publish, rates, summary, timing, tuning, watch
+from experiments.table import cells, live, publish, rates, summary, timing, tuning, watch
 from experiments.table.config import TableRunConfig
 from experiments.table.rated import rated, set_rate
 from experiments.table.statistics import Sample, crossed, difference
@@ -246,3 +247,17 @@ def test_mean_norms_leave_padding_out():
     z = jnp.ones((2, 3, 1, 4)).at[1, 2].set(100.0)
     valid = jnp.asarray([[True, True, True], [True, True, False]])
     np.testing.assert_allclose(jax.device_get(watch.mean_norm(z, valid)), [2.0, 2.0, 2.0])
+
+
+def test_time_left_counts_only_cells_that_are_not_known(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    shown = live.Live(("arc",), 5, 3)
+    shown.show("a", {"row": "a", "task": "arc"}, False)
+    shown.show("b", {"row": "b", "task": "arc"}, True)
+    shown.show("c", {"row": "c", "task": "arc", "right": [1.0, 0.0]}, True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "2/5 cells, 10 s, about 20 s left; last: b",
+        "3/5 cells, 20 s, about 10 s left; last: c, accuracy 50.0%",
+    ]

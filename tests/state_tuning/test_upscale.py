@@ -244,7 +244,7 @@ def test_the_maps_are_as_described(fitted):
 
 
 def test_the_literal_map_refuses_early_and_says_why(params, batch):
-    strict = dataclasses.replace(setting("literal"), allow_unstable=False)
+    strict = dataclasses.replace(setting("literal"), bandwidth=1.0, allow_unstable=False)
     line = (
         r"^literal upscaling to 9: unstable in layer \d, head \d: sum iclr kk\^2 / \(1 \+ w\) is [\d.]+, must be below"
     )
