@@ -96,7 +96,7 @@ def queries(path: Path, rows: Sequence[Row]) -> None:
         axis.set(title=row["task"], xlabel="token t", yscale="log")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("norm, mean over heads and texts")
-    axes[0, 0].legend(fontsize=6.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
