@@ -39,9 +39,15 @@ class Launch(NamedTuple):
         return y, s_last, Saved(x, states, u)
 
     def _forward(self, x: OpInputs, s0: State, save: bool) -> tuple[Array, ...]:
+        plan, constants = self.plan(x)
+        saved = plan.saved_states * s0.size
+        if save and saved >= 1 << 31:
+            raise ValueError(
+                f"wkv7: implementation 'triton' would save {saved} numbers of states, it addresses fewer than 2^31: "
+                "take fewer or shorter rows, or 'gpu'"
+            )
         from pallas_kernels.triton_kernels import forward
 
-        plan, constants = self.plan(x)
         states, u = ((plan.saved_states, *s0.shape), x.v.shape) if save else ((1,), (1,))
         outputs = (_like(x.v), _like(s0), *(jax.ShapeDtypeStruct(z, plan.numerics.operand) for z in (states, u)))
         return self._call(forward, x, x[:6], (s0,), outputs, constants | {"SAVE": save})

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,3 +76,12 @@ def test_refusals():
     with pytest.raises(ValueError, match=expected) as caught:
         wkv7(*[x] * 6, s0, implementation="triton")
     assert "\n" not in str(caught.value)
+
+
+def test_more_saved_states_than_can_be_addressed_are_refused():
+    def saving(vector, s0):
+        return triton.Launch().forward_saving(triton.OpInputs(*[vector] * 6, None), s0)
+
+    shapes = [jax.ShapeDtypeStruct(size, jnp.float32) for size in ((4096, 4096, 64, 64), (4096, 64, 64, 64))]
+    with pytest.raises(ValueError, match="fewer than 2\\^31"):
+        jax.eval_shape(saving, *shapes)
