@@ -10,6 +10,8 @@ from experiments.config import RunConfig, resolved
 from experiments.overrides import UsageError
 
 RUN_FILE = "run.json"
+SEARCHED = ("rates.jsonl", "states")
+"""What `experiments.table.rates` leaves in the folder of the table that it searches for."""
 
 
 def claim(config: RunConfig, identity: str) -> bool:
@@ -21,8 +23,8 @@ def claim(config: RunConfig, identity: str) -> bool:
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output_dir: {folder} is a file")
-    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / RUN_FILE).is_file()
-    if foreign:
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if RUN_FILE not in found and found - set(SEARCHED):
         raise UsageError(f"output_dir: {folder} holds other files; choose another --output-dir")
     if (folder / RUN_FILE).is_file() and config.overwrite:
         shutil.rmtree(folder)

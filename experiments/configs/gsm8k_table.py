@@ -13,7 +13,7 @@ from experiments.config import DataConfig, EvaluateConfig, TuneConfig, load_conf
 from experiments.table.config import ScalingConfig, TableRunConfig
 
 FULL = load_config("paper_table", kind=TableRunConfig)
-RATES = {"standard": 0.1, "upscale": 0.1, "upscale_median": 0.1, "dbp": 0.1, "upscale_dbp": 0.1, "lora": 0.01}
+RATES = {"standard": 1, "upscale": 1, "upscale_median": 0.1, "dbp": 1, "upscale_dbp": 1, "lora": 0.03}
 
 config = TableRunConfig(
     name="gsm8k_table",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import run
+from experiments import folder, run
 from experiments.config import load_config
 from experiments.interrupt import Interrupt
 from experiments.table import cells, live, publish, rates, summary, timing, tuning, watch
@@ -261,3 +261,11 @@ def test_time_left_counts_only_cells_that_are_not_known(capsys, monkeypatch):
         "2/5 cells, 10 s, about 20 s left; last: b",
         "3/5 cells, 20 s, about 10 s left; last: c, accuracy 50.0%",
     ]
+
+
+def test_a_table_may_follow_its_search_for_rates_in_one_folder(tmp_path):
+    config = load_config("paper_table", ["--output_dir", str(tmp_path)], TableRunConfig)
+    (tmp_path / "rates.jsonl").write_text("{}\n")
+    assert not folder.claim(config, "a")
+    assert folder.claim(config, "a")
+    assert (tmp_path / "rates.jsonl").read_text() == "{}\n"
