@@ -1,20 +1,41 @@
 """From the rows of a finished table to its report, JSON file and pictures."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.build import EMBEDDED
 from experiments.config import BOOKKEEPING, resolved
 from experiments.table import plots, report, summary
 from experiments.table.config import TableRunConfig
 
 RATES_FILE = Path(__file__).with_name("rates.jsonl")
-"""The search for learning rates that the shipped configs rest on."""
+"""The search for learning rates that paper_table's own rest on."""
+
+
+def tries_of(config: TableRunConfig) -> list[dict[str, Any]]:
+    """What the search for the table's learning rates has tried: in the table's folder, or shipped with its config."""
+    own = config.folder / RATES_FILE.name
+    path = own if own.is_file() else RATES_FILE if config.name.startswith("paper_table") else None
+    return [json.loads(line) for line in path.read_text().splitlines()] if path else []
+
+
+def without_folders(config: TableRunConfig) -> TableRunConfig:
+    """The settings with files by their names alone: where they lay is nobody's business."""
+    model = dataclasses.replace(config.model, checkpoint=_name(config.model.checkpoint))
+    data = dataclasses.replace(config.data, dir=config.data.dir and _name(config.data.dir))
+    return dataclasses.replace(config, model=model, data=data, larger=config.larger and _name(config.larger))
+
+
+def _name(path: str) -> str:
+    return path if path in EMBEDDED else Path(path).name
 
 
 def body_of(config: TableRunConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results with the settings that they come from."""
+    config = without_folders(config)
     return {
         "config": resolved(config, without=BOOKKEEPING),
         "command": f"python -m experiments.run --config {config.name}",
@@ -37,7 +58,13 @@ def protocol(config: TableRunConfig) -> str:
     return text
 
 
-def draw(body: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, prefix: str = "") -> list[str]:
+def draw(
+    body: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    tries: Sequence[dict[str, Any]],
+    folder: Path,
+    prefix: str = "",
+) -> list[str]:
     """All pictures that there is something for; returns their names, which begin with `prefix`."""
     tasks, done = body["tasks"], []
 
@@ -58,8 +85,7 @@ def draw(body: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, pre
     looks = [row for row in rows if row["kind"] == "queries"]
     if looks:
         picture("queries", plots.queries, looks)
-    if RATES_FILE.is_file():
-        tries = [json.loads(line) for line in RATES_FILE.read_text().splitlines()]
+    if tries:
         picture("rates", plots.rates, tries, tasks)
     return done
 
@@ -67,5 +93,5 @@ def draw(body: dict[str, Any], rows: Sequence[dict[str, Any]], folder: Path, pre
 def write(config: TableRunConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """report.md, results.json and pictures in the run's folder."""
     body = body_of(config, rows)
-    report.write(config.folder, body, draw(body, rows, config.folder))
+    report.write(config.folder, body, draw(body, rows, tries_of(config), config.folder))
     return body

@@ -31,7 +31,7 @@ def publish(config: TableRunConfig, page: Path) -> str:
     if len(found) < len(rows):
         raise UsageError(f"{config.folder}: {len(rows) - len(found)} of {len(rows)} cells are missing; finish the run")
     body = finish.body_of(config, found)
-    pictures = finish.draw(body, found, page.parent, f"{page.stem}-")
+    pictures = finish.draw(body, found, finish.tries_of(config), page.parent, f"{page.stem}-")
     report.fill(page, report.markdown(body, pictures))
     (page.parent / f"{page.stem}.json").write_text(json.dumps(body, indent=1) + "\n")
     return f"{page}, {page.stem}.json, {', '.join(pictures)}"

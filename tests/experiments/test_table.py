@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from experiments import folder, run
 from experiments.config import load_config
 from experiments.interrupt import Interrupt
-from experiments.table import cells, live, publish, rates, summary, timing, tuning, watch
+from experiments.table import cells, finish, live, publish, rates, summary, timing, tuning, watch
 from experiments.table.config import TableRunConfig
 from experiments.table.rated import rated, set_rate
 from experiments.table.statistics import Sample, crossed, difference
@@ -269,3 +269,11 @@ def test_a_table_may_follow_its_search_for_rates_in_one_folder(tmp_path):
     assert not folder.claim(config, "a")
     assert folder.claim(config, "a")
     assert (tmp_path / "rates.jsonl").read_text() == "{}\n"
+
+
+def test_published_settings_name_files_without_their_folders(tmp_path):
+    real = ["--model.checkpoint", str(tmp_path / "model.pth"), "--data.dir", str(tmp_path / "data")]
+    plain = finish.without_folders(load_config("gsm8k_table", real, TableRunConfig))
+    assert (plain.model.checkpoint, plain.data.dir, plain.larger) == ("model.pth", "data", None)
+    pocket = finish.without_folders(load_config("paper_table", [], TableRunConfig))
+    assert (pocket.model.checkpoint, pocket.data.dir, pocket.larger) == ("pocket/student", None, "pocket/teacher")
