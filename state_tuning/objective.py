@@ -146,14 +146,12 @@ def chunked_sums(
 
     def piece_nll(x, y, m):
         x = jnp.where(m[..., None] > 0, x, jnp.zeros((), x.dtype))
-        return jax.lax.cond(
-            (m > 0).any(), lambda: completion_sums(head(x), y, m)[0], lambda: jnp.zeros(x.shape[0], jnp.float32)
-        )
+        return completion_sums(head(x), y, m)[0]
 
     if frozen_head:
         nll = _precomputed(piece_nll, pieces)
     else:
-        step = jax.checkpoint(piece_nll)
+        step = jax.checkpoint(_if_any_counts(jax.checkpoint(piece_nll)))
         zero = jnp.zeros(hidden.shape[0], jnp.float32)
         nll, _ = jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)
     return nll, loss_mask.sum(-1)
@@ -173,6 +171,21 @@ def _compact(hidden, targets, loss_mask, chunk: int):
     return cut(hidden), cut(targets), cut(loss_mask)
 
 
+def _if_any_counts(function: Callable) -> Callable:
+    """`function(x, y, mask)`, or zeros in its place where no position counts.
+
+    Logits have to stay inside of the branch: what leaves it, residuals too, XLA gathers from all GPUs of a mesh.
+    """
+
+    def apply(x, y, m):
+        def zeros():
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, x, y, m))
+
+        return jax.lax.cond((m > 0).any(), lambda: function(x, y, m), zeros)
+
+    return apply
+
+
 def _precomputed(piece_nll: Callable, pieces) -> Float[Array, "B"]:
     """Row sums of `piece_nll` whose gradient to the hidden states was computed in the same pass.
 
@@ -185,7 +198,8 @@ def _precomputed(piece_nll: Callable, pieces) -> Float[Array, "B"]:
 
     x, y, m = pieces
     fixed = jax.lax.stop_gradient(x)
-    nll, slope = jax.lax.scan(lambda _, piece: (None, both(*piece)), None, (fixed, y, m))[1]
+    step = _if_any_counts(both)
+    nll, slope = jax.lax.scan(lambda _, piece: (None, step(*piece)), None, (fixed, y, m))[1]
     nll, slope = jax.lax.stop_gradient((nll, slope))
     # value: nll + 0; gradient: slope. 0 * NaN must not enter from padding, hence the where.
     move = jnp.where(m[..., None] > 0, x - fixed, jnp.zeros((), x.dtype))
