@@ -185,9 +185,30 @@ def test_logits_exist_for_one_chunk_at_a_time(frozen_head):
     assert max(sizes) == batch * chunk * vocab
 
 
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_no_logits_leave_a_branch(frozen_head):
+    """On a mesh of GPUs XLA gathers what does, residuals too, from all devices."""
+
+    def loss(hidden, head):
+        targets, mask = jnp.zeros((2, 8), jnp.int32), jnp.ones((2, 8))
+        return objective.chunked_sums(hidden, lambda x: x @ head, targets, mask, chunk=4, frozen_head=frozen_head)[
+            0
+        ].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.zeros((2, 8, 3)), jnp.zeros((3, 50))).jaxpr
+    leaving = [var.aval.shape for eqn in equations(jaxpr) if eqn.primitive.name == "cond" for var in eqn.outvars]
+    assert leaving
+    assert not [shape for shape in leaving if shape[:2] == (2, 4) and shape[-1] == 50]
+
+
 def variables(jaxpr):
     """Every output of every equation, inner jaxprs included."""
+    return (var for eqn in equations(jaxpr) for var in eqn.outvars)
+
+
+def equations(jaxpr):
+    """Every equation, those of inner jaxprs included."""
     for eqn in jaxpr.eqns:
-        yield from eqn.outvars
+        yield eqn
         for inner in jaxprs_in_params(eqn.params):
-            yield from variables(inner)
+            yield from equations(inner)
