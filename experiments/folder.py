@@ -10,7 +10,8 @@ from experiments.config import RunConfig, resolved
 from experiments.overrides import UsageError
 
 RUN_FILE = "run.json"
-SEARCHED = ("rates.jsonl", "states")
+TRIES_FILE = "rates.jsonl"
+SEARCHED = (TRIES_FILE, "states")
 """What `experiments.table.rates` leaves in the folder of the table that it searches for."""
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.command import exit_status, tuning_status
+from experiments.command import documented, tuning_status
 from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
 from experiments.overrides import UsageError, suggest
 from experiments.table import run as table
@@ -48,17 +48,15 @@ class Tools(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(help_text())
-        return 0 if args else 2
 
-    def configured() -> int:
+    def configured(args: list[str]) -> int:
         config = check(load_config(*split_config(args)))
         print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
         return table.run(config) if isinstance(config, TableRunConfig) else run(config)
 
-    return exit_status(configured, "interrupted; run the same command to resume from the last checkpoint")
+    return documented(
+        argv, help_text, configured, "interrupted; run the same command to resume from the last checkpoint"
+    )
 
 
 def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:

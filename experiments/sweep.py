@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command import exit_status
+from experiments.command import documented
 from experiments.config import RunConfig, check, config_hash, load_config
 from experiments.overrides import UsageError
 from experiments.run import finished, make_tools, measure_losses, split_config, tune
@@ -97,13 +97,12 @@ def split_lists(args: list[str]) -> tuple[tuple[float, ...], tuple[int, ...], li
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 after a one-line error, 130 after Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(f"{__doc__}\n--rates {','.join(map(str, RATES))}\n--seeds {','.join(map(str, SEEDS))}\n"
-              "and every setting of experiments.run; validation records: --evaluate.max_records")  # fmt: skip
-        return 0 if args else 2
+    text = (
+        f"{__doc__}\n--rates {','.join(map(str, RATES))}\n--seeds {','.join(map(str, SEEDS))}\n"
+        "and every setting of experiments.run; validation records: --evaluate.max_records"
+    )
 
-    def sweep() -> int:
+    def sweep(args: list[str]) -> int:
         rates, seeds, rest = split_lists(args)
         config = check(load_config(*split_config(rest)))
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
@@ -123,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{table(rows)}\n\npicture: {folder / 'sweep.png'}")
         return 0
 
-    return exit_status(sweep, "interrupted; run the same command to go on")
+    return documented(argv, lambda: text, sweep, "interrupted; run the same command to go on")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ def chunked_sums(
     if frozen_head:
         nll = _precomputed(piece_nll, pieces)
     else:
+        # The inner remat keeps logits out of the branch's residuals, the outer one a copy of the head for each chunk.
         step = jax.checkpoint(_if_any_counts(jax.checkpoint(piece_nll)))
         zero = jnp.zeros(hidden.shape[0], jnp.float32)
         nll, _ = jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)

@@ -9,14 +9,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.inputs import SHAPES, random_weights, tokens
 from experiments.methods import BaselineMethod, DBPMethod, MethodConfig, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 
-PAIR = 2
 METHODS: dict[str, MethodConfig] = {
     "standard": StandardMethod(),
     "upscale, residual": UpscaleMethod(),
@@ -46,13 +44,10 @@ class Runner:
 
     def pair(self) -> float:
         """Seconds per step of two."""
-        import jax
+        from experiments.table.timing import take_pair
 
-        begin = time.perf_counter()
-        for _ in range(PAIR):
-            self.state, metrics = self.step(self.params, self.state, self.batch)
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - begin) / PAIR
+        self.state, seconds = take_pair(self.step, self.params, self.state, self.batch)
+        return seconds
 
 
 def measure(shape: str, rows: int, length: int, rounds: int, names: list[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command import exit_status
+from experiments.command import documented
 from experiments.config import PretrainConfig, RunConfig, config_names, load_config
 from experiments.overrides import UsageError
 from experiments.run import split_config
@@ -25,11 +25,7 @@ OPTIONS = ("--topology", "--size", "--json")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(__doc__)
-        return 0 if args else 2
-    return exit_status(lambda: plan(args), "interrupted")
+    return documented(argv, lambda: str(__doc__), plan, "interrupted")
 
 
 def plan(args: list[str]) -> int:

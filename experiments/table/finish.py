@@ -8,16 +8,17 @@ from typing import Any
 
 from experiments.build import EMBEDDED
 from experiments.config import BOOKKEEPING, resolved
+from experiments.folder import TRIES_FILE
 from experiments.table import plots, report, summary
 from experiments.table.config import TableRunConfig
 
-RATES_FILE = Path(__file__).with_name("rates.jsonl")
+RATES_FILE = Path(__file__).with_name(TRIES_FILE)
 """The search for learning rates that paper_table's own rest on."""
 
 
 def tries_of(config: TableRunConfig) -> list[dict[str, Any]]:
     """What the search for the table's learning rates has tried: in the table's folder, or shipped with its config."""
-    own = config.folder / RATES_FILE.name
+    own = config.folder / TRIES_FILE
     path = own if own.is_file() else RATES_FILE if config.name.startswith("paper_table") else None
     return [json.loads(line) for line in path.read_text().splitlines()] if path else []
 

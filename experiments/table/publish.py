@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command import exit_status
+from experiments.command import documented, take_word
 from experiments.config import load_config
 from experiments.overrides import UsageError
 from experiments.run import split_config
@@ -39,19 +39,14 @@ def publish(config: TableRunConfig, page: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 after a one-line error."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(__doc__)
-        return 0 if args else 2
 
-    def run() -> int:
-        rest = [word for word in args if not word.startswith("page=")]
-        pages = [word.removeprefix("page=") for word in args if word.startswith("page=")]
+    def run(args: list[str]) -> int:
+        page, rest = take_word(args, "page")
         config = load_config(*split_config(rest), TableRunConfig)
-        print(publish(config, Path(pages[-1] if pages else "docs/results.md")))
+        print(publish(config, Path(page or "docs/results.md")))
         return 0
 
-    return exit_status(run, "interrupted")
+    return documented(argv, lambda: str(__doc__), run, "interrupted")
 
 
 if __name__ == "__main__":

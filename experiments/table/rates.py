@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from experiments.command import exit_status
+from experiments.command import documented, take_word
 from experiments.config import check, load_config, resolved
 from experiments.overrides import UsageError
 from experiments.run import split_config
@@ -52,11 +52,12 @@ class Search:
     """Tries, each kept when it is done."""
 
     def __init__(self, config: TableRunConfig, interrupt: "Interrupt"):
+        from experiments.folder import TRIES_FILE
         from experiments.table.lab import Lab
 
         config.folder.mkdir(parents=True, exist_ok=True)
         self.config, self.lab, self.seed = config, Lab(config, interrupt), config.seeds[0]
-        self.store = Store(config.folder / "rates.jsonl")
+        self.store = Store(config.folder / TRIES_FILE)
 
     def best(self, row: str) -> dict[str, float]:
         """benchmark -> chosen rate."""
@@ -140,21 +141,20 @@ def rate_settings(config: TableRunConfig, row: str, rate: float) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 2 after a one-line error, 130 after Ctrl-C."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(__doc__)
-        return 0 if args else 2
 
-    def run() -> int:
+    def run(args: list[str]) -> int:
         from experiments.interrupt import Interrupt
         from rwkv7_jax.compile_cache import use_compilation_cache
 
-        rest = [word for word in args if not word.startswith("rows=")]
+        asked, rest = take_word(args, "rows")
         config = load_config(*split_config(rest), TableRunConfig)
         check(config)
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
-        asked = [word.removeprefix("rows=").split(",") for word in args if word.startswith("rows=")]
-        rows = asked[-1] if asked else [name for name, row in config.rows.items() if row.seconds_of is None]
+        rows = (
+            asked.split(",")
+            if asked is not None
+            else [name for name, row in config.rows.items() if row.seconds_of is None]
+        )
         if wrong := [name for name in rows if name not in (*config.rows, "test_time")]:
             raise UsageError(f"rows: no row {wrong[0]!r} (rows: {', '.join(config.rows)}, test_time)")
         use_compilation_cache(config.system.compilation_cache)
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"    {name!r}: {rates},", flush=True)
         return 0
 
-    return exit_status(run, "interrupted; run the same command to go on")
+    return documented(argv, lambda: str(__doc__), run, "interrupted; run the same command to go on")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ def timed_rows(config: Any) -> list[str]:
     return [name for name, row in rows if row.timed and row.seconds_of is None and row.model == "student"]
 
 
+def take_pair(step: train.TrainStep, params: Any, tuned: train.TuneState, batch: Any) -> tuple[train.TuneState, float]:
+    """(tuned, seconds per step) after PAIR steps on one batch."""
+    begin = time.perf_counter()
+    for _ in range(PAIR):
+        tuned, metrics = step(params, tuned, batch)
+    jax.block_until_ready(metrics)
+    return tuned, (time.perf_counter() - begin) / PAIR
+
+
 def measure(lab: Lab) -> dict[str, dict[str, float]]:
     """row -> benchmark -> median seconds per step."""
     rows, seed = timed_rows(lab.config), lab.config.seeds[0]
@@ -33,11 +42,8 @@ def measure(lab: Lab) -> dict[str, dict[str, float]]:
         times: dict[str, list[float]] = {row: [] for row in rows}
         for turn in range(lab.config.timing_rounds + 1):
             for row, program in programs.items():
-                begin = time.perf_counter()
-                for _ in range(PAIR):
-                    tuned[row], metrics = program.step(lab.student.built.params, tuned[row], batch)
-                jax.block_until_ready(metrics)
-                times[row] += [(time.perf_counter() - begin) / PAIR] if turn else []
+                tuned[row], seconds = take_pair(program.step, lab.student.built.params, tuned[row], batch)
+                times[row] += [seconds] if turn else []
             lab.interrupt.check()
         for row in rows:
             found[row][task] = statistics.median(times[row])
