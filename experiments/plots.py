@@ -110,10 +110,10 @@ def sweep_curves(
     for axis, (task, by_rate) in zip(axes.flat, losses.items(), strict=True):
         rates = sorted(by_rate)
         mean, low, high = (np.asarray([by_rate[rate][i] for rate in rates]) for i in range(3))
-        axis.plot(rates, mean, marker="o", label="tuned, mean of seeds")
+        axis.loglog(rates, mean, marker="o", label="tuned, mean of seeds")
         axis.fill_between(rates, low, high, alpha=0.25, label="range of seeds")
         axis.axhline(vanilla[task], color="C1", linestyle="--", label="vanilla")
-        axis.set(title=task, xscale="log", xlabel="peak learning rate", ylabel="held-out loss (nats per token)")
+        axis.set(title=task, xlabel="peak learning rate", ylabel="held-out loss (nats per token)")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=120)

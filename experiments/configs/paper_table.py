@@ -12,15 +12,15 @@ from experiments.table.config import Learned, ScalingConfig, TableRunConfig
 TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
 # python -m experiments.table.rates --config paper_table
 RATES: dict[str, dict[str, float]] = {
-    "standard": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
-    "upscale": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 0.3},
-    "dbp": {"mmlu": 3.0, "gsm8k": 3.0, "winogrande": 0.1, "arc": 0.3},
-    "upscale_dbp": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.1, "arc": 0.3},
-    "whitened": {"mmlu": 1.0, "gsm8k": 3.0, "winogrande": 0.3, "arc": 1.0},
-    "upscale_median": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
-    "state_offset": {"mmlu": 0.3, "gsm8k": 1.0, "winogrande": 0.1, "arc": 0.3},
-    "prefix": {"mmlu": 0.03, "gsm8k": 0.1, "winogrande": 0.003, "arc": 0.01},
-    "lora": {"mmlu": 0.003, "gsm8k": 0.01, "winogrande": 0.003, "arc": 0.01},
+    "standard": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
+    "upscale": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
+    "dbp": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
+    "upscale_dbp": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
+    "whitened": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 1.0, "arc": 1.0},
+    "upscale_median": {"mmlu": 0.03, "gsm8k": 1.0, "winogrande": 1.0, "arc": 0.3},
+    "state_offset": {"mmlu": 0.03, "gsm8k": 1.0, "winogrande": 1.0, "arc": 0.3},
+    "prefix": {"mmlu": 1.0, "gsm8k": 0.1, "winogrande": 0.03, "arc": 0.01},
+    "lora": {"mmlu": 0.003, "gsm8k": 0.01, "winogrande": 0.01, "arc": 0.01},
 }
 
 METHODS = {
@@ -45,5 +45,5 @@ config = TableRunConfig(
     tune=TuneConfig(steps=100),
     evaluate=EvaluateConfig(max_records=400),
     rows=ROWS,
-    scaling=ScalingConfig(tasks=TASKS, records=192),
+    scaling=ScalingConfig(tasks=TASKS, records=192, rate=0.1),
 )

@@ -11,7 +11,7 @@ from experiments.config import DataConfig, EvaluateConfig, ReportConfig, RunConf
 config = RunConfig(
     name="quickstart",
     data=DataConfig(tasks=("mmlu", "gsm8k", "winogrande", "arc"), batch_size=16),
-    tune=TuneConfig(steps=100, learning_rate=0.3),
+    tune=TuneConfig(steps=100, learning_rate=1.0),
     evaluate=EvaluateConfig(max_records=200),
     report=ReportConfig(samples=1),
 )

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import cycle
 
-from experiments.pocket import coreference, problems, text
+from experiments.pocket import common_sense, coreference, problems, text
 from experiments.pocket.draw import Draw
 from experiments.pocket.relations import Derived
 from experiments.pocket.world import SUBJECTS, Fact, World, default_world, noun
 
 SIZES = {"train": 800, "validation": 200, "test": 400}
 SIGNS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
-ARITHMETIC_SHARE, DIRECT_SHARE, WANTED_SHARE = 0.125, 0.2, 0.5
+ARITHMETIC_SHARE, TOLD_SHARE, DIRECT_SHARE, WANTED_SHARE = 0.125, 0.5, 0.2, 0.5
 
 
 def load(name: str, split: str, seed: int = 0) -> list[dict]:
@@ -47,7 +47,7 @@ def _facts(draw: Draw, facts: tuple[Fact, ...], world: World, split: str) -> lis
 
 
 def _mmlu(draw: Draw, world: World) -> dict[str, list[dict]]:
-    """Base facts by subject, and arithmetic."""
+    """Base facts by subject, more than half of them after a sentence that tells the answer, and arithmetic."""
     equations = draw.shuffled(_small_equations())
     splits = {}
     for split, size in SIZES.items():
@@ -61,6 +61,8 @@ def _mmlu(draw: Draw, world: World) -> dict[str, list[dict]]:
                 break
             choices, answer = text.options(fact, draw, next(letters))
             question = fact.asks(number // len(facts) + facts.index(fact))
+            if draw.chance(TOLD_SHARE / (1 - ARITHMETIC_SHARE)):
+                question = f"{text.state(fact, draw)} {question}"
             records.append(_mmlu_record(question, choices, answer, SUBJECTS[fact.relation.category]))
         splits[split] = records
     return splits
@@ -107,12 +109,11 @@ def _cut(items: list, records_each: int) -> dict[str, list]:
 
 
 def _winogrande(draw: Draw, world: World) -> dict[str, list[dict]]:
-    """Both turns of each scene, which differ in one word and in the answer."""
-    del world
-    scenes = draw.sample(coreference.scenes(held_out=True), sum(SIZES.values()) // 2)
-    return {
-        split: [record for scene in part for record in _twins(draw, scene)] for split, part in _cut(scenes, 2).items()
-    }
+    """Both turns of each scene, which differ in one word and in the answer; half of the scenes need common sense."""
+    pairs = sum(SIZES.values()) // 2
+    told = _cut(draw.sample(coreference.scenes(held_out=True), pairs // 2), 4)
+    known = {split: common_sense.scenes(draw, world, split, size // 4) for split, size in SIZES.items()}
+    return {split: [turn for scene in told[split] + known[split] for turn in _twins(draw, scene)] for split in SIZES}
 
 
 def _twins(draw: Draw, scene: coreference.Scene) -> Iterator[dict]:

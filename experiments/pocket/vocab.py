@@ -17,13 +17,15 @@ SAMPLE_DOCUMENTS = 50_000
 PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
-def sample_texts() -> list[str]:
-    """The texts whose words the vocabulary covers: pre-training documents, benchmark prompts and completions."""
-    texts = list(islice(documents(0), SAMPLE_DOCUMENTS))
-    for name in BUILDERS:
-        for split in SIZES:
-            texts += ["".join(TASKS[name].to_example(record)) for record in load(name, split)]
-    return texts
+def text_sample() -> list[str]:
+    """The pre-training documents whose words the vocabulary covers."""
+    return list(islice(documents(0), SAMPLE_DOCUMENTS))
+
+
+def benchmark_texts() -> list[str]:
+    """Every benchmark's prompts and completions."""
+    records = ((name, record) for name in BUILDERS for split in SIZES for record in load(name, split))
+    return ["".join(TASKS[name].to_example(record)) for name, record in records]
 
 
 def _pre_tokenizer():
@@ -34,17 +36,23 @@ def _pre_tokenizer():
 
 
 def build_tokenizer(size: int = VOCAB_SIZE) -> "Tokenizer":
-    """A tokenizer of `size` tokens: 0 ends a text, then 256 bytes, the commonest words, and spare ones to fill up.
+    """A tokenizer of `size` tokens: 0 ends a text, then 256 bytes, words, and spare ones to fill up.
 
-    A piece outside the vocabulary is spelt in bytes, so every text comes back exactly. The same on every run.
+    Words are ranked by how often the text has them; those that only benchmarks have come last, so that another
+    benchmark renumbers none of the text's. A piece outside the vocabulary is spelt in bytes, so every text comes back
+    exactly. The same on every run.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     splitter = _pre_tokenizer()
-    counts = Counter(piece for text in sample_texts() for piece, _ in splitter.pre_tokenize_str(text))
+
+    def ranked(texts: list[str]) -> list[str]:
+        counts = Counter(piece for text in texts for piece, _ in splitter.pre_tokenize_str(text))
+        return sorted((piece for piece in counts if len(piece) > 1), key=lambda piece: (-counts[piece], piece))
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ranked = sorted((piece for piece in counts if len(piece) > 1), key=lambda piece: (-counts[piece], piece))
-    tokens = [END_OF_TEXT, *letters, *ranked][:size]
+    words = dict.fromkeys([*ranked(text_sample()), *ranked(benchmark_texts())])
+    tokens = [END_OF_TEXT, *letters, *words][:size]
     vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = splitter

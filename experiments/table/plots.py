@@ -58,7 +58,7 @@ def scaling(path: Path, found: dict[str, Any]) -> None:
                     axis.errorbar(x, y, error, color=f"C{index}", marker="o", markersize=4, capsize=2, label=label)
             axis.set(xlabel=f"{cost.replace('_', ' ')} a problem", ylabel="accuracy, %", title=task)
             axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

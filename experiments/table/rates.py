@@ -1,9 +1,8 @@
 """`python -m experiments.table.rates --config paper_table`: the learning rate of each row on each benchmark.
 
 For every row: held-out loss on the validation split after the table's number of steps, at 0.01, 0.1 and 1, and then
-along a ladder of rates from the best of them until both its neighbours are worse. (Rows of the committed table that
-were searched first began at 0.1 alone.) One JSON line a try is kept in rates.jsonl, so an interrupted search goes on
-with the same command. Prints what to put into the config.
+along a ladder of rates from the best of them until both its neighbours are worse. One JSON line a try is kept in
+rates.jsonl, so an interrupted search goes on with the same command. Prints what to put into the config.
 
 `rows=NAME,...` limits the search. `rows=test_time` looks for the step size of test-time scaling, by accuracy, and needs
 the rates of the states that it uses.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.pocket import benchmarks, coreference, problems, text, vocab, words
+from experiments.pocket import benchmarks, common_sense, coreference, problems, text, vocab, words
 from experiments.pocket.draw import Draw, Weighted
 from experiments.pocket.relations import RELATIONS, Derived
 from experiments.pocket.world import World, default_world, noun
@@ -20,9 +20,9 @@ ASSET = Path(vocab.__file__).parents[1] / "assets" / "pocket" / "tokenizer.json"
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)")
 HASHES = {
     "text": "eef6c01c18760836",
-    "mmlu": "57a52fbc6ec00d11",
+    "mmlu": "ce49077612df5b2d",
     "gsm8k": "7c6c72ae70fbf5b3",
-    "winogrande": "901812f604a014c8",
+    "winogrande": "1043e5dd9b284ef3",
     "arc": "1504850952117821",
 }
 
@@ -37,8 +37,9 @@ def documents(count: int, seed: int = 0, kind: str | None = None) -> list[str]:
 
 
 def asked_fact(question: str) -> set[tuple[str, str, str]]:
-    """Every fact that a direct question may ask."""
-    return {fact.key for fact in default_world().facts for i in range(2) if fact.asks(i) == question}
+    """Every fact that a direct question may ask, after what it may tell."""
+    asked = question.split(". ")[-1]
+    return {fact.key for fact in default_world().facts for i in range(2) if fact.asks(i) == asked}
 
 
 def test_text_and_splits_are_pinned() -> None:
@@ -142,10 +143,27 @@ def test_kinds_come_as_often_as_their_weights_say() -> None:
 def test_benchmark_scenes_stay_out_of_the_text() -> None:
     pairs = {(s.first, s.second) for s in coreference.scenes(held_out=True)}
     assert not pairs & {(s.first, s.second) for s in coreference.scenes(held_out=False)}
-    told = " ".join(documents(3000, kind="coreference"))
+    told = " ".join(documents(3000, kind="coreference") + documents(3000))
     for record in benchmarks.load("winogrande", "test"):
         option = record[f"option{record['answer']}"]
         assert record["sentence"].replace("_", option) not in told
+
+
+@pytest.mark.parametrize("split", list(benchmarks.SIZES))
+def test_common_sense_ends_with_what_is_true_of_one(split: str) -> None:
+    world = default_world()
+    scenes = common_sense.scenes(Draw(split), world, split, 120)
+    assert len(set(scenes)) == 120
+    kinds = [(fact, (fact.relation.category, fact.relation.name)) for fact in world.base]
+    facts = {(common_sense.TEMPLATES.get(kind), fact.entity): fact for fact, kind in kinds}
+    for scene in scenes:
+        first, second = (facts[scene.template[0], entity] for entity in (scene.first, scene.second))
+        assert (first.value, second.value) == scene.template[1:]
+        assert first.value != second.value
+        assert world.split_of(first) == world.split_of(second) == split
+        for turn, fact in enumerate((first, second)):
+            assert fact.value in scene.text(turn, "_").split("_")[1]
+    assert {scene.template[0] for scene in scenes} == set(common_sense.TEMPLATES.values())
 
 
 @pytest.mark.parametrize("name", list(benchmarks.BUILDERS))
@@ -190,15 +208,20 @@ def test_letters_are_balanced_and_choices_differ(name: str, split: str) -> None:
         assert len(set(choices)) == 4
 
 
-def test_mmlu_answers_are_true() -> None:
+def test_mmlu_answers_are_true_and_half_are_told() -> None:
     values = {f.asks(i): f.value for f in default_world().base for i in range(2)}
+    told = 0
     for record in benchmarks.load("mmlu", "test"):
         right = record["choices"][record["answer"]]
         if record["subject"] == "arithmetic":
             left, sign, number = record["question"].removeprefix("What is ").rstrip("?").split()
             assert benchmarks.SIGNS[sign](int(left), int(number)) == int(right)
         else:
-            assert values[record["question"]] == right
+            *opening, question = record["question"].split(". ")
+            assert values[question] == right
+            assert all(right in sentence for sentence in opening)
+            told += len(opening)
+    assert told == pytest.approx(200, abs=30)
 
 
 @pytest.mark.parametrize("split", list(benchmarks.SIZES))
