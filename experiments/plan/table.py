@@ -24,13 +24,14 @@ def rows() -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One plan."""
+    """One plan. "in sums": parts of weights are gathered by all-reduce, each chip adding its own to zeros."""
     kind = "state tuning"
     if row["config"].startswith("pretrain"):
         kind = "pre-training, Adam" if "adam" in row["settings"] else "pre-training, Muon"
     mesh = " x ".join(str(size) for size in row["mesh"].values())
     gather = next((one["bytes"] for one in row["largest"] if one["kind"] == "all-gather"), 0)
-    largest = "not known" if not row["read"] else f"{gather / 2**20:.0f} MiB" if gather else "none"
+    none = "in sums" if row["mesh"]["fsdp"] * row["mesh"]["tensor"] > 1 else "none"
+    largest = "not known" if not row["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
     memory = (_gib(row["memory"]["needed"]), _gib(row["chip_memory"]), "yes" if row["fits"] else "no")
     cells = [kind, row["size"], row["topology"], mesh, row["tokens"], *memory, largest]
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -6,7 +6,7 @@ import pytest
 from experiments.config import DataConfig, MeshConfig, PretrainConfig, RunConfig
 from experiments.overrides import UsageError
 from experiments.plan import __main__ as command
-from experiments.plan import compiled, hlo, report, step, topology
+from experiments.plan import compiled, hlo, report, step, table, topology
 
 TEXT = """HloModule m
 
@@ -162,3 +162,10 @@ def test_a_program_is_read_from_the_dump_or_from_jax(tmp_path):
 def test_only_tpu_compilers_are_asked_for_a_dump():
     assert compiled.dump_options(topology.parse("v5p-128"), "d")["xla_dump_to"] == "d"
     assert compiled.dump_options(topology.parse("h200x8"), "d") == {}
+
+
+def test_table_says_when_weights_are_gathered_in_sums():
+    (row,) = (row for row in table.rows() if row["name"] == "pretrain-7.2B-v5p-128")
+    assert table.line(row).endswith("| in sums |")
+    assert table.line(row | {"mesh": row["mesh"] | {"fsdp": 1}}).endswith("| none |")
+    assert table.line(row | {"read": False}).endswith("| not known |")
