@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import inputs, ours, steps
+from experiments.bench import inputs, ours, steps, tokenizer
 
 
 def test_table_names_what_was_not_measured():
@@ -47,3 +47,20 @@ def test_a_step_of_every_method_is_timed_on_the_tiny_shape(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == ["method", "standard", "dbp"]
     assert lines[2].endswith("| 1.00 |")
+
+
+def test_tokenizers_race_on_files_and_agree(tmp_path: Path, capsys):
+    plain, lines, wrong = tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.jsonl"
+    plain.write_text("Mira lives in Dorn.\n")
+    lines.write_text('{"text": "käse"}\n\n{"text": "你好"}\n')
+    wrong.write_text("[1]\n")
+    assert tokenizer.main([str(plain), str(lines)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[:2] for row in table[2:]] == [["| a.txt", "20"], ["| b.jsonl", "11"]]
+    for words, message in (([str(wrong)], "a JSON object"), ([str(tmp_path / "no.txt")], "no.txt")):
+        assert tokenizer.main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    with pytest.raises(ValueError, match="do not agree on b'ab'"):
+        tokenizer.race([b"ab"], {"ours": list, "theirs": lambda row: [len(row)]})

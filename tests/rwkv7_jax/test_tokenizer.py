@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import subprocess
 import sys
 
 import pytest
@@ -139,39 +138,6 @@ def test_missing_world_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install rwkv"):
         world.find_vocabulary()
-
-
-RACE = """
-import importlib.util, json, pathlib, sys, time
-from rwkv7_jax import world
-path, data = world.find_vocabulary(), pathlib.Path(sys.argv[1])
-spec = importlib.util.spec_from_file_location("authors_tokenizer", path.with_name("rwkv_tokenizer.py"))
-authors = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(authors)
-encoders = {"theirs": authors.TRIE_TOKENIZER(str(path)).encodeBytes, "ours": world.load_tables(path).encode}
-golden = (data / "tokenizer/world_golden_part.jsonl").read_text(encoding="utf-8").split("\\n")
-texts = {
-    "prose": [(data / "corpora/jane-austen_pride-and-prejudice.txt").read_bytes()[:200_000]],
-    "golden": [json.loads(line)["text"].encode() for line in golden if line],
-}
-for name, rows in texts.items():
-    best = dict.fromkeys(encoders, float("inf"))
-    for _ in range(5):
-        for who, encode in encoders.items():
-            begin = time.perf_counter()
-            for row in rows:
-                encode(row)
-            best[who] = min(best[who], time.perf_counter() - begin)
-    print(name, best["theirs"] / best["ours"])
-"""
-
-
-def test_world_is_at_least_as_fast_as_the_authors_tokenizer(shared_data):
-    """Interleaved, best of five, in a process of its own: here every call's annotations are checked."""
-    run = subprocess.run([sys.executable, "-c", RACE, str(shared_data)], capture_output=True, text=True, check=True)
-    ratios = {name: float(ratio) for name, ratio in map(str.split, run.stdout.splitlines())}
-    assert set(ratios) == {"prose", "golden"}
-    assert min(ratios.values()) >= 1, ratios
 
 
 @settings(deadline=None, max_examples=60)

