@@ -1,7 +1,7 @@
 """`python -m experiments.bench.tokenizer FILE...`: our World tokenizer against the authors' own, on text files.
 
 A file that ends in .jsonl is taken line by line (the `text` of each), any other as one text of at most 200 000 bytes.
-Both encode in turn, the best of five counts; no time is printed for unequal tokens. Needs `pip install rwkv` (no torch).
+Both encode in turn, the best of five counts; no time is printed for unequal tokens. Needs PyPI `rwkv`, no torch.
 """
 
 import importlib.util
