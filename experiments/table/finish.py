@@ -9,7 +9,7 @@ from typing import Any
 from experiments.build import EMBEDDED
 from experiments.config import BOOKKEEPING, resolved
 from experiments.folder import TRIES_FILE
-from experiments.table import plots, report, summary
+from experiments.table import kinds, plots, report, summary
 from experiments.table.config import TableRunConfig
 
 RATES_FILE = Path(__file__).with_name(TRIES_FILE)
@@ -37,11 +37,15 @@ def _name(path: str) -> str:
 def body_of(config: TableRunConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The results with the settings that they come from."""
     config = without_folders(config)
-    return {
-        "config": resolved(config, without=BOOKKEEPING),
-        "command": f"python -m experiments.run --config {config.name}",
-        "protocol": protocol(config),
-    } | summary.summarise(config, rows)
+    return (
+        {
+            "config": resolved(config, without=BOOKKEEPING),
+            "command": f"python -m experiments.run --config {config.name}",
+            "protocol": protocol(config),
+        }
+        | summary.summarise(config, rows)
+        | {"kinds": kinds.by_kind(config, rows)}
+    )
 
 
 def protocol(config: TableRunConfig) -> str:

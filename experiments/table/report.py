@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.metrics import Interval
+from experiments.pocket.kinds import KINDS
 from experiments.report import markdown_table
 from experiments.table.config import LARGER
 from experiments.table.names import LABELS
@@ -54,6 +55,17 @@ def results_section(body: dict[str, Any]) -> list[str]:
             name = LABELS.get(other, other)
             text += [f"## {measure.capitalize()} minus that of {name}, {unit}", ""]
             text += [f"Paired over items and seeds. {differ}", "", grid(found, tasks, show, True), ""]
+    return text
+
+
+def kinds_section(body: dict[str, Any]) -> list[str]:
+    """Accuracy by kind of question."""
+    text = ["## Accuracy by kind of question, %", ""] if body["kinds"] else []
+    for task, by_row in body["kinds"].items():
+        told = {one: KINDS[task][one] for found in by_row.values() for one in found}
+        lines = [["method", *told]]
+        lines += [[LABELS.get(name, name), *(percent(found[one]) for one in told)] for name, found in by_row.items()]
+        text += [f"{task}: {'; '.join(f'{one}: {what}' for one, what in told.items())}.", "", markdown_table(lines), ""]
     return text
 
 
@@ -146,6 +158,7 @@ def markdown(body: dict[str, Any], pictures: Sequence[str], prefix: str = "") ->
     text = [body["protocol"], "", "What the intervals say:", "", *(f"- {line}" for line in body["claims"]), ""]
     text += (
         results_section(body)
+        + kinds_section(body)
         + cost_section(body)
         + scaling_section(body)
         + observer_section(body)

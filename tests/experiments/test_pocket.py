@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.pocket import benchmarks, common_sense, coreference, problems, text, vocab, words
+from experiments.pocket import benchmarks, common_sense, coreference, kinds, problems, text, vocab, words
 from experiments.pocket.draw import Draw, Weighted
 from experiments.pocket.relations import RELATIONS, Derived
 from experiments.pocket.world import World, default_world, noun
@@ -164,6 +164,16 @@ def test_common_sense_ends_with_what_is_true_of_one(split: str) -> None:
         for turn, fact in enumerate((first, second)):
             assert fact.value in scene.text(turn, "_").split("_")[1]
     assert {scene.template[0] for scene in scenes} == set(common_sense.TEMPLATES.values())
+
+
+def test_kinds_of_questions() -> None:
+    found = {name: Counter(kinds.kind(name, r) for r in benchmarks.load(name, "test")) for name in kinds.KINDS}
+    assert {name: set(counts) for name, counts in found.items()} == {n: set(k) for n, k in kinds.KINDS.items()}
+    assert found["mmlu"]["sum"] == 50
+    assert found["winogrande"] == {"common sense": 200, "structure": 200}
+    structure = {s.text(turn, "_") for s in coreference.scenes(held_out=True) for turn in (0, 1)}
+    for record in benchmarks.load("winogrande", "train"):
+        assert (kinds.kind("winogrande", record) == "structure") == (record["sentence"] in structure)
 
 
 @pytest.mark.parametrize("name", list(benchmarks.BUILDERS))
