@@ -6,7 +6,8 @@ from rwkv7_jax.tokenizer import TextDecoder, Tokenizer
 
 
 class StopText:
-    """Token ids in, text out up to the first stop string; holds back what may still become one.
+    """Token ids in, text out up to the stop string that is complete first (of several, the longest), however the ids
+    come in; holds back what may still become one.
 
     Raises: ValueError for an empty stop string.
     """
@@ -41,9 +42,9 @@ class StopText:
 
     def _scan(self, new: str) -> str:
         text = self._held + new
-        starts = [at for at in map(text.find, self._stops) if at >= 0]
-        self.hit = bool(starts)
-        end = min(starts) if starts else len(text) - self._undecided(text)
+        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        self.hit = bool(met)
+        end = min(met)[1] if met else len(text) - self._undecided(text)
         shown, self._held = text[:end], "" if self.hit else text[end:]
         self._shown.append(shown)
         return shown

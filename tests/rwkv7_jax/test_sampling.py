@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import RWKV7, RWKV7Config, State, decode_loop, sampling, token_choice, zero_state
@@ -322,6 +322,8 @@ def test_stop_strings_across_chunks_and_rows(model, params):
     stops=st.lists(st.text(alphabet="ab\né", min_size=1, max_size=4), max_size=3),
     cuts=st.lists(st.integers(0, 60), max_size=8),
 )
+@example(text="\naa", stops=["a", "\naa"], cuts=[2])
+@example(text="\naa", stops=["a", "\naa"], cuts=[])
 def test_nothing_of_a_stop_string_is_ever_shown(text, stops, cuts):
     tokenizer = ByteTokenizer()
     ids = tokenizer.encode(text)
@@ -329,8 +331,8 @@ def test_nothing_of_a_stop_string_is_ever_shown(text, stops, cuts):
     watch = StopText(tokenizer, stops)
     shown = "".join(watch.push(ids[a:b]) for a, b in itertools.pairwise(bounds))
     shown += watch.finish()
-    hits = [at for at in map(text.find, stops) if at >= 0]
-    assert shown == watch.text == text[: min(hits, default=None)]
+    hits = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert shown == watch.text == text[: min(hits)[1] if hits else None]
     assert watch.hit == bool(hits)
     assert tokenizer.decode(cut_tokens(tokenizer, ids, shown)) == shown
 
