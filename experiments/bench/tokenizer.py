@@ -5,13 +5,14 @@ Both encode in turn, the best of five counts; no time is printed for unequal tok
 """
 
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.command import documented
+from experiments.jsonl import read_lines
+from experiments.overrides import UsageError
 
 LONGEST = 200_000
 ROUNDS = 5
@@ -35,14 +36,13 @@ def encoders() -> dict[str, Encode]:
 
 
 def texts(path: Path) -> list[bytes]:
-    """The texts of a file. Raises: ValueError for a line that is no JSON object with a `text`."""
+    """The texts of a file, empty ones too. Raises: UsageError with file and line."""
     if path.suffix != ".jsonl":
         return [path.read_bytes()[:LONGEST]]
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    try:
-        return [json.loads(line)["text"].encode() for line in lines]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: each line has to be a JSON object with a `text`") from error
+    lines = read_lines(path)
+    if wrong := [line.where for line in lines if not isinstance(line.record.get("text"), str)]:
+        raise UsageError(f"{wrong[0]}: no string `text`")
+    return [line.record["text"].encode() for line in lines]
 
 
 def race(rows: Sequence[bytes], runners: dict[str, Encode]) -> dict[str, float]:

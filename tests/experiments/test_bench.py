@@ -54,10 +54,16 @@ def test_tokenizers_race_on_files_and_agree(tmp_path: Path, capsys):
     plain.write_text("Mira lives in Dorn.\n")
     lines.write_text('{"text": "käse"}\n\n{"text": "你好"}\n')
     wrong.write_text("[1]\n")
+    lacking = tmp_path / "d.jsonl"
+    lacking.write_text('{"text": ""}\n{"prompt": "a"}\n')
     assert tokenizer.main([str(plain), str(lines)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[:2] for row in table[2:]] == [["| a.txt", "20"], ["| b.jsonl", "11"]]
-    for words, message in (([str(wrong)], "a JSON object"), ([str(tmp_path / "no.txt")], "no.txt")):
+    for words, message in (
+        ([str(wrong)], "c.jsonl:1: a JSON object"),
+        ([str(lacking)], "d.jsonl:2: no string"),
+        ([str(tmp_path / "no.txt")], "no.txt"),
+    ):
         assert tokenizer.main(words) == 2
         error = capsys.readouterr().err
         assert message in error
