@@ -14,6 +14,8 @@ from pallas_kernels.shapes import REGIMES, TEST, TEST_RELEASED, Shape, make_exam
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
 FLOAT32 = 1e-5
 SMALL = Shape(2, 65, 2, 8, 12)
+MANY = SMALL._replace(batch=16)
+"""Rows enough that the relative L2 error, 4.4e-3 at most, moves by no more than 0.1e-3 from one draw to the next."""
 
 
 @functools.cache
@@ -81,9 +83,9 @@ def test_matches_the_oracle_at_the_released_head_size(implementation, rng, oracl
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_bfloat16_inputs(implementation, fit, regime, rng, oracle, error):
-    small = fit(SMALL)
-    example = as_bfloat16(make_example(rng, small, regime))
-    valid, reset = flags(rng, small)
+    shape = fit(MANY)
+    example = as_bfloat16(make_example(rng, shape, regime))
+    valid, reset = flags(rng, shape)
     result = run(implementation, example, valid, reset)
     assert {n: result[n].dtype for n in ("y", "s_T", "v", "s0")} == {
         "y": jnp.bfloat16, "s_T": jnp.float32, "v": jnp.bfloat16, "s0": jnp.float32,
