@@ -40,7 +40,7 @@ $(AOT)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(AOT)
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*p["project"]["optional-dependencies"]["aot"], sep="\n")' > $(AOT)/packages.txt
 	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(AOT)/packages.txt \
-		jax jaxtyping beartype pytest
+		jax jaxtyping beartype pytest hypothesis
 	touch $@
 
 aot: $(AOT)/.ready

@@ -12,11 +12,18 @@ import jaxtyping
 
 jaxtyping.install_import_hook(["pallas_kernels", "rwkv7_jax", "state_tuning"], "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# No time limits, which a busy machine would exceed. Where CI is set, Hypothesis draws the same examples in every run.
+hypothesis.settings.register_profile(
+    "suite", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_negative_number_is_a_value():
         apply_overrides(RunConfig(), ["--tune.l2", "-1"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_every_scalar_setting_round_trips(data):
     """Writing a setting's own value as an override gives the same config."""

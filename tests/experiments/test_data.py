@@ -59,7 +59,7 @@ def test_folder_and_missing_file(tmp_path):
 records = st.lists(st.builds(Pair, st.text(max_size=2), st.text("ab", min_size=1, max_size=2)), min_size=1, max_size=40)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(records, st.floats(0.01, 0.99), st.integers(0, 5), st.randoms())
 def test_hold_out_keeps_equal_records_together(pairs, fraction, seed, random):
     different = set(pairs)
@@ -75,7 +75,7 @@ def test_hold_out_keeps_equal_records_together(pairs, fraction, seed, random):
     assert hold_out(shuffled, fraction, seed)[1] == held
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 5000))
 def test_padded_lengths_hold_and_waste_little(length):
     padded = data.bucket_of(length)
@@ -84,7 +84,7 @@ def test_padded_lengths_hold_and_waste_little(length):
     assert data.bucket_of(padded) == padded
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 8))
 def test_buckets_lose_nothing_and_fill_a_batch(lengths, batch_size):
     examples = examples_of(lengths)
@@ -94,7 +94,7 @@ def test_buckets_lose_nothing_and_fill_a_batch(lengths, batch_size):
     assert len(groups) == 1 or all(len(group) >= batch_size for group in groups.values())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 8))
 def test_padded_gives_every_example_once(lengths, batch_size):
     examples = examples_of(lengths)
@@ -132,7 +132,7 @@ def test_an_epoch_shows_every_example_once():
     assert epochs == [list(range(12))] * 3
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.text("abcdef", min_size=1, max_size=60), st.integers(2, 20))
 def test_windows_cover_a_text(text, max_length):
     pieces = data.encode_pairs(ByteTokenizer(), [Pair("", text)], DataConfig(max_length=max_length))

@@ -37,7 +37,7 @@ def endings(nodes):
     return [owner for node in nodes for owner in [*node.ending, *endings(node.children)]]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(requests, min_size=1, max_size=12), st.sampled_from([1, 3, 10**9]))
 def test_the_plan_asks_exactly_what_was_asked(asked, min_saved):
     nodes = forest(asked, min_saved)
@@ -50,7 +50,7 @@ def test_the_plan_asks_exactly_what_was_asked(asked, min_saved):
     assert sorted(endings(nodes)) == list(range(len(asked)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(requests, min_size=1, max_size=12), st.randoms())
 def test_the_plan_shares_all_it_may_in_any_order(asked, random):
     fed = {(one.state, one.tokens[:n]) for one in asked for n in range(1, len(one.tokens))}
@@ -70,7 +70,7 @@ def world():
     return WorldTokenizer()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(words, min_size=1, max_size=6), words, words)
 def test_kept_tokens_change_no_encoding(world, texts, head, more):
     encoder = Encoder(world)

@@ -16,7 +16,7 @@ from state_tuning import surgery
 LIMIT = 9
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.text("ab", max_size=20))
 def test_the_automaton_finds_the_first_stop(stops, text):
     table, state = token_table(ByteTokenizer(), 256, stops), START

@@ -58,7 +58,7 @@ def test_seeds_matter() -> None:
 
 
 @given(st.integers(-5, 5), st.integers(0, 9), st.text(max_size=5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_draws_stay_in_range(low: int, span: int, key: str) -> None:
     draw = Draw(key)
     assert {draw.integer(low, low + span) for _ in range(50)} <= set(range(low, low + span + 1))
@@ -284,13 +284,13 @@ def test_shipped_tokenizer_is_what_the_command_makes(tokenizer) -> None:
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_tokenizer_round_trips_any_text(tokenizer, content: str) -> None:
     assert tokenizer.decode(tokenizer.encode(content).ids, skip_special_tokens=False) == content
 
 
 @given(st.integers(0, 10**9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_digit_one_token(tokenizer, number: int) -> None:
     assert len(tokenizer.encode(str(number)).ids) == len(tokenizer.encode(f" {number}").ids) == len(str(number))
 

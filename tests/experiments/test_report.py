@@ -102,7 +102,7 @@ def test_wilson_is_the_published_interval():
     np.testing.assert_allclose(metrics.wilson(7, 10), (0.7, 0.39677, 0.89220), atol=1e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 500), st.data())
 def test_wilson_holds_its_mean_within_bounds(trials, data):
     mean, low, high = metrics.wilson(data.draw(st.integers(0, trials)), trials)

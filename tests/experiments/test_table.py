@@ -179,7 +179,7 @@ def test_a_rate_in_the_state_acts_as_the_rate_of_adam():
     np.testing.assert_allclose(after(one, set_rate(one.init(start), 0.25)), after(other, other.init(start)), rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(0, 10**6))
 def test_the_interval_holds_the_mean_and_pairing_removes_what_is_common(seeds: int, items: int, seed: int):
     rng = np.random.default_rng(seed)

@@ -316,7 +316,7 @@ def test_stop_strings_across_chunks_and_rows(model, params):
     assert "".join(pieces) == cut.texts[0]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     text=st.text(alphabet="ab\né", max_size=40),
     stops=st.lists(st.text(alphabet="ab\né", min_size=1, max_size=4), max_size=3),
@@ -423,7 +423,7 @@ def test_ids_are_drawn_from_the_documented_distribution(config):
 PROBABILITIES = st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any).map(lambda w: np.array(w) / sum(w))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(probs=PROBABILITIES, top_k=st.integers(0, 32))
 def test_top_k_keeps_exactly_k_ties_to_the_lowest_ids(probs, top_k):
     padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
@@ -432,7 +432,7 @@ def test_top_k_keeps_exactly_k_ties_to_the_lowest_ids(probs, top_k):
     assert np.flatnonzero(kept).tolist() == sorted(expected.tolist())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(probs=PROBABILITIES, top_p=st.integers(0, 999).map(lambda n: n / 1000))
 def test_top_p_keeps_the_fewest_that_reach_it_with_ties(probs, top_p):
     padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
@@ -476,7 +476,7 @@ def test_uncounted_tokens_are_digits_and_blanks():
     assert sampling.uncounted_ids(ByteTokenizer()) == sorted(b" \t0123456789")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 20000))
 def test_a_bucket_holds_its_length_and_not_much_more(length):
     size = decode_loop.bucket(length)

@@ -62,7 +62,7 @@ def test_world_gives_the_authors_ids(world_tokenizer, shared_data):
     assert all(world_tokenizer.decode(r["ids"]) == r["text"] for r in records)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.one_of(st.binary(max_size=200), TEXTS.map(str.encode)))
 def test_world_is_greedy_and_reversible_on_any_bytes(world_tokenizer, data):
     ids = world_tokenizer.encode_bytes(data)
@@ -70,7 +70,7 @@ def test_world_is_greedy_and_reversible_on_any_bytes(world_tokenizer, data):
     assert world_tokenizer.decode_bytes(ids) == data
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.text(alphabet="abc", min_size=1, max_size=9).map(str.encode), max_size=30),
     st.lists(st.sampled_from(b"abcd"), max_size=120).map(bytes),
@@ -140,7 +140,7 @@ def test_missing_world_package_says_what_to_install(monkeypatch):
         world.find_vocabulary()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.binary(max_size=60))
 def test_bytes_round_trip(data):
     tokenizer = ByteTokenizer()
@@ -149,7 +149,7 @@ def test_bytes_round_trip(data):
     assert tokenizer.decode(list(data)) == data.decode(errors="replace")
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(text=TEXTS)
 def test_json_round_trip(json_path, text):
     tokenizer = JsonTokenizer(json_path)
@@ -180,7 +180,7 @@ def test_json_takes_the_end_token_from_the_config_beside_it(json_path, tmp_path)
     assert load_tokenizer(tmp_path).eos_id == 0
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(data=st.one_of(TEXTS.map(str.encode), st.binary(max_size=40)), cuts=st.lists(st.integers(0, 40), max_size=8))
 def test_streamed_pieces_join_to_the_text_and_hold_no_half_character(world_tokenizer, data, cuts):
     for tokenizer in (world_tokenizer, ByteTokenizer()):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
@@ -42,7 +42,6 @@ class MergingTokenizer:
 tokenizer = MergingTokenizer()
 
 
-@settings(deadline=None)
 @given(texts, texts, st.booleans())
 def test_the_mask_covers_exactly_the_completion(prompt, completion, eos):
     if not completion and not eos:
@@ -72,7 +71,6 @@ def test_prefix_comes_first_and_is_never_predicted():
     assert example == Example(pytest.approx([0, 3, 3, 1, 0]), completion_start=3, truncated=0)
 
 
-@settings(deadline=None)
 @given(texts, st.text("ab c", min_size=1, max_size=12), st.integers(1, 12))
 def test_truncation_spares_the_completion(prompt, completion, max_len):
     whole = objective.encode_example(tokenizer, prompt, completion)

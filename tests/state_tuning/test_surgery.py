@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rwkv7_jax import State
 from state_tuning import surgery
 
-laws = settings(deadline=None, max_examples=8)
+laws = settings(max_examples=8)
 weights = st.floats(-2, 2, width=32)
 
 

@@ -256,7 +256,7 @@ def test_mixed_batches_and_wrong_settings_are_refused():
             AdaptConfig(**wrong)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=9), st.floats(-3, 3), st.floats(0.1, 4))
 def test_advantages_have_mean_zero_and_do_not_see_shift_or_scale(rewards, shift, factor):
     x = np.asarray(rewards)

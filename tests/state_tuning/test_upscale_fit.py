@@ -47,7 +47,7 @@ def test_too_few_tokens_are_one_line():
         feature_map.fit(jnp.zeros((1, 8, 2)), 9, jax.random.key(0))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(0.3, 3.0))
 def test_the_criterion_decides_whether_an_eigenvalue_leaves_the_unit_interval(seed, length):
     rng = np.random.default_rng(seed)

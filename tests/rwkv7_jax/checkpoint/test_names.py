@@ -24,7 +24,7 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(config=configs, seed=st.integers(0, 99), unused=st.booleans())
 def test_round_trip_and_dimensions(config, seed, unused, make_flat, same_bits):
     flat = make_flat(config, seed, unused=unused)

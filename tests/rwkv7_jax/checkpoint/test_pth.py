@@ -47,7 +47,7 @@ NUMBERS = np.arange(24, dtype=np.float32)
 SOUND = [("0", NUMBERS.tobytes())]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=5),
     dtype=st.sampled_from([np.float32, np.float16, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_]),
@@ -275,7 +275,7 @@ def test_bit_flips_never_crash(tmp_path, make_flat, survives):
         survives(load, path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_random_pickles_never_crash(tmp_path_factory, survives, program):
     path = archive(tmp_path_factory.mktemp("fuzz") / "x.pth", b"\x80\x02" + program, SOUND)

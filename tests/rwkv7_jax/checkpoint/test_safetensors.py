@@ -67,7 +67,7 @@ def rewrite(tmp_path, edit, flat):
     return tmp_path / "x.safetensors"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=4).map(tuple), min_size=1, max_size=5),
     dtypes=st.lists(st.sampled_from(list(safetensors.DTYPES.values())), min_size=5, max_size=5),

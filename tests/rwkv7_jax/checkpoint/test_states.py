@@ -36,7 +36,7 @@ def assert_equal(a: State, b: State):
         np.testing.assert_array_equal(x, y)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 99),
     dims=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)),
@@ -72,7 +72,7 @@ def test_what_each_tool_finds_in_the_file(tmp_path, layout, shape, dtype, swappe
     np.testing.assert_array_equal(array.reshape(2, 4, 4), np.swapaxes(wanted, 1, 2) if swapped else wanted)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 99), shifts=st.booleans())
 def test_our_own_file_keeps_everything(seed, shifts, tmp_path_factory):
     path = tmp_path_factory.mktemp("state") / "x.safetensors"
@@ -186,7 +186,7 @@ def test_damage_is_noticed(tmp_path, one_line_error, survives):
         load_state(tmp_path / "none.st")
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 99))
 def test_list_of_the_rwkv_package(seed):
     state = random_state(seed)
