@@ -56,9 +56,14 @@ class StopText:
 
 
 def cut_tokens(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:
-    """Tokens of `text`, a beginning of what `ids` decode to: as many of the ids as fit, the rest encoded anew."""
-    for kept in range(len(ids), -1, -1):
+    """Tokens of `text`, a beginning of what `ids` decode to: as many of the ids as fit, the rest encoded anew.
+
+    Some tokenizers put a space before what they encode; then fewer of the ids are kept, in the end none.
+    """
+    for kept in range(len(ids), 0, -1):
         whole = tokenizer.decode(ids[:kept])
         if text.startswith(whole):
-            return [*ids[:kept], *tokenizer.encode(text[len(whole) :])]
-    raise AssertionError("the empty text begins every text")
+            cut = [*ids[:kept], *tokenizer.encode(text[len(whole) :])]
+            if tokenizer.decode(cut) == text:
+                return cut
+    return tokenizer.encode(text)

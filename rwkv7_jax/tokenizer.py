@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int:
-        """The id that ends a text; `encode` never gives it for text."""
+        """The id that ends a text; `encode` gives it only where a text spells such a token out."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     def encode_bytes(self, data: bytes) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of the ids; bytes that are no UTF-8, and ids that a model has beyond `vocab_size`, become U+FFFD."""
         ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
@@ -41,16 +41,18 @@ class Tokenizer(Protocol):
 class WorldTokenizer:
     """RWKV's World tokenizer: greedy longest match over bytes, exact on any bytes.
 
-    Ids run 1..65529; 0 ends a text and decodes to nothing; 65530..65535, unused, decode to U+FFFD.
-    The vocabulary is read from the installed package `rwkv`, or from `path` (a file in the same format).
+    Ids run 1..65529; 0 ends a text and decodes to nothing; ids without a token decode to U+FFFD.
+    The vocabulary is read from the installed package `rwkv`, or from `path` (a file in the same format, maybe shorter).
     Raises: FileNotFoundError without the vocabulary, ValueError for a malformed one.
     """
 
-    vocab_size = 65536
     eos_id = 0
 
     def __init__(self, path: str | Path | None = None):
         self._tables: WorldTables = load_tables(Path(path) if path is not None else find_vocabulary())
+        self.used = max(self._tables.token_of) + 1
+        """Ids that text may get are below it; `vocab_size` is that of released models, which have some rows more."""
+        self.vocab_size = 65536 if self.used == WORLD_SIZES.start else self.used
 
     def encode(self, text: str) -> list[int]:
         return self._tables.encode(text.encode())
@@ -62,16 +64,9 @@ class WorldTokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Raises: ValueError for an id outside 0..65535."""
-        token = self._tables.token_of
-        return b"".join([token[i] if i in token else self._special(i) for i in map(int, ids)])
-
-    def _special(self, token_id: int) -> bytes:
-        if token_id == self.eos_id:
-            return b""
-        if 0 < token_id < self.vocab_size:
-            return REPLACEMENT
-        raise ValueError(f"token id {token_id} is outside the World vocabulary (0..{self.vocab_size - 1})")
+        """Raises: ValueError for a negative id."""
+        token, ids = self._tables.token_of, _checked(ids)
+        return b"".join([token[i] if i in token else b"" if i == self.eos_id else REPLACEMENT for i in ids])
 
 
 class ByteTokenizer:
@@ -90,13 +85,14 @@ class ByteTokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Raises: ValueError for an id outside 0..255."""
-        return bytes(map(int, ids))
+        """Raises: ValueError for a negative id."""
+        return b"".join([bytes([i]) if i < self.vocab_size else REPLACEMENT for i in _checked(ids)])
 
 
 class JsonTokenizer:
     """A `tokenizer.json` of the `tokenizers` library; a byte-level one decodes exactly, token by token.
 
+    Truncation and padding that the file asks for are left out: a text is encoded whole and alone.
     eos_id: `eos_token`, else what `tokenizer_config.json` beside the file names, else a token of a usual name, else 0.
     Raises: FileNotFoundError, or ValueError for a file that is no tokenizer.json or lacks `eos_token`.
     """
@@ -113,11 +109,15 @@ class JsonTokenizer:
             self._library = Library.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
-        self.vocab_size: int = self._library.get_vocab_size(with_added_tokens=True)
+        self._library.no_truncation()
+        self._library.no_padding()
+        self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id: int = self._find_eos(path, eos_token)
         self._pieces = _byte_pieces(self._library)
 
     def encode(self, text: str) -> list[int]:
+        """Raises: ValueError for lone surrogates, which are no text."""
+        text.encode()
         return self._library.encode(text, add_special_tokens=False).ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -128,19 +128,16 @@ class JsonTokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Raises: ValueError for an id outside the vocabulary."""
-        ids = [int(i) for i in ids]
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise ValueError(f"token ids {min(ids)}..{max(ids)} leave the vocabulary (0..{self.vocab_size - 1})")
+        """Where the decoder is not byte-level, ids without a token decode to nothing. Raises: ValueError for a negative id."""
+        ids = _checked(ids)
         if self._pieces is None:
             return self._library.decode(ids, skip_special_tokens=True).encode()
-        return b"".join([self._pieces.get(i, b"") for i in ids])
+        return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
 
     def _find_eos(self, path: Path, eos_token: str | None) -> int:
         config = path.with_name("tokenizer_config.json")
         if eos_token is None and config.is_file():
-            eos_token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-            eos_token = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
+            eos_token = _named_eos(config)
         if eos_token is not None:
             found = self._library.token_to_id(eos_token)
             if found is None:
@@ -153,7 +150,8 @@ class JsonTokenizer:
 class TextDecoder:
     """Token ids in, text out, piece by piece: a character whose bytes are not all there yet is held back.
 
-    The pieces joined are `tokenizer.decode` of all ids at once.
+    The pieces joined are `tokenizer.decode` of all ids at once (where the tokenizer falls back to bytes: if these are
+    UTF-8, since the library spoils a whole run of bytes for one that is not).
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -166,9 +164,9 @@ class TextDecoder:
         """Text that the new ids complete."""
         self._ids += ids
         data = self._tokenizer.decode_bytes(self._ids)
-        end = (
-            len(data) - len(REPLACEMENT) if data.endswith(REPLACEMENT) else len(data)
-        )  # it may stand for half a character
+        end = len(data)
+        while data.endswith(REPLACEMENT, 0, end):  # each may stand for a byte of a character
+            end -= len(REPLACEMENT)
         return self._advance(data, end, final=False)
 
     def finish(self) -> str:
@@ -191,7 +189,8 @@ def load_tokenizer(name_or_path: str | Path, vocab_size: int | None = None) -> T
     name = str(name_or_path)
     if name == "auto":
         name = _name_for(vocab_size)
-    tokenizer, needed = _open(name)
+    tokenizer = _open(name)
+    needed = tokenizer.used if isinstance(tokenizer, WorldTokenizer) else tokenizer.vocab_size
     if vocab_size is not None and needed > vocab_size:
         raise ValueError(f"tokenizer {name!r} uses ids up to {needed - 1}, but the model's vocabulary is {vocab_size}")
     return tokenizer
@@ -208,18 +207,36 @@ def _name_for(vocab_size: int | None) -> str:
     )
 
 
-def _open(name: str) -> tuple[Tokenizer, int]:
-    """The tokenizer and how many ids it uses."""
+def _open(name: str) -> Tokenizer:
     path = Path(name)
     if name == "byte":
-        return ByteTokenizer(), 256
+        return ByteTokenizer()
     if name == "world" or path.suffix == ".txt":
-        return WorldTokenizer(None if name == "world" else path), WORLD_SIZES.start
+        return WorldTokenizer(None if name == "world" else path)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.exists() and not path.suffix:
         raise ValueError(f'unknown tokenizer {name!r}: use "world", "byte", "auto" or the path of a tokenizer.json')
-    tokenizer = JsonTokenizer(path)
-    return tokenizer, tokenizer.vocab_size
+    return JsonTokenizer(path)
+
+
+def _checked(ids: Iterable[int]) -> list[int]:
+    """The ids as plain numbers. Raises: ValueError for a negative one."""
+    ids = [int(i) for i in ids]
+    if ids and min(ids) < 0:
+        raise ValueError(f"token id {min(ids)}: ids begin at 0")
+    return ids
+
+
+def _named_eos(path: Path) -> str | None:
+    """`eos_token` of a `tokenizer_config.json`, as text or as an added token. Raises: ValueError."""
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        token = token["content"] if isinstance(token, dict) else token
+    except (ValueError, AttributeError, KeyError):
+        token = path
+    if token is None or isinstance(token, str):
+        return token
+    raise ValueError(f"{path}: not a tokenizer_config.json that names an eos_token; mend it or take it away")
 
 
 def _byte_pieces(library) -> dict[int, bytes] | None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import world
+from rwkv7_jax.stop_text import cut_tokens
 from rwkv7_jax.tokenizer import ByteTokenizer, JsonTokenizer, TextDecoder, WorldTokenizer, load_tokenizer
 
 TEXTS = st.one_of(
@@ -92,11 +93,16 @@ def test_world_special_ids(world_tokenizer):
     assert (world_tokenizer.vocab_size, world_tokenizer.eos_id) == (65536, 0)
     assert world_tokenizer.encode("") == []
     assert world_tokenizer.decode([0]) == ""
-    assert world_tokenizer.decode([65530, 65535]) == "\ufffd\ufffd"
-    with pytest.raises(ValueError, match="65536"):
-        world_tokenizer.decode([65536])
     with pytest.raises(ValueError, match="-1"):
         world_tokenizer.decode([-1])
+
+
+def test_ids_that_only_a_model_has_decode_to_the_replacement_character(world_tokenizer, json_path):
+    """Models have rows beyond the tokenizer's ids, and a sampled one must not end the text."""
+    assert world_tokenizer.decode([65530, 65535, 66000]) == "\ufffd\ufffd\ufffd"
+    assert ByteTokenizer().decode([97, 256]) == "a\ufffd"
+    tokenizer = JsonTokenizer(json_path)
+    assert tokenizer.decode([tokenizer.vocab_size]) == "\ufffd"
 
 
 def test_world_vocabulary_is_read_as_data(tmp_path):
@@ -106,6 +112,10 @@ def test_world_vocabulary_is_read_as_data(tmp_path):
     tokenizer = WorldTokenizer(path)
     assert tokenizer.encode("étéit's") == [300, 301]
     assert tokenizer.encode_bytes(b"\xff\xfe\xff") == [302, 256]
+    assert tokenizer.vocab_size == 303
+    assert load_tokenizer(path, 303).encode("a") == [98]
+    with pytest.raises(ValueError, match="ids up to 302"):
+        load_tokenizer(path, 302)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +178,8 @@ def test_json_special_tokens(json_path):
     assert JsonTokenizer(json_path, eos_token="<pad>").eos_id == library.token_to_id("<pad>")
     with pytest.raises(ValueError, match="no token '<nope>'"):
         JsonTokenizer(json_path, eos_token="<nope>")
-    with pytest.raises(ValueError, match="leave the vocabulary"):
-        tokenizer.decode([tokenizer.vocab_size])
+    with pytest.raises(ValueError, match="-1"):
+        tokenizer.decode([-1])
 
 
 def test_json_takes_the_end_token_from_the_config_beside_it(json_path, tmp_path):
@@ -178,6 +188,66 @@ def test_json_takes_the_end_token_from_the_config_beside_it(json_path, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<pad>"}}))
     assert JsonTokenizer(path).eos_id == 0
     assert load_tokenizer(tmp_path).eos_id == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "", '{"eos_token": 5}', '{"eos_token": {"id": 1}}'])
+def test_a_damaged_config_beside_a_tokenizer_is_named(json_path, tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(json_path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not a"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_json_tokenizer_neither_cuts_nor_fills_a_text(json_path, tmp_path):
+    library = tokenizers.Tokenizer.from_file(str(json_path))
+    library.enable_truncation(3)
+    library.enable_padding(length=16, pad_id=0)
+    library.save(str(tmp_path / "tokenizer.json"))
+    text = "the cat sat on the mat"
+    assert JsonTokenizer(tmp_path / "tokenizer.json").encode(text) == JsonTokenizer(json_path).encode(text)
+
+
+def test_what_is_no_text_is_a_value_error(json_path):
+    for tokenizer in (JsonTokenizer(json_path), ByteTokenizer()):
+        with pytest.raises(ValueError, match="surrogates"):
+            tokenizer.encode("a\udcff")
+
+
+def test_ids_may_have_gaps(tmp_path):
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 9}, unk_token="a"))
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = JsonTokenizer(tmp_path / "tokenizer.json")
+    assert (tokenizer.vocab_size, tokenizer.decode(tokenizer.encode("c"))) == (10, "c")
+    with pytest.raises(ValueError, match="ids up to 9"):
+        load_tokenizer(tmp_path, 5)
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    """A tokenizer as Llama has it: spaces in front, and bytes for characters without a token."""
+    symbols = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefo", "▁a", "▁f", "▁fo"]
+    merges = [("▁", "a"), ("▁", "f"), ("▁f", "o")]
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE({s: i for i, s in enumerate(symbols)}, merges, byte_fallback=True, unk_token="<unk>")
+    )
+    normal, out = tokenizers.normalizers, tokenizers.decoders
+    library.normalizer = normal.Sequence([normal.Prepend("▁"), normal.Replace(" ", "▁")])
+    library.decoder = out.Sequence([out.Replace("▁", " "), out.ByteFallback(), out.Fuse(), out.Strip(" ", 1, 0)])
+    path = tmp_path_factory.mktemp("fallback") / "tokenizer.json"
+    library.save(str(path))
+    return JsonTokenizer(path)
+
+
+@settings(max_examples=60)
+@given(text=st.text(alphabet=" abfoé漢😀", max_size=20))
+def test_characters_that_fall_back_to_bytes_stream_whole(fallback, text):
+    ids = fallback.encode(text)
+    decoder = TextDecoder(fallback)
+    assert "".join([*(decoder.push([i]) for i in ids), decoder.finish()]) == fallback.decode(ids) == text
+
+
+def test_tokens_cut_at_a_text_decode_to_it_whatever_is_put_before_a_text(fallback):
+    assert fallback.decode(cut_tokens(fallback, fallback.encode("a fo"), "a f")) == "a f"
 
 
 @settings(max_examples=80)
