@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from experiments.interrupt import Interrupted
+from rwkv7_jax import terminal
 
 
 def documented(
@@ -26,15 +27,15 @@ def take_word(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def exit_status(body: Callable[[], int], interrupted: str) -> int:
-    """What `body` returns; 2 after its ValueError or OSError as one line; 130 after Ctrl-C, saying `interrupted`."""
-    try:
-        return body()
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt):
-        print(interrupted, file=sys.stderr)
-        return 130
+    """`terminal.exit_status`, to which an `Interrupted` run is one that Ctrl-C ended."""
+
+    def run() -> int:
+        try:
+            return body()
+        except Interrupted:
+            raise KeyboardInterrupt from None
+
+    return terminal.exit_status(run, interrupted)
 
 
 def tuning_status(body: Callable[[], int], again: str) -> int:

@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         import lm_eval  # pyright: ignore[reportMissingImports]
     except ImportError:
-        print('error: lm_eval is not installed: pip install "rwkv7-jax[lm-eval]"', file=sys.stderr)
+        print('error: lm_eval is not installed: pip install -e ".[lm-eval]"', file=sys.stderr)
         return 2
     logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

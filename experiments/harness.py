@@ -1,6 +1,6 @@
 """`python -m experiments.harness --checkpoint model.pth --tasks hellaswag,lambada_openai [--state tuned.safetensors]`
 
-Any task of lm-evaluation-harness (`pip install "rwkv7-jax[lm-eval]"`) on our model, with state forking. Data as the
+Any task of lm-evaluation-harness (`pip install -e ".[lm-eval]"`) on our model, with state forking. Data as the
 harness finds it; with --data-dir its mmlu, gsm8k, winogrande and arc_challenge read local files and need no network.
 """
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
         from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UsageError('lm_eval is not installed: pip install "rwkv7-jax[lm-eval]"') from None
+        raise UsageError('lm_eval is not installed: pip install -e ".[lm-eval]"') from None
     from experiments.evaluate.harness_data import local_datasets
     from experiments.evaluate.harness_model import ForkingLM
 

@@ -141,6 +141,12 @@ def parse_shape(text: str) -> Shape:
     return Shape(batch, length, heads, size, size)
 
 
+def check_output(parser: argparse.ArgumentParser, path: pathlib.Path | None) -> None:
+    """End with a usage error where --json cannot be written, before anything is measured."""
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        parser.error(f"--json: {path} is a folder" if path.is_dir() else f"--json: no folder {path.parent}")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pallas_kernels.bench", description="Times of wkv7 against the plain scan and other libraries."
@@ -152,8 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    if options.json and not options.json.parent.is_dir():
-        parser.error(f"--json: no folder {options.json.parent}")
+    check_output(parser, options.json)
     return options
 
 

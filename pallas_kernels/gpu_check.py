@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import IMPLEMENTATIONS, decode, gpu, peers, triton
-from pallas_kernels.bench import parse_shape
+from pallas_kernels.bench import check_output, parse_shape
 from pallas_kernels.gpu.tuning import BFLOAT16, Tuning
 from pallas_kernels.measure import OURS, TASKS, THEIRS, bandwidth, best_seconds, expected, largest_error, moved
 from pallas_kernels.peers import Peer, of_jax
@@ -124,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=570, help="start nothing new after this (default 570)")
     parser.add_argument("--shape", type=parse_shape, action="append", help="B,T,H,N; may be given several times")
     options = parser.parse_args(arguments)
+    check_output(parser, options.json)
     begin = time.monotonic()
     if jax.default_backend() != "gpu":
         print(f"error: no GPU: this process computes on {jax.default_backend()}", file=sys.stderr)

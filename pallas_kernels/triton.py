@@ -149,7 +149,7 @@ def missing() -> str | None:
     try:
         import jax_triton  # type: ignore[import-not-found]  # noqa: F401
     except Exception as error:  # jax-triton raises whatever its CUDA plugin raises where there is no GPU
-        return f"jax-triton and a CUDA plugin (`pip install rwkv7-jax[gpu]`): {' '.join(str(error).split())[:120]}"
+        return f"jax-triton and a CUDA plugin (`pip install -e '.[gpu]'`): {' '.join(str(error).split())[:120]}"
     return None
 
 

@@ -7,11 +7,19 @@ import jax
 
 
 def use_compilation_cache(enabled: bool = True) -> None:
-    """Keep compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG)."""
-    if not enabled:
+    """Keep compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG); a user
+    without a home folder keeps none."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _users_folder()
+    if not (enabled and folder):
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(home / "rwkv7-jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _users_folder() -> str | None:
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return str(home / "rwkv7-jax" / "compiled")

@@ -1,9 +1,10 @@
 """Generate text on the terminal: `python -m rwkv7_jax.generate CHECKPOINT --prompt TEXT [--state STATEFILE]`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Generator, Sequence
+
+from rwkv7_jax.terminal import exit_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,18 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 2 after a one-line error; 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     _tolerate_narrow_terminals()
+    return exit_status(lambda: show(args))
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the text as it is generated; Ctrl-C ends its line."""
     try:
         for piece in pieces(args):
             print(piece, end="", flush=True)
-        print()
     except KeyboardInterrupt:
         print()
-        return 130
-    except BrokenPipeError:  # the reader, `head` say, has gone; nothing more may be flushed to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        raise
+    print()
     return 0
 
 
@@ -57,6 +58,7 @@ def pieces(args: argparse.Namespace) -> Generator[str, None, None]:
     import dataclasses
 
     import jax
+    import jax.numpy as jnp
 
     from rwkv7_jax import checkpoint
     from rwkv7_jax.compile_cache import use_compilation_cache
@@ -66,8 +68,10 @@ def pieces(args: argparse.Namespace) -> Generator[str, None, None]:
 
     fields = {f.name for f in dataclasses.fields(SamplingConfig)}
     config = SamplingConfig(**{name: value for name, value in vars(args).items() if name in fields})
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must lie in 0..{2**32 - 1}, got {args.seed}")
     use_compilation_cache(not args.no_cache)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _prompt(args.prompt)
     loaded = checkpoint.load(args.checkpoint)
     if not args.quiet:
         print(loaded.report, file=sys.stderr)
@@ -80,7 +84,22 @@ def pieces(args: argparse.Namespace) -> Generator[str, None, None]:
         ).state
     model, params = for_decoding(RWKV7(dataclasses.replace(loaded.config, dtype=args.dtype)), loaded.params)
     del loaded
-    yield from stream(model, params, tokenizer, prompt, state, jax.random.key(args.seed), config, stop=args.stop)
+    end = yield from stream(model, params, tokenizer, prompt, state, jax.random.key(args.seed), config, stop=args.stop)
+    if not jnp.isfinite(end.logits).any():
+        raise ValueError(f"{args.checkpoint}: the model computes nothing but NaN: its weights are damaged")
+
+
+def _prompt(text: str) -> str:
+    """The text, that of standard input for "-". Raises: ValueError if it is no UTF-8."""
+    if text == "-":
+        if sys.stdin is None:
+            raise ValueError("--prompt -: standard input is closed")
+        text = sys.stdin.read()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("--prompt: the text is not valid UTF-8") from None
+    return text
 
 
 def _tolerate_narrow_terminals() -> None:

@@ -147,6 +147,8 @@ def _text_pieces(
     model, params, tokenizer, prompts, state, key, config: SamplingConfig, stop, chunk: int
 ) -> Generator[list[str], None, TextResult]:
     """The new text of each row, chunk after chunk; returns the result."""
+    if isinstance(prompts, str):
+        raise ValueError("generate: prompts is one text; give a list of texts")
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     uncounted = uncounted_ids(tokenizer) if Mode.of(config).penalised else ()
     batch = _Batch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)

@@ -20,7 +20,7 @@ class SamplingConfig:
     """How to choose tokens. Raises: ValueError for a value out of its range."""
 
     temperature: float | int = 1.0
-    """0 is greedy: the most likely token, ties to the lowest id."""
+    """0 is greedy: the most likely token, ties to the lowest id; so is anything below 1e-6."""
     top_p: float | int = 1.0
     """Keep the most likely tokens that together reach this probability."""
     top_k: int = 0
@@ -44,8 +44,8 @@ class SamplingConfig:
             ("max_new_tokens", 0, np.inf),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in {low:g}..{high:g}, got {value}")
+            if not (low <= value <= high and np.isfinite(value)):
+                raise ValueError(f"{name} must lie in {low:g}..{high:g} and be finite, got {value}")
 
 
 class Mode(NamedTuple):
@@ -58,7 +58,7 @@ class Mode(NamedTuple):
     @classmethod
     def of(cls, config: SamplingConfig) -> "Mode":
         return cls(
-            greedy=config.temperature == 0,
+            greedy=config.temperature < 1e-6,
             filtered=config.top_p < 1 or config.top_k > 0,
             penalised=config.presence_penalty != 0 or config.frequency_penalty != 0,
         )

@@ -66,7 +66,7 @@ class WorldTokenizer:
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Raises: ValueError for a negative id."""
         token, ids = self._tables.token_of, _checked(ids)
-        return b"".join([token[i] if i in token else b"" if i == self.eos_id else REPLACEMENT for i in ids])
+        return b"".join([token.get(i) or (REPLACEMENT if i else b"") for i in ids])
 
 
 class ByteTokenizer:
@@ -128,7 +128,7 @@ class JsonTokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Where the decoder is not byte-level, ids without a token decode to nothing. Raises: ValueError for a negative id."""
+        """Ids without a token decode to nothing if the decoder is not byte-level. Raises: ValueError for an id below 0."""
         ids = _checked(ids)
         if self._pieces is None:
             return self._library.decode(ids, skip_special_tokens=True).encode()

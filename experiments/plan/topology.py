@@ -92,7 +92,7 @@ def devices(topology: Topology) -> list[Any]:
             found = topologies.get_topology_desc("gpu", "cuda", target_config=config, topology=shape).devices
     except (RuntimeError, ImportError) as error:
         lines = " ".join(str(error).split())[:200]
-        raise UsageError(f"no compiler for {topology.kind} ({lines}): pip install 'rwkv7-jax[aot]'") from None
+        raise UsageError(f"no compiler for {topology.kind} ({lines}): pip install -e '.[aot]'") from None
     return list(found)[: topology.chips]
 
 

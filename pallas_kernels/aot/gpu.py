@@ -48,7 +48,7 @@ def missing() -> str | None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            return f"no {package}: compiling for NVIDIA GPUs needs `pip install rwkv7-jax[aot]`"
+            return f"no {package}: compiling for NVIDIA GPUs needs `pip install -e '.[aot]'`"
     return None if _ptxas() else "no ptxas: compiling for NVIDIA GPUs needs `pip install nvidia-cuda-nvcc`"
 
 

@@ -41,7 +41,7 @@ def missing() -> str | None:
     """One line that says what to install, or None if all is there."""
     if importlib.util.find_spec("libtpu"):
         return None
-    return "no libtpu: compiling for TPUs needs `pip install rwkv7-jax[aot]`"
+    return "no libtpu: compiling for TPUs needs `pip install -e '.[aot]'`"
 
 
 def rows(

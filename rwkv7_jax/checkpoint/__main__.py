@@ -21,24 +21,27 @@ from rwkv7_jax.checkpoint import (
     weights_hash,
 )
 from rwkv7_jax.checkpoint.names import flat_to_params
+from rwkv7_jax.terminal import exit_status
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+STATE_SUFFIXES = (".pth", ".safetensors", ".st")
 Tensors = dict[str, np.ndarray]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; 0, or 2 after one line on stderr."""
+    """Exit status: 0; 2 after a one-line error; 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
-    try:
-        if args.command == "inspect":
-            print(load(args.path).report)
-        elif args.command == "convert":
-            convert(args.source, args.target, args.dtype)
-        else:
-            convert_state(args.source, args.target, args.layout, args.source_layout, args.drop_shifts)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(args), "interrupted; nothing was written")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command says. Raises: ValueError, OSError."""
+    if args.command == "inspect":
+        print(load(args.path).report)
+    elif args.command == "convert":
+        convert(args.source, args.target, args.dtype)
+    else:
+        convert_state(args.source, args.target, args.layout, args.source_layout, args.drop_shifts)
     return 0
 
 
@@ -50,14 +53,17 @@ def convert(source: str, target: str, dtype: str | None = None) -> None:
     checkpoint = load(source)
     print(checkpoint.report)
     flat = params_to_flat(checkpoint.params)
-    if dtype:
-        flat = {name: _cast(name, array, dtype) for name, array in flat.items()}
-    writer(target, flat)
+    if dtype == "float16" and writer is _write_rwkv_cpp:
+        rwkv_cpp.write(target, flat, "FP16")  # which casts matrices alone
+    else:
+        writer(target, {name: _cast(name, array, dtype) for name, array in flat.items()} if dtype else flat)
     print(f"wrote         {target}")
 
 
 def convert_state(source: str, target: str, layout: str, source_layout: str | None, drop_shifts: bool) -> None:
     """Read a state file and write it as another tool wants it. Raises: CheckpointError."""
+    if pathlib.Path(target).suffix not in STATE_SUFFIXES:
+        raise CheckpointError(f"{target}: the suffix must be one of {', '.join(STATE_SUFFIXES)}")
     state = load_state(source, layout=source_layout).state
     export_state(target, state, layout=layout, drop_shifts=drop_shifts)
     layers, heads, size, _ = state.wkv.shape

@@ -23,7 +23,7 @@ VECTOR = re.compile(r"blocks\.\d+\.(att\.(x_[rwkvag]|[wav]0|k_k|k_a)|ffn\.x_k)")
 """Per-channel vectors, released as [1, 1, D] and kept as [D] in the tree."""
 
 OLDER = (
-    (re.compile(r"(^|\.)time_state$"), "an RWKV state file; read it with load_state"),
+    (re.compile(r"(^|\.)time_state$"), "an RWKV state file and no model; it is for --state, or load_state in Python"),
     (re.compile(r"\.att\.time_maa_"), "RWKV-6"),
     (re.compile(r"\.att\.gate\.weight$"), "RWKV-5"),
     (re.compile(r"\.att\.time_decay$"), "RWKV-4 or RWKV-5"),

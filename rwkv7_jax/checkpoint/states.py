@@ -7,6 +7,7 @@ Our own file (safetensors) says its layout, base model, method, config and metri
 
 import hashlib
 import json
+import pathlib
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ def load_state(
             _check_own(tensors, metadata)
             layout = layout or metadata.get("layout")
         plain = {name: array for name, array in tensors.items() if not memories.TENSOR.fullmatch(name)}
-        state = _to_state(plain, _layout(layout), config)
+        state = _to_state(plain, layout, config)
         if len(plain) < len(tensors) or "memory" in metadata:
             state = state._replace(wkv=memories.from_tensors(tensors, metadata.get("memory", ""), state.wkv))
     base = metadata.get("base_model_hash")
@@ -119,7 +120,7 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
         raise CheckpointError(f"{path}: no other tool reads an upscaled state ({kind}); use the file of save_state")
     if not drop_shifts and (np.any(state.att_shift) or np.any(state.ffn_shift)):
         raise CheckpointError(
-            f"{path}: layout {layout} has no place for shift states; pass drop_shifts=True to omit them"
+            f"{path}: layout {layout} has no place for shift states; drop_shifts=True (--drop-shifts) omits them"
         )
     tensors = _to_tensors(state, _layout(layout), shifts=False)
     if str(path).endswith(".pth"):
@@ -136,7 +137,7 @@ def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], 
     """
     batched = any(np.ndim(array) == 4 for name, array in tensors.items() if TIME_STATE.fullmatch(name))
     names = ("value_key", "fla") if batched else ("value_key", "rlhf")
-    losses = {name: float(loss_fn(_to_state(tensors, LAYOUTS[name], None))) for name in names}
+    losses = {name: float(loss_fn(_to_state(tensors, name, None))) for name in names}
     finite = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
     if not finite:
         raise CheckpointError(f"the loss is not finite under any layout ({losses}); this state does not fit this model")
@@ -148,6 +149,8 @@ def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises: CheckpointError; FileNotFoundError.
     """
+    if not pathlib.Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such state file; check the path")
     with open(path, "rb") as file:
         head = file.read(4)
     if head.startswith((pth.MAGIC, pth.PICKLE)):
@@ -169,13 +172,13 @@ def from_rwkv_list(arrays: Sequence[Any]) -> State:
     return _state(np.stack(wkv), np.stack(att), np.stack(ffn))
 
 
-def _to_state(tensors: Mapping[str, np.ndarray], layout: Layout, config: RWKV7Config | None) -> State:
+def _to_state(tensors: Mapping[str, np.ndarray], layout: str | None, config: RWKV7Config | None) -> State:
     layers = {int(m[1]): array for name, array in tensors.items() if (m := TIME_STATE.fullmatch(name))}
     if unknown := [name for name in tensors if not (TIME_STATE.fullmatch(name) or SHIFT.fullmatch(name))]:
         raise CheckpointError(f"tensors that no state file has: {some(unknown)}; is this a model checkpoint?")
     if not layers or set(layers) != set(range(len(layers))):
         raise CheckpointError(f"time_state is there for the layers {sorted(layers)}; all layers from 0 on are needed")
-    wkv = np.stack([_one_layer(i, layers[i], layout) for i in range(len(layers))])
+    wkv = np.stack([_one_layer(i, layers[i], _layout(layout)) for i in range(len(layers))])
     depth, heads, size = wkv.shape[:3]
     _check_model(depth, heads, size, config)
     shifts = [
@@ -218,6 +221,8 @@ def _to_tensors(state: State, layout: Layout, *, shifts: bool) -> dict[str, np.n
     wkv = np.asarray(state.wkv, np.float32)
     if wkv.ndim != 4:
         raise CheckpointError(f"wkv has shape {list(wkv.shape)}; a state file holds one unbatched state [L, H, V, K]")
+    if not all(np.isfinite(array).all() for array in (wkv, state.att_shift, state.ffn_shift)):
+        raise CheckpointError("the state has values that are not finite, which no state file may hold")
     if layout.key_first:
         wkv = np.swapaxes(wkv, 2, 3)
     with np.errstate(over="ignore"):
@@ -246,7 +251,9 @@ def _layout(name: str | None) -> Layout:
         return LAYOUTS[name]
     choices = ", ".join(LAYOUTS)
     if name is None:
-        raise CheckpointError(f"the axis order cannot be seen from the file; pass layout=, one of {choices}")
+        raise CheckpointError(
+            f"the axis order cannot be seen from the file; give layout= (--state-layout, --source-layout): {choices}"
+        )
     raise CheckpointError(f"unknown layout {name}; one of {choices}")
 
 

@@ -45,7 +45,8 @@ def test_the_failure_of_a_library_is_a_row_without_a_time():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shape", "1,2"], ["--shape", "1,0,1,4"], ["--repeats", "0"], ["--json", "/nowhere/x"]]
+    "arguments",
+    [["--shape", "1,2"], ["--shape", "1,0,1,4"], ["--repeats", "0"], ["--json", "/nowhere/x"], ["--json", "/"]],
 )
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as caught:

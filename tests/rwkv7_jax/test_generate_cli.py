@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rwkv7_jax import RWKV7, RWKV7Config, State, checkpoint, generate, zero_state
+from rwkv7_jax import RWKV7, RWKV7Config, State, checkpoint, compile_cache, generate, zero_state
 from rwkv7_jax.sampling import SamplingConfig, for_decoding, stream
+from rwkv7_jax.terminal import exit_status
 from rwkv7_jax.tokenizer import ByteTokenizer
 
 CONFIG = RWKV7Config(256, 2, 32, head_size=16, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8)
@@ -83,6 +85,9 @@ def test_prompt_from_standard_input_and_stop_text(params, weights, capsys, monke
         (["WEIGHTS", "--tokenizer", "wrld"], "unknown tokenizer 'wrld'"),
         (["WEIGHTS", "--top-p", "2"], "top_p must lie in 0..1"),
         (["WEIGHTS", "--stop", ""], "stop string is empty"),
+        (["WEIGHTS", "--temperature", "inf"], "temperature must lie in 0..inf and be finite"),
+        (["WEIGHTS", "--seed", str(2**64)], "--seed must lie in"),
+        (["WEIGHTS", "--prompt", "a\udcff"], "not valid UTF-8"),
         (["TEXT"], "notes.pth"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -97,6 +102,33 @@ def test_a_mistake_gets_one_line_and_status_2(options, message, weights, tmp_pat
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_weights_of_nan_are_no_silence(params, tmp_path, capsys):
+    path = tmp_path / "nan.safetensors"
+    checkpoint.save(path, params | {"head": jax.tree.map(lambda x: np.full_like(x, np.nan), params["head"])})
+    assert generate.main([str(path), "--prompt", "a", "--max-new-tokens", "2", "--quiet"]) == 2
+    assert "nothing but NaN" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line():
+    def body():
+        shown.append(warnings.formatwarning("tuned on\nanother model", UserWarning, "states.py", 1))
+        return 3
+
+    shown, before = [], warnings.formatwarning
+    assert (exit_status(body), shown) == (3, ["warning: tuned on another model\n"])
+    assert warnings.formatwarning is before
+
+
+def test_without_a_home_folder_nothing_is_cached(monkeypatch):
+    monkeypatch.setattr(compile_cache.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    before = jax.config.jax_enable_compilation_cache
+    compile_cache.use_compilation_cache()
+    assert not jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 def test_ctrl_c_ends_the_line_with_status_130(monkeypatch, capsys):

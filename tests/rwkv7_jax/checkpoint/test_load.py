@@ -1,6 +1,7 @@
 import pathlib
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import ml_dtypes
 import numpy as np
@@ -68,6 +69,7 @@ def test_command_line(tmp_path, make_flat, capsys, same_bits):
     same_bits(pth.read(tmp_path / "d.pth"), used)
     assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "e.bin"), "--dtype", "float16"]) == 0
     assert "FP16" in load(tmp_path / "e.bin").report.format
+    np.testing.assert_array_equal(rwkv_cpp.read(tmp_path / "e.bin")["ln_out.weight"], flat["ln_out.weight"])
     assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "f.pth"), "--dtype", "bfloat16"]) == 0
     assert load(tmp_path / "f.pth").report.dtypes == ("bfloat16",)
     capsys.readouterr()
@@ -82,6 +84,21 @@ def test_command_line(tmp_path, make_flat, capsys, same_bits):
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert not out
+
+
+def test_command_line_interrupted_or_read_in_part(tmp_path, make_flat, capsys, monkeypatch):
+    pth.write(tmp_path / "a.pth", make_flat())
+    for error, status in ((KeyboardInterrupt, 130), (ValueError("two\nlines"), 2)):
+        monkeypatch.setattr(__main__, "load", Mock(side_effect=error))
+        assert __main__.main(["inspect", "a.pth"]) == status
+        assert capsys.readouterr().err.count("\n") == 1
+    command = [sys.executable, "-m", "rwkv7_jax.checkpoint", "inspect", str(tmp_path / "a.pth")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=120) == 0
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")

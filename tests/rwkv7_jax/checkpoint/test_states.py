@@ -207,3 +207,21 @@ def test_command_line_rewrites_a_state_for_another_tool(tmp_path, capsys):
     np.testing.assert_array_equal(load_state(foreign, layout="rlhf").state.wkv, state.wkv)
     assert cli(["state", foreign, str(tmp_path / "again.st"), "--layout", "web-rwkv"]) == 2
     assert "axis order cannot be seen" in capsys.readouterr().err
+    assert cli(["state", foreign, str(tmp_path / "again.bin"), "--layout", "fla"]) == 2
+    assert "suffix must be one of .pth, .safetensors, .st" in capsys.readouterr().err
+
+
+def test_a_state_that_is_not_finite_is_not_written(tmp_path):
+    state = random_state()
+    for broken in (state._replace(wkv=state.wkv * np.nan), state._replace(att_shift=state.att_shift * np.inf)):
+        with pytest.raises(ValueError, match="not finite"):
+            save_state(tmp_path / "state.safetensors", broken, metadata={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_state_is_named_before_its_layout(tmp_path):
+    pth.write(tmp_path / "model.pth", {"emb.weight": np.zeros((4, 4), np.float32)})
+    with pytest.raises(ValueError, match="is this a model checkpoint"):
+        load_state(tmp_path / "model.pth")
+    with pytest.raises(FileNotFoundError, match="no such state file"):
+        load_state(tmp_path / "nowhere.pth")

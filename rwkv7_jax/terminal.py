@@ -1,0 +1,33 @@
+"""How commands end: one line for a mistake, never a traceback."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
+    """What `body` returns, its warnings shown as a line each; 2 after its ValueError or OSError as one line; 130 after
+    Ctrl-C, saying `interrupted`; 0 if the reader of standard output, `head` say, has gone."""
+    as_before = warnings.formatwarning
+    warnings.formatwarning = _one_line
+    try:
+        status = body()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more may be flushed to the reader
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130
+    finally:
+        warnings.formatwarning = as_before
+    return status
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
