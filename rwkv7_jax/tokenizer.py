@@ -128,7 +128,7 @@ class JsonTokenizer:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Ids without a token decode to nothing if the decoder is not byte-level. Raises: ValueError for an id below 0."""
+        """Ids without a token decode to nothing if the decoder is not byte-level. Raises: ValueError for an id < 0."""
         ids = _checked(ids)
         if self._pieces is None:
             return self._library.decode(ids, skip_special_tokens=True).encode()
