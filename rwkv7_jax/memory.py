@@ -195,6 +195,8 @@ class Literal(NamedTuple):
         return Literal(none, query(self.lifted(x)), none, none, none)
 
 
+MAP = ("supports", "gamma", "centre", "out")
+"""Fields of a memory that say what its map is; the others are matrices, and a gate, that can be trained and mixed."""
 MEMORIES: dict[str, type] = {"residual": Residual, "offset": Offset, "recurrent": Recurrent, "literal": Literal}
 
 

@@ -113,12 +113,19 @@ def fit(
 
 
 def report(observer: Observer, small: Frozen, large: Frozen, batch: Batch, every: int, gain: float = 0.0) -> Report:
-    """R^2 and KL on held-out text; with a `gain`, of the observer that is corrected every `every` tokens."""
+    """R^2 and KL on held-out text; with a `gain`, of the observer that is corrected every `every` tokens.
+
+    Raises: ValueError if no row is longer than `every` tokens.
+    """
+    if not np.asarray(batch["valid"])[:, every:].any():
+        raise ValueError(
+            f"observer: no held-out row is longer than {every} tokens; give longer text or a smaller `every`"
+        )
     trail = watch(small, large, observer, batch, every, gain)
     predicted, actual = (_samples(x, trail.valid).swapaxes(0, 1) for x in (trail.predicted, trail.large))
     r2 = state_map.explained(jnp.asarray(predicted), jnp.asarray(actual))
     kl_logits, kl_state, tokens, tokens_state = (float(np.sum(x)) for x in jax.device_get(trail[4:]))
-    return Report(r2, kl_logits / max(tokens, 1), kl_state / max(tokens_state, 1))
+    return Report(r2, kl_logits / tokens, kl_state / tokens_state)
 
 
 def watch(

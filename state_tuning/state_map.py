@@ -88,7 +88,7 @@ def fit(
 
 
 def explained(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"]) -> Float[np.ndarray, "L"]:
-    """R^2 = 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, in float64 on the host."""
+    """R^2 = 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, in float64 on the host; of N >= 1 samples."""
     x, y = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     axes = tuple(range(1, x.ndim))
     spread = np.square(y - y.mean(1, keepdims=True)).sum(axes)

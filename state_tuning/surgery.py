@@ -2,7 +2,8 @@
 
 A state here is unbatched: `State(att_shift [L,D], ffn_shift [L,D], wkv [L,H,V,K])`, float32. A *hole* is a leaf
 replaced by `None`, as in equinox and optax masks: JAX sees an empty subtree, so a tree with holes is a valid pytree
-that can be differentiated, optimised, mixed and scaled.
+that can be differentiated, optimised, mixed and scaled. Of an upscaled state only the matrices are mixed and scaled:
+its map (`memory.MAP`) stays as it is.
 """
 
 import math
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rwkv7_jax.memory import MAP, Memory
 from rwkv7_jax.types import State
 
 Tree = TypeVar("Tree")
@@ -71,24 +73,24 @@ def mix(states: Sequence[Tree], weights: Sequence[Factor]) -> Tree:
     """The weighted sum `sum_i weights[i] * states[i]` (State Soup, arXiv 2406.08423); weights need not sum to one.
 
     Laws: `mix([x], [1]) == x`; `mix([x, y], [a, b]) == mix([y, x], [b, a])`; linear in every state.
-    Raises: ValueError if there is no state, or not one weight a state, or if shapes differ.
+    Raises: ValueError if there is no state, or not one weight a state, or if shapes, or maps of upscaled ones, differ.
     """
     if not states or len(states) != len(weights):
         raise ValueError(f"mix: {len(states)} states with {len(weights)} weights; give one weight for each state")
     for index, other in enumerate(states[1:], 1):
         _check_same(states[0], other, f"mix: state {index}")
     terms = [scale(state, weight) for state, weight in zip(states, weights, strict=True)]
-    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *terms)
+    return _but_for_maps(lambda *leaves: sum(leaves[1:], leaves[0]), *terms)
 
 
 def diff(state: Tree, other: Tree) -> Tree:
     """The leaf-wise difference `state - other`.
 
     Laws: `diff(x, x) == 0`; `diff(x, 0) == x`; `diff(x, y) == mix([x, y], [1, -1])`.
-    Raises: ValueError if shapes differ.
+    Raises: ValueError if shapes or the maps of upscaled states differ.
     """
     _check_same(state, other, "diff: the second state")
-    return jax.tree.map(lambda x, y: jnp.asarray(x) - jnp.asarray(y), state, other)
+    return _but_for_maps(lambda x, y: jnp.asarray(x) - jnp.asarray(y), state, other)
 
 
 def scale(state: Tree, alpha: Factor) -> Tree:
@@ -96,7 +98,7 @@ def scale(state: Tree, alpha: Factor) -> Tree:
 
     Laws: `scale(x, 1) == x`; `scale(x, 0) == 0` for finite x; `scale(scale(x, a), b) == scale(x, a * b)`.
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) * jnp.asarray(alpha, jnp.asarray(leaf).dtype), state)
+    return _but_for_maps(lambda leaf: jnp.asarray(leaf) * jnp.asarray(alpha, jnp.asarray(leaf).dtype), state)
 
 
 def select_layers(state: Tree, layers: Iterable[int]) -> Tree:
@@ -124,8 +126,9 @@ def truncate_rank(state: State, rank: int) -> FactoredState:
 
     Laws: `expand(truncate_rank(x, min(V, K))) == x` up to rounding; the squared error is the sum of the squared
     singular values left out; truncating again changes nothing.
-    Raises: ValueError unless 1 <= rank <= min(V, K).
+    Raises: ValueError unless 1 <= rank <= min(V, K), and for an upscaled state.
     """
+    _check_plain(state, "truncate_rank")
     full = min(state.wkv.shape[-2:])
     if not 1 <= rank <= full:
         raise ValueError(f"truncate_rank: rank {rank} is not in 1..{full}, the ranks of a {state.wkv.shape[-2:]} head")
@@ -148,7 +151,9 @@ def info(state: State) -> dict[str, np.ndarray]:
     att_shift_norm, ffn_shift_norm, wkv_norm: Euclidean norms. wkv_max: the largest magnitude. wkv_rank: the largest
     stable rank `|S|_F^2 / |S|_2^2` of a head, between 1 and min(V, K), and 0 for a layer that is zero.
     Law: norms are absolutely homogeneous (`info(scale(x, a)) == |a| * info(x)`), the rank does not change.
+    Raises: ValueError for an upscaled state.
     """
+    _check_plain(state, "info")
     wkv = np.asarray(state.wkv, np.float64)
     singular = np.linalg.svd(wkv, compute_uv=False)
     largest = np.square(singular).max(-1)
@@ -170,6 +175,28 @@ def size(state: Any) -> int:
 def _layer_norms(leaf) -> np.ndarray:
     leaf = np.asarray(leaf, np.float64)
     return np.linalg.norm(leaf.reshape(leaf.shape[0], -1), axis=-1)
+
+
+def _but_for_maps(function: Callable[..., Any], first: Tree, *others: Tree) -> Tree:
+    """`function` on all leaves but those of maps, which are the first tree's."""
+
+    def node(*nodes: Any) -> Any:
+        if not isinstance(nodes[0], Memory):
+            return function(*nodes)
+        fields = [name for name in nodes[0]._fields if name not in MAP]
+        matrices = ([getattr(x, name) for name in fields] for x in nodes)
+        return nodes[0]._replace(**dict(zip(fields, jax.tree.map(function, *matrices), strict=True)))
+
+    return jax.tree.map(node, first, *others, is_leaf=_is_memory)
+
+
+def _is_memory(node: Any) -> bool:
+    return isinstance(node, Memory)
+
+
+def _check_plain(state: State, what: str) -> None:
+    if _is_memory(state.wkv):
+        raise ValueError(f"{what}: the state is upscaled; take one of its matrices, as state._replace(wkv=state.wkv.s)")
 
 
 def _is_hole(leaf: Any) -> bool:
@@ -196,3 +223,6 @@ def _check_same(state: Any, other: Any, what: str) -> None:
     for (path, mine), theirs in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
         if mine.shape != theirs.shape:
             raise ValueError(f"{what} has {_path(path)} of shape {theirs.shape}, the first has {mine.shape}")
+        concrete = not isinstance(mine, jax.core.Tracer) and not isinstance(theirs, jax.core.Tracer)
+        if concrete and _path(path).removeprefix("wkv/") in MAP and not np.array_equal(mine, theirs):
+            raise ValueError(f"{what} has another map ({_path(path)}); states can be mixed only if they share it")

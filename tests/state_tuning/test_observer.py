@@ -18,6 +18,7 @@ LARGE_CONFIG = RWKV7Config(
 )  # fmt: skip
 SMALL, LARGE = Frozen(MODEL, weights()), Frozen(RWKV7(LARGE_CONFIG), weights(2, LARGE_CONFIG))
 EVERY = 4
+APPLY = jax.jit(lambda model, params, tokens, state: model.apply(params, tokens, state), static_argnums=0)
 
 
 def random_maps(seed, target=(3, 2, 12), source=(2, 8)):
@@ -141,4 +142,51 @@ def test_misfits_are_told():
         state_map.fit(states, states, jax.random.key(0), pairs=[0, 5])
     with pytest.raises(ValueError, match="no row has 50 tokens"):
         observer.fit(SMALL, LARGE, [random_batch()], ObserverConfig(every=50), jax.random.key(0))
+    with pytest.raises(ValueError, match="no held-out row is longer than 32 tokens"):
+        observer.report(Observer(random_maps(0), random_maps(1)), SMALL, LARGE, random_batch(), 32)
     assert state_map.paired_layers(2, 4) == [0, 0, 1, 1]
+
+
+def numpy_kl(wanted, found):
+    """KL(wanted | found) of logits [..., vocabulary], float64."""
+    p, q = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (wanted, found))
+    return (np.exp(p) * (p - q)).sum(-1)
+
+
+def states_and_logits(frozen, tokens, start):
+    """Logits of the tokens from `start`, and the batched state behind them."""
+    logits, end = APPLY(frozen.model, {"params": frozen.params}, tokens, start)
+    return np.asarray(logits, np.float64), end
+
+
+def test_the_report_is_what_its_definitions_say(pair):
+    """Segment by segment with plain calls of the models: KL(large | small), and KL(large | large from P S^)."""
+    tokens = random_batch(3, 3, 2 * EVERY)["tokens"]
+    batch = {"tokens": tokens, "valid": np.ones(tokens.shape, bool)}
+    halves = tokens[:, :EVERY], tokens[:, EVERY:]
+    (small_1, ours), (large_1, theirs) = (
+        states_and_logits(x, halves[0], zero_state(x.model.config, 3)) for x in (SMALL, LARGE)
+    )
+    observed = theirs._replace(wkv=state_map.apply(pair.up, ours.wkv))
+    (small_2, _), (large_2, _) = (states_and_logits(x, halves[1], s) for x, s in ((SMALL, ours), (LARGE, theirs)))
+    guessed, _ = states_and_logits(LARGE, halves[1], observed)
+    kl = np.mean([numpy_kl(large_1, small_1), numpy_kl(large_2, small_2)])
+    seen = observer.report(pair, SMALL, LARGE, batch, EVERY)
+    np.testing.assert_allclose(seen.kl_logits, kl, rtol=1e-4)
+    np.testing.assert_allclose(seen.kl_state, numpy_kl(large_2, guessed).mean(), rtol=1e-4)
+
+
+def test_the_loss_that_is_refined_is_relative_error_and_kl(pair):
+    batch = random_batch(0, 8, 16)
+    optimizer = optax.sgd(0.0)
+    step = observer.make_refine_step(MODEL, LARGE.model, pair, optimizer, ObserverConfig(every=EVERY))
+    tuned = train.init(optimizer, observer.refinable(pair, MODEL))
+    _, metrics = step(SMALL.params, LARGE.params, tuned, batch)
+    trail = observer.watch(SMALL, LARGE, pair, batch, EVERY)
+    used = np.moveaxis(np.broadcast_to(np.asarray(trail.valid), (3, *trail.valid.shape)), 0, 1)
+    actual, predicted = (np.asarray(x, np.float64)[used] for x in (trail.large, trail.predicted))
+    layers = np.broadcast_to(np.arange(3)[None, :, None], used.shape)[used]
+    squares = [np.square(x).sum((1, 2, 3)) for x in (predicted - actual, actual)]
+    errors, sizes = (np.bincount(layers, x) for x in squares)
+    wanted = (errors / sizes).sum() + np.asarray(trail.kl_logits).sum() / np.asarray(trail.tokens).sum()
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-4)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import State
+from rwkv7_jax.memory import Residual
 from state_tuning import surgery
 
 laws = settings(max_examples=8)
@@ -37,6 +38,33 @@ def assert_same(x, y):
 def assert_near(x, y, tolerance=1e-6):
     assert jax.tree.structure(x) == jax.tree.structure(y)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), x, y)
+
+
+def upscaled(seed):
+    """A state with a residual map; its matrices go by the seed, its map does not."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(0)
+    s, s_ext = (jnp.asarray(rng.normal(size=(2, 1, 3, n)), jnp.float32) for n in (3, 4))
+    supports, gamma = (jnp.asarray(fixed.uniform(size=shape), jnp.float32) for shape in ((2, 1, 4, 3), (2, 1)))
+    shift = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    return State(shift, shift, Residual(s, s_ext, supports, gamma))
+
+
+def test_the_map_of_an_upscaled_state_is_neither_scaled_nor_mixed():
+    x, y = upscaled(1), upscaled(2)
+    half = surgery.scale(x, 0.5).wkv
+    np.testing.assert_array_equal(half.s_ext, 0.5 * x.wkv.s_ext)
+    assert_same((half.supports, half.gamma), (x.wkv.supports, x.wkv.gamma))
+    assert_near(surgery.diff(x, y), surgery.mix([x, y], [1, -1]))
+    mean = surgery.mix([x, y], [0.5, 0.5]).wkv
+    assert_near(mean, x.wkv._replace(s=(x.wkv.s + y.wkv.s) / 2, s_ext=(x.wkv.s_ext + y.wkv.s_ext) / 2))
+    trainable, frozen = surgery.split(x, ("wkv/s", "wkv/s_ext"))
+    assert_same(surgery.graft(surgery.scale(trainable, 1), frozen), x)
+    other = y._replace(wkv=y.wkv._replace(gamma=2 * y.wkv.gamma))
+    with pytest.raises(ValueError, match=r"state 1 has another map \(wkv/gamma\)"):
+        surgery.mix([x, other], [1, 1])
+    for refused in (surgery.info, lambda state: surgery.truncate_rank(state, 1)):
+        with pytest.raises(ValueError, match="the state is upscaled"):
+            refused(x)
 
 
 def zeros_like(state):

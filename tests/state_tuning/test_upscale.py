@@ -243,6 +243,57 @@ def test_the_maps_are_as_described(fitted):
     np.testing.assert_allclose(literal.lifted(x).k, phi, rtol=1e-5)
 
 
+def calibration(count=40, heads=2):
+    """Streams [L, N, H, K] of random tokens."""
+    return random_streams(rows=2, time=count, heads=heads)
+
+
+def test_only_valid_tokens_are_calibrated_on():
+    rng = np.random.default_rng(8)
+    valid = rng.random((3, 7)) < 0.5
+    numbers = np.where(valid, np.arange(21).reshape(3, 7), np.nan).astype(np.float32)
+    streams = Streams(*[jnp.asarray(numbers[None, :, :, None, None])] * 6)
+    picked = upscale.sample_tokens(streams, jnp.asarray(valid), 99, jax.random.key(0)).r
+    assert sorted(np.ravel(picked)) == sorted(numbers[valid])
+    assert upscale.sample_tokens(streams, jnp.asarray(valid), 4, jax.random.key(0)).v.shape == (1, 4, 1, 1)
+
+
+def test_features_are_centred_on_what_they_were_calibrated_on():
+    x = calibration()
+    found = upscale.lift(CONFIG, x, Upscale(map="recurrent"), SIZE, jax.random.key(4))
+    directions = np.concatenate([z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (x.kk, x.r)], axis=1)
+    gap = directions[:, :, :, None] - np.asarray(found.supports)[:, None]
+    psi = np.exp(-np.asarray(found.gamma)[:, None, :, None] * np.square(gap).sum(-1))
+    np.testing.assert_allclose(found.centre, psi.mean(1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_way_back_from_features_gives_the_values():
+    """As many supports as tokens: the ridge regression of v on phi(v) nearly interpolates."""
+    x = calibration(count=SIZE)
+    found = upscale.lift(CONFIG, x, Upscale(map="literal"), SIZE, jax.random.key(4))
+    supports, gamma = np.asarray(found.supports)[:, :, 5], np.asarray(found.gamma)[:, :, 5]
+    gap = np.asarray(x.v)[:, :, :, None] - supports[:, None]
+    phi = np.exp(-gamma[:, None, :, None] * np.square(gap).sum(-1))
+    back = np.einsum("lhvm,lnhm->lnhv", np.asarray(found.out), phi)
+    assert np.linalg.norm(back - x.v) < 0.02 * np.linalg.norm(x.v)
+
+
+def test_stability_is_that_of_the_worst_token():
+    x = calibration()
+    memory = Residual(*(jnp.zeros((2, 2, *shape)) for shape in ((4, 4), (4, 5), (5, 4), ())))
+    w, iclr, kk = (np.asarray(z, np.float64) for z in (np.exp(x.log_w), x.iclr, x.kk))
+    wanted = (iclr * kk**2 / (1 + w)).sum(-1).max(1)
+    np.testing.assert_allclose(stability.worst(memory, x), wanted, rtol=1e-5)
+
+
+def test_alpha_is_the_strength_of_what_was_tuned(fitted):
+    half = dataclasses.replace(TUNE, alpha=0.5)
+    trainable = random_matrices(upscale.method(fitted["residual"], TUNE, setting("residual")).init(), jax.random.key(5))
+    full = upscale.method(fitted["residual"], half, setting("residual")).full(trainable)
+    np.testing.assert_array_equal(full.wkv.s_ext, 0.5 * trainable.wkv.s_ext)
+    np.testing.assert_array_equal(full.wkv.supports, fitted["residual"].state.wkv.supports)
+
+
 def test_the_literal_map_refuses_early_and_says_why(params, batch):
     strict = dataclasses.replace(setting("literal"), bandwidth=1.0, allow_unstable=False)
     line = (
