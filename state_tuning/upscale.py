@@ -37,7 +37,7 @@ class Upscale:
     supports: Literal["kmeans", "random"] = "kmeans"
     bandwidth: float = 0.35
     """Width of the Gaussians in units of the median heuristic. At 1 nearly all features are one direction, at this
-    value they have about as many as the queries of S_0 (docs/results.md)."""
+    value they have at least half as many as the queries of S_0 (docs/results.md)."""
     tokens: int = 1024
     """Calibration tokens at most."""
     tune_base: bool = True
