@@ -93,13 +93,18 @@ def controls(session: Session, sizes: Sequence[int], answer: Answer) -> dict[str
 
 
 def alone(session: Session) -> list[Answered]:
-    """The larger model itself: its greedy answer, or its log-likelihood of each choice."""
+    """The larger model itself: its greedy answer, or its log-likelihood of each choice.
+
+    Of choices without log-likelihoods (a chat endpoint) it chooses the one with the largest margin. Raises: ValueError
+    if it gives neither.
+    """
     explorer, clock = explorer_of(session), _Clock(len(session.problems))
     teacher, problems = session.teacher, session.problems
     if isinstance(explorer, Closed):
         scores = explorer.score()
         sums = (scores.log_probability * scores.length).reshape(len(problems), -1)
-        results = [row[: len(problem.choices)].tolist() for row, problem in zip(sums, problems, strict=True)]
+        pairs = zip(sums, scores.margin.reshape(sums.shape), problems, strict=True)
+        results = [_preferred(row[: len(p.choices)], margin[: len(p.choices)]) for row, margin, p in pairs]
         tokens = scores.tokens.reshape(len(problems), -1).sum(1)
     else:
         written = teacher.write([p.prompt for p in problems], session.config.max_new_tokens, problems[0].stop)
@@ -166,6 +171,15 @@ def _draw(explorer: Closed, delta: Array, count: int) -> np.ndarray:
     log_p = explorer.log_likelihoods(delta).astype(np.float32)
     drawn = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(count,)))(explorer.s.keys, log_p)
     return np.asarray(drawn) + np.arange(len(log_p))[:, None] * explorer.width
+
+
+def _preferred(likely: np.ndarray, margin: np.ndarray) -> list[float]:
+    """Log-likelihoods as they are; without all of them, the choice with the largest margin."""
+    if not np.isnan(likely).any():
+        return likely.tolist()
+    if np.isnan(margin).any():
+        raise ValueError("the teacher gives no log_probability of a choice; choose reward margin, or another interface")
+    return [0.0 if k == margin.argmax() else NOT_CHOSEN for k in range(len(margin))]
 
 
 def _chosen(problem: Problem, chains: Chains, row: int, first: int) -> list[Any]:

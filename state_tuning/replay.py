@@ -6,6 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+BEGINNING = b'{"key": "'
+"""Of every line."""
+
 
 class Replay:
     """Answers by request, one JSON line each, written as they come; a line cut off by a crash is dropped.
@@ -46,20 +49,31 @@ class Replay:
                 file.write(json.dumps({"key": key, "answer": answer}) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """All whole lines; the file is rewritten without a cut-off last one, so that appending stays safe."""
-        lines = self.path.read_text(encoding="utf-8").split("\n")
+        """All whole lines; the file is left ending after the last of them, so that appending stays safe."""
+        text = self.path.read_bytes()
+        lines = text.split(b"\n")
         found: dict[str, dict[str, Any]] = {}
+        kept = text
         for number, line in enumerate(lines, 1):
-            if not line:
+            if not line.strip():
                 continue
             try:
                 row = json.loads(line)
                 found[row["key"]] = row["answer"]
             except (ValueError, KeyError, TypeError):
-                if number < len(lines):
+                if number < len(lines) or not BEGINNING.startswith(line[: len(BEGINNING)]):
                     raise ValueError(f"{self.path}:{number}: no line of a replay file; give another path") from None
-                self.path.write_text("".join(f"{whole}\n" for whole in lines[:-1]), encoding="utf-8")
+                kept = text.removesuffix(line)
+        if not self.offline and (kept != text or kept[-1:] not in (b"", b"\n")):
+            self._end_after(kept)
         return found
+
+    def _end_after(self, kept: bytes) -> None:
+        """Cut the file after what is kept of it, and end its last line; what is kept is not written again."""
+        with self.path.open("r+b") as file:
+            file.truncate(len(kept))
+            file.seek(len(kept))
+            file.write(b"" if kept.endswith(b"\n") else b"\n")
 
 
 def _key(request: dict[str, Any]) -> str:

@@ -108,9 +108,10 @@ class InProcessTeacher:
         suffix = self._suffix if margin else []
         rows = [self._example(*pair) for pair in zip(prompts, chains, strict=True)]
         parts = [self._score(rows[i : i + self.batch_size], suffix) for i in range(0, len(rows), self.batch_size)]
-        total, found = (np.concatenate(column) for column in zip(*parts, strict=True))
-        length = np.asarray([len(row.tokens) - row.completion_start for row in rows])
-        read = np.asarray([len(row.tokens) + len(suffix) for row in rows])
+        nothing = np.zeros(0, np.float32)
+        total, found = (np.concatenate(column) for column in zip(*parts or [(nothing, nothing)], strict=True))
+        length = np.asarray([len(row.tokens) - row.completion_start for row in rows], int)
+        read = np.asarray([len(row.tokens) + len(suffix) for row in rows], int)
         return Scores(total / length, found if margin else np.full(len(rows), np.nan), length, read)
 
     def write(
@@ -132,7 +133,7 @@ class InProcessTeacher:
             read = [len(self.tokenizer.encode(prompt)) or 1 for prompt in part]
             written = zip(read, found.tokens, found.finished, strict=False)
             tokens += [n + len(ids) + int(finished) for n, ids, finished in written]
-        return Written(texts, np.asarray(tokens))
+        return Written(texts, np.asarray(tokens, int))
 
     def _keys(self, count: int, seed: int | None) -> Key[jax.Array, "N"]:
         return jax.random.split(jax.random.key(seed or 0), count)

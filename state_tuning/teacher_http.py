@@ -19,6 +19,12 @@ from state_tuning.teacher import Question, Scores, Written
 
 EMPTY = -20.0
 """Mean log-probability given to an empty chain, which a server cannot score; nats."""
+LEAST = -100.0
+"""Log-probabilities below count as this: servers write -9999 or -Infinity for what they cut off."""
+ROUNDING = 1e-3
+"""Log-probabilities are at most this."""
+STOPS = 4
+"""Stop strings that servers take."""
 ALTERNATIVES = 20
 """Most likely first tokens of the verification's answer that are asked for."""
 
@@ -27,15 +33,18 @@ Json = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class HttpTeacher:
-    """`base_url` is all before `/completions` or `/chat/completions`. Raises: ValueError for a wrong address."""
+    """`base_url` is all before `/completions` or `/chat/completions`.
+
+    Raises: ValueError for a wrong address, or a key that no header can hold.
+    """
 
     base_url: str
     model: str
     api: Literal["completions", "chat"] = "completions"
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key, which is sent and never stored."""
+    """Environment variable with the key, which is sent, never stored and never shown."""
     timeout: float = 60.0
-    """Seconds for one attempt."""
+    """Seconds for one attempt, looked at whenever bytes come; a silent server is given up after as many more."""
     retries: int = 4
     """Further attempts after a time-out, a lost connection, 408, 409, 429, 5xx or a malformed answer."""
     backoff: float = 0.5
@@ -68,15 +77,20 @@ class HttpTeacher:
     def write(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), seed: int | None = None
     ) -> Written:
-        """See `teacher.Teacher`. Servers take at most four stop strings."""
+        """See `teacher.Teacher`. Servers take at most four stop strings; at further ones the text is cut here.
+
+        Raises: ValueError for an empty stop string, `http_client.TeacherError` without an answer.
+        """
+        if not all(stop):
+            raise ValueError("a stop string is empty; leave it out")
         common: Json = {"max_tokens": max_tokens, "temperature": 0.0 if seed is None else 1.0}
-        common |= {"stop": list(stop)[:4]} if stop else {}
+        common |= {"stop": list(stop)[:STOPS]} if stop else {}
         bodies = [
             common | self._asking(prompt) | ({} if seed is None else {"seed": seed + i})
             for i, prompt in enumerate(prompts)
         ]
-        found = self._map(lambda body: self._ask(body, self._text), bodies)
-        return Written([text for text, _ in found], np.asarray([used for _, used in found]))
+        found = self._map(lambda body: self._ask(body, lambda choice, used: (self._text(choice), used)), bodies)
+        return Written([_before(text, stop) for text, _ in found], np.asarray([used for _, used in found], int))
 
     def _log_probability(self, pair: tuple[str, str]) -> tuple[float, int, int]:
         """(mean log-probability of the chain's tokens, their number, tokens used)."""
@@ -96,8 +110,11 @@ class HttpTeacher:
     def _asking(self, prompt: str) -> Json:
         return {"messages": [{"role": "user", "content": prompt}]} if self.api == "chat" else {"prompt": prompt}
 
-    def _text(self, choice: Json, used: int) -> tuple[str, int]:
-        return (choice["message"]["content"] if self.api == "chat" else choice["text"]) or "", used
+    def _text(self, choice: Json) -> str:
+        text = choice["message"]["content"] if self.api == "chat" else choice["text"]
+        if not isinstance(text, str | None):
+            raise ValueError(f"the text is a JSON {type(text).__name__}")
+        return text or ""
 
     def _ask(self, body: Json, read: Callable[[Json, int], Any]) -> Any:
         """`read(first choice, tokens used)` of the answer; one that it cannot read counts as malformed."""
@@ -106,7 +123,7 @@ class HttpTeacher:
             try:
                 usage = answer["usage"]
                 return read(answer["choices"][0], int(usage["prompt_tokens"]) + int(usage.get("completion_tokens", 0)))
-            except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 raise MalformedAnswer(f"{type(error).__name__}: {error}") from error
 
         request = {"model": self.model, **body}
@@ -124,8 +141,22 @@ class HttpTeacher:
 
     def _client(self) -> Client:
         path = "chat/completions" if self.api == "chat" else "completions"
-        key = os.environ.get(self.key_variable)
-        return Client(f"{self.base_url.rstrip('/')}/{path}", key, self.timeout, self.retries, self.backoff)
+        url, key = f"{self.base_url.rstrip('/')}/{path}", _key(self.key_variable)
+        return Client(url, key, self.timeout, self.retries, self.backoff)
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, empty without one. Raises: ValueError unless it is printable ASCII."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"{variable}: the key has characters that are not printable ASCII; set it again")
+    return key
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text before the stop string that is complete first."""
+    met = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(met)[1]] if met else text
 
 
 def _echoed(choice: Json, prompt: str, chain: str) -> tuple[float, int]:
@@ -134,7 +165,7 @@ def _echoed(choice: Json, prompt: str, chain: str) -> tuple[float, int]:
     tokens, values = found["tokens"], found["token_logprobs"]
     starts = found.get("text_offset") or np.cumsum([0, *map(len, tokens)])[:-1].tolist()
     begin, end = len(prompt), len(prompt) + len(chain)
-    inside = [float(value) for at, value in zip(starts, values, strict=True) if begin <= at < end and value is not None]
+    inside = [_nats(value) for at, value in zip(starts, values, strict=True) if begin <= at < end and value is not None]
     if not inside:
         raise ValueError("no log-probability inside the chain; does the server support echo?")
     return sum(inside) / len(inside), len(inside)
@@ -150,10 +181,23 @@ def _first_token(choice: Json) -> dict[str, float]:
 
 def _yes_or_no(likely: dict[str, float], yes: str, no: str) -> float:
     """log p(yes) - log p(no), case and spaces aside; a word not listed counts as the least likely listed one."""
-    floor = min(likely.values())
+    listed = {token: _nats(value) for token, value in likely.items()}
+    floor = min(listed.values())
 
     def mass(word: str) -> float:
-        values = [value for token, value in likely.items() if token.strip().lower() == word.strip().lower()]
-        return math.log(sum(map(math.exp, values))) if values else floor
+        values = [value for token, value in listed.items() if token.strip().lower() == word.strip().lower()]
+        return _logsumexp(values) if values else floor
 
     return mass(yes) - mass(no)
+
+
+def _nats(value: float) -> float:
+    """A log-probability from LEAST to 0. Raises: ValueError for what is none."""
+    if not value <= ROUNDING:
+        raise ValueError(f"{value} is no log-probability")
+    return min(max(float(value), LEAST), 0.0)
+
+
+def _logsumexp(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
