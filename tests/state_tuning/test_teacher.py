@@ -7,16 +7,18 @@ import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rwkv7_jax import zero_state
 from rwkv7_jax.tokenizer import ByteTokenizer
-from state_tuning import surgery, teacher_http
+from state_tuning import adaptation, surgery, teacher_http, test_time
+from state_tuning.exploration import NOT_CHOSEN, Problem, Session, Student
 from state_tuning.http_client import TeacherError, retry_after
 from state_tuning.replay import Replay
-from state_tuning.teacher import InProcessTeacher, Question
+from state_tuning.teacher import InProcessTeacher, Question, Scores
 from state_tuning.teacher_http import HttpTeacher
 from tests.state_tuning.tiny import CONFIG, MODEL, logits, random_state, weights
 
@@ -70,6 +72,18 @@ def test_in_process_writing_counts_what_is_read_and_written(teacher):
     assert len(greedy.texts) == 3
     for read, count in zip((2, 1, 1), greedy.tokens, strict=True):
         assert read + 1 <= count <= read + 5
+
+
+def test_in_process_writing_ends_before_a_stop_string(teacher):
+    whole = teacher.write(["ab"], 5).texts[0]
+    assert teacher.write(["ab"], 5, (whole[2:4],)).texts == [whole[: whole.index(whole[2:4])]] != [whole]
+
+
+def test_no_chains_have_no_scores_and_no_prompts_no_texts(teacher):
+    for column in teacher.score([], [], margin=True):
+        assert column.shape == (0,)
+    texts, tokens = teacher.write([], 5)
+    assert (texts, tokens.tolist(), tokens.dtype) == ([], [], int)
 
 
 def test_questions_that_cannot_be_asked_are_refused():
@@ -174,8 +188,42 @@ def test_chat_gives_margins_alone(server):
     assert http(server, api="chat").write(["p"], 9).texts == ["reply to p"]
 
 
+def test_sampling_and_stop_strings_are_asked_for(server):
+    http(server).write(["p"], 9)
+    http(server).write(["p"], 7, ("\n", "Q:"), seed=4)
+    greedy, sampled = server.requests
+    assert (greedy["temperature"], greedy["max_tokens"], "stop" in greedy, "seed" in greedy) == (0.0, 9, False, False)
+    assert (sampled["temperature"], sampled["max_tokens"], sampled["seed"]) == (1.0, 7, 4)
+    assert sampled["stop"] == ["\n", "Q:"]
+
+
+def test_texts_are_cut_at_stop_strings_beyond_those_that_servers_take(server):
+    assert http(server).write(["see A and B"], 9, ("1", "2", "3", "4", "d B", "A a")).texts == ["after see "]
+    assert server.requests[0]["stop"] == ["1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="a stop string is empty"):
+        http(server).write(["p"], 9, ("",))
+
+
 def test_words_that_are_not_listed_count_as_the_least_likely():
     assert teacher_http._yes_or_no({"no": -0.5, "x": -4.0}, " yes", " no") == pytest.approx(-3.5)
+
+
+@pytest.mark.parametrize("no", [-9999.0, -np.inf])
+def test_what_a_server_cut_off_has_a_bounded_log_probability(no):
+    margin = teacher_http._yes_or_no({" yes": -0.5, "yes": -0.5, " no": no}, " yes", " no")
+    assert margin == pytest.approx(np.log(2) - 0.5 + 100.0)
+    assert teacher_http._yes_or_no({" no": no, "x": -1.0}, " yes", " no") == 0.0
+    assert teacher_http._yes_or_no({" yes": -0.5, "x": no}, " yes", " no") == pytest.approx(99.5)
+    choice = {"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, no, -2.0]}}
+    assert teacher_http._echoed(choice, "a", "bc") == (-51.0, 2)
+
+
+@pytest.mark.parametrize("value", [1000.0, 0.5, np.nan])
+def test_what_is_no_log_probability_is_malformed(value):
+    with pytest.raises(ValueError, match="is no log-probability"):
+        teacher_http._yes_or_no({" yes": value, " no": -1.0}, " yes", " no")
+    with pytest.raises(ValueError, match="is no log-probability"):
+        teacher_http._echoed({"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None, value]}}, "a", "b")
 
 
 def test_offsets_may_be_missing_and_a_token_across_the_boundary_is_left_out():
@@ -200,6 +248,14 @@ def cut_off(handler):
     handler.close_connection = True
 
 
+def cut_off_refusal(handler):
+    handler.send_response(500)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"oops")
+    handler.close_connection = True
+
+
 FAULTS = {
     "429": refuse(429, Retry_After="0"),
     "500": refuse(500),
@@ -208,6 +264,11 @@ FAULTS = {
     "no usage": b'{"choices": [{"text": "x"}]}',
     "a list": b"[1]",
     "cut off": cut_off,
+    "500, cut off": cut_off_refusal,
+    "infinite usage": b'{"choices": [{"text": "x"}], "usage": {"prompt_tokens": Infinity}}',
+    "deeply nested": b"[" * 100_000,
+    "a number as text": b'{"choices": [{"text": 5}], "usage": {"prompt_tokens": 1}}',
+    "an object as text": b'{"choices": [{"text": {}}], "usage": {"prompt_tokens": 1}}',
 }
 
 
@@ -232,6 +293,105 @@ def test_a_server_that_hangs_is_given_up_in_time(server):
     server.faults = [hang]
     with pytest.raises(TeacherError, match="no answer in time"):
         http(server, timeout=0.1, retries=0).write(["p"], 9)
+
+
+def test_a_refusal_whose_message_hangs_is_tried_again(server):
+    def hang_in_refusal(handler):
+        handler.send_response(503)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        time.sleep(0.6)
+
+    server.faults = [hang_in_refusal]
+    assert http(server, timeout=0.2).write(["p"], 9).texts == ["after p None"]
+
+
+def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(server):
+    """Had it waited, the text would have come in the end."""
+
+    def drip(handler):
+        text = b'{"choices": [{"text": "x"}], "usage": {"prompt_tokens": 1}}'
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        for i in range(len(text)):
+            handler.wfile.write(text[i : i + 1])
+            time.sleep(0.02)
+
+    server.faults = [drip]
+    with pytest.raises(TeacherError, match="no answer in time"):
+        http(server, timeout=0.3, retries=0).write(["p"], 9)
+
+
+def test_chunked_answers_are_read(server):
+    def chunked(handler):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for piece in (b'{"choices": [{"text": "x"}], ', b'"usage": {"prompt_tokens": 1}}'):
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = True
+
+    server.faults = [chunked]
+    assert http(server, retries=0).write(["p"], 9).texts == ["x"]
+
+
+def test_waits_double_and_those_the_server_asks_for_go_before(server, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    server.faults = [refuse(500), refuse(429, Retry_After="7"), refuse(500), refuse(500)]
+    http(server, backoff=0.5).write(["p"], 9)
+    assert waits == [0.5, 7.0, 2.0, 4.0]
+
+
+def test_the_servers_own_message_is_shown(server):
+    server.faults = [b'{"error": {"message": "model\\n overloaded"}}']
+    with pytest.raises(TeacherError, match="the server says: model overloaded; 1 attempts"):
+        http(server, retries=0).write(["p"], 9)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_named_and_not_followed(server, monkeypatch, code):
+    monkeypatch.setenv("TEST_KEY", "secret")
+    elsewhere = f"http://user:password@127.0.0.1:{server.server_address[1]}/other"
+    server.faults = [refuse(code, b"", Location=elsewhere)]
+    with pytest.raises(TeacherError, match=rf"HTTP {code} redirects to .*/other; give that address") as error:
+        http(server).write(["p"], 9)
+    assert "password" not in str(error.value)
+    assert len(server.requests) == 1
+
+
+def test_keys_are_stripped_and_never_shown(server, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", " secret\r\n")
+    http(server).write(["p"], 9)
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+    for key in ("sec\nret", "secré", "secr€t"):
+        monkeypatch.setenv("TEST_KEY", key)
+        with pytest.raises(ValueError, match="TEST_KEY: the key has characters") as error:
+            http(server)
+        assert "sec" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:password@x/v1",
+        "ftp://user:password@x",
+        "user:password@x",
+        f"http://{'a' * 300}/v1",
+        "http://x/vé",
+        "http://x y/v1",
+        "http://x:port/v1",
+        "http://[::1/v1",
+        "http://:80/v1",
+    ],
+)
+def test_addresses_that_cannot_be_are_refused_at_once(address):
+    with pytest.raises(ValueError, match=r"^teacher address .* write http://HOST/v1 or https://HOST/v1$") as error:
+        HttpTeacher(address, "big")
+    assert "password" not in str(error.value).replace("user and password are not sent", "")
 
 
 def test_what_no_attempt_can_mend_is_not_tried_again(server):
@@ -292,3 +452,52 @@ def test_a_replay_file_survives_a_crash_but_not_other_content(tmp_path):
         Replay(path)
     with pytest.raises(FileNotFoundError, match="run once online"):
         Replay(tmp_path / "none", offline=True)
+
+
+def test_a_replay_file_without_its_last_line_break_can_be_added_to(tmp_path):
+    path = tmp_path / "replay.jsonl"
+    Replay(path).put({"a": 1}, {"x": 1})
+    whole = path.read_text()
+    for cut in range(1, len(whole)):
+        path.write_text(whole + whole[:cut].replace("1", "2"))
+        before = len(Replay(path))
+        Replay(path).put({"a": 3}, {"x": 3})
+        assert len(Replay(path)) == before + 1
+        assert Replay(path).get({"a": 1}) == {"x": 1}
+
+
+def test_a_file_that_is_none_of_ours_is_not_changed(tmp_path):
+    path = tmp_path / "notes"
+    for text in (b"hello", b"hello\n", b"\xff\xfe"):
+        path.write_bytes(text)
+        with pytest.raises(ValueError, match="notes:1: no line of a replay file"):
+            Replay(path)
+        assert path.read_bytes() == text
+
+
+class Chat:
+    """Scores as a chat endpoint gives them: margins, if any."""
+
+    def score(self, prompts, chains, margin=False):
+        nan, zero = np.full(len(chains), np.nan), np.zeros(len(chains), int)
+        found = np.asarray([-float(len(chain)) for chain in chains])
+        return Scores(nan, found if margin else nan, zero, zero + 3)
+
+
+def alone(reward):
+    config = test_time.AdaptConfig(samples=2, steps=1, reward=reward)
+    problems = [
+        Problem("a", (("a:", " xx"), ("a:", " y"), ("a:", " xyz"))),
+        Problem("b", (("b:", " x"), ("b:", " ww"))),
+    ]
+    student = Student(MODEL, weights(), BYTES, zero_state(CONFIG, None))
+    keys = jax.random.split(jax.random.key(0), 2)
+    return adaptation.alone(Session(student, test_time.make_program(MODEL, config), Chat(), problems, keys, config))
+
+
+def test_without_log_probabilities_the_larger_model_chooses_by_margin():
+    found = alone("margin")
+    assert [a.results for a in found] == [[NOT_CHOSEN, 0.0, NOT_CHOSEN], [0.0, NOT_CHOSEN]]
+    assert [a.budget.teacher_tokens for a in found] == [9, 6]
+    with pytest.raises(ValueError, match="gives no log_probability of a choice; choose reward margin"):
+        alone("log_probability")
