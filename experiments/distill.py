@@ -7,7 +7,10 @@ on texts that were not fitted) and what is saved.
 """
 
 import argparse
+import os
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", default="pocket/student", help="pocket/student (embedded), or a path")
     p.add_argument("--tokenizer", default="auto", help="auto, world, byte, or the path of a tokenizer.json")
     p.add_argument("--prompt-file", required=True, help='file with the prompt (UTF-8); "-" reads standard input')
-    p.add_argument("--out", default="state.safetensors", help="state file to write")
+    p.add_argument("--out", type=os.path.expanduser, default="state.safetensors", help="state file to write")
     p.add_argument("--text", help="jsonl of what usually follows the prompt; none: texts that the model writes itself")
     p.add_argument("--texts", type=int, default=64, help="texts to fit on; half as many are held out to measure on")
     p.add_argument("--length", type=int, default=64, help="tokens of each text at most")
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         built = _build(args)
         found = compile_prompt(args, built, prompt)
         save(args, built, found)
-        print(report(args, found))
+        print(report(args, built, found))
         return 0
 
     return exit_status(run, "interrupted; nothing was written")
@@ -145,7 +148,7 @@ def save(args: argparse.Namespace, built: "Built", found: Compiled) -> None:
     save_state(args.out, found.state, metadata=metadata)
 
 
-def report(args: argparse.Namespace, found: Compiled) -> str:
+def report(args: argparse.Namespace, built: "Built", found: Compiled) -> str:
     """What was lost and saved, and the command that uses the file."""
     lines = ["KL(after the prompt | from the state), nats per token on held-out text:"]
     lines += [f"  {name:<42} {value:.5f}" for name, value in found.kl.items()]
@@ -154,8 +157,15 @@ def report(args: argparse.Namespace, found: Compiled) -> str:
         f"saved in every request: {found.prompt_tokens} prompt tokens, {1000 * found.read_seconds:.1f} ms of reading "
         f"them here; the state file has {size:.0f} KiB"
     )
-    lines.append(f"use it: python -m rwkv7_jax.generate {args.checkpoint} --state {args.out} --prompt TEXT")
+    lines.append(f"use it: {command(built, args.out)}")
     return "\n".join(lines)
+
+
+def command(built: "Built", out: str) -> str:
+    """The shell command that starts from the state file."""
+    words = ["python", "-m", "rwkv7_jax.generate", str(built.path), "--state", out]
+    words += ["--tokenizer", built.tokenizer_name] if built.tokenizer_name != "auto" else []
+    return shlex.join([*words, "--prompt", "TEXT"])
 
 
 def _build(args: argparse.Namespace) -> "Built":
@@ -166,12 +176,26 @@ def _build(args: argparse.Namespace) -> "Built":
 
     if min(args.texts, args.length, args.batch_size) < 1 or args.steps < 0 or args.rate <= 0:
         raise UsageError("--texts, --length, --batch-size and --rate must be above 0, --steps not negative")
-    if not Path(args.out).expanduser().absolute().parent.is_dir():
-        raise UsageError(f"--out: no folder {Path(args.out).expanduser().absolute().parent}")
+    _check_out(Path(args.out).absolute())
     if args.rank and args.keep_shifts:
         raise UsageError("--rank and --keep-shifts exclude each other: the fit of factors has no token-shift states")
     use_compilation_cache(not args.no_cache)
     return build.build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer, dtype=args.dtype))
+
+
+def _check_out(path: Path) -> None:
+    """Raises: UsageError if the state file could not be written there, which else shows only after the fit."""
+    from experiments.overrides import UsageError
+
+    if path.is_dir():
+        raise UsageError(f"--out: {path} is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out: no folder {path.parent}")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out: {path} cannot be written ({error.strerror}); choose another file") from None
 
 
 def _read_prompt(name: str) -> str:
@@ -187,10 +211,16 @@ def _texts(args: argparse.Namespace, built: "Built", prompt: list[int]) -> tuple
     import jax
 
     from experiments.jsonl import hold_out, read_pairs
+    from experiments.overrides import UsageError
     from state_tuning import distill
 
     if args.text:
-        parts = hold_out([pair._asdict() for pair in read_pairs(args.text)], 1 / 3, args.seed)
+        records = [pair._asdict() for pair in read_pairs(args.text)]
+        try:
+            parts = hold_out(records, 1 / 3, args.seed)
+        except UsageError:
+            few = f"--text: {args.text} has fewer than 3 different texts, too few to hold some out"
+            raise UsageError(f"{few}; give more, or leave --text out") from None
         found = [
             [built.tokenizer.encode(row["prompt"] + row["completion"])[: args.length] for row in part] for part in parts
         ]

@@ -64,6 +64,7 @@ def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: Built, t
         (["--rank", "3", "--keep-shifts"], "exclude each other"),
         (["--rate", "0"], "must be above 0"),
         (["--out", "no/such/folder/state.st"], "--out: no folder"),
+        (["--out", "."], "is a folder; give the name of a file"),
         (["--rank", "77"], "rank 77 is not in 1..4"),
     ],
 )
@@ -72,6 +73,34 @@ def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str],
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", [".", "s" * 250])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(words: list[str], out: str, monkeypatch, capsys):
+    monkeypatch.setattr(distill, "compile_prompt", lambda *_: pytest.fail("the prompt was compiled"))
+    assert distill.main([*words, "--out", out]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: ")
+
+
+def test_two_texts_are_too_few(words: list[str], tmp_path: Path, capsys):
+    data = tmp_path / "two.jsonl"
+    data.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert distill.main([*words, "--text", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --text: {data} has fewer than 3 different texts")
+    assert "--data.validation" not in error
+
+
+def test_the_home_folder_is_expanded_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert distill.parser().parse_args(["--prompt-file", "p", "--out", "~/s.st"]).out == "/home/me/s.st"
+
+
+def test_the_command_names_weights_and_tokenizer_as_generate_takes_them(tiny: Built, tiny_checkpoint: Path):
+    assert distill.command(tiny, "s.st").split()[3:] == [str(tiny_checkpoint), "--state", "s.st", "--prompt", "TEXT"]
+    spaced = tiny._replace(path=Path("my model.pth"), tokenizer_name="byte")
+    begin = "python -m rwkv7_jax.generate 'my model.pth' --state s.st"
+    assert distill.command(spaced, "s.st") == f"{begin} --tokenizer byte --prompt TEXT"
 
 
 def test_an_empty_prompt_is_refused(words: list[str], tmp_path: Path, capsys):
