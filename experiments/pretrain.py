@@ -68,7 +68,8 @@ def make_optimizer(config: PretrainConfig) -> Any:
         return MuonDimensionNumbers(*((-1, -2) if "weight" in name else (-2, -1)))
 
     def schedule(peak: float) -> Any:
-        return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, config.steps, peak * config.final_rate)
+        end = max(config.steps, config.warmup + 1)  # a run that ends in the warm-up has no decay, as in tuning
+        return optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, end, peak * config.final_rate)
 
     if config.optimizer == "adam":
         update = optax.adamw(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -72,3 +73,16 @@ def test_adam_decays_the_matrices_of_the_blocks_alone():
     assert moved == {"emb": {"weight": False}, "block_0": {"att": {"w1": True, "x_r": False}}}
     change = np.full((3, 2), -config.learning_rate * config.weight_decay)
     np.testing.assert_allclose(updates["block_0"]["att"]["w1"], change, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_run_may_end_in_its_warm_up(optimizer: Literal["muon", "adam"]):
+    params = {"block_0": {"att": {"w1": np.ones((3, 2), np.float32)}}}
+    grads, sizes = jax.tree.map(np.ones_like, params), {}
+    for steps in (2, 100):
+        short = pretrain.make_optimizer(dataclasses.replace(TINY, optimizer=optimizer, steps=steps, warmup=10))
+        with jax.numpy_dtype_promotion("standard"):
+            _, state = short.update(grads, short.init(params), params)
+            updates, _ = short.update(grads, state, params)
+        sizes[steps] = float(np.abs(updates["block_0"]["att"]["w1"]).sum())
+    assert sizes[2] == sizes[100] > 0
