@@ -1,5 +1,6 @@
 """`python -m experiments.plan.table`: the plans in experiments/plan/results as the Markdown tables of docs/pods.md."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -50,8 +51,9 @@ def scaling(found: Sequence[dict[str, Any]]) -> list[str]:
     return out
 
 
-def main() -> int:
-    """Print both tables."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables; returns the exit status."""
+    argparse.ArgumentParser(prog="python -m experiments.plan.table", description=__doc__).parse_args(argv)
     found = rows()
     print("\n".join([*HEAD, *map(line, found)]))
     series = [row for row in found if row["size"] == "2.9B" and row["config"] == "quickstart"]

@@ -169,3 +169,12 @@ def test_table_says_when_weights_are_gathered_in_sums():
     assert table.line(row).endswith("| in sums |")
     assert table.line(row | {"mesh": row["mesh"] | {"fsdp": 1}}).endswith("| none |")
     assert table.line(row | {"read": False}).endswith("| not known |")
+
+
+def test_table_prints_help_or_both_tables(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        table.main(["--help"])
+    assert stopped.value.code == 0
+    assert "usage: python -m experiments.plan.table" in capsys.readouterr().out
+    assert table.main([]) == 0
+    assert capsys.readouterr().out.startswith(table.HEAD[0])
