@@ -2,13 +2,15 @@
 
 For every row: held-out loss on the validation split after the table's number of steps, at 0.01, 0.1 and 1, and then
 along a ladder of rates from the best of them until both its neighbours are worse. One JSON line a try is kept in
-rates.jsonl, so an interrupted search goes on with the same command. Prints what to put into the config.
+rates.jsonl, found again by settings, data and weights, so an interrupted search goes on with the same command. Prints
+what to put into the config.
 
 `rows=NAME,...` limits the search. `rows=test_time` looks for the step size of test-time scaling, by accuracy, and needs
 the rates of the states that it uses.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -96,7 +98,15 @@ class Search:
             except NonFiniteError:
                 return float("inf")
 
-        return self._kept(Cell("rate", row, task, self.seed, rate_settings(self.config, row, rate)), rate, value)
+        return self._kept(Cell("rate", row, task, self.seed, self.settings(row, task, rate)), rate, value)
+
+    def settings(self, row: str, task: str, rate: float) -> Any:
+        """What a try depends on, weights and data included."""
+        return [
+            rate_settings(self.config, row, rate),
+            self.lab.side(row).built.base_hash,
+            self.lab.jobs[task].fingerprint,
+        ]
 
     def _tune(self, row: str, task: str, program: Any, rate: float, keep: bool = False) -> float:
         from experiments.table import tuning
@@ -107,7 +117,8 @@ class Search:
         if keep:
             self.lab.save_state((row, task, self.seed), side, state, {"rate": rate})
         nll, tokens = tuning.held_out_loss(self.lab, after, state, job)
-        return float(nll.sum() / tokens.sum())
+        loss = float(nll.sum() / tokens.sum())
+        return loss if math.isfinite(loss) else math.inf
 
     def _scaling_error(self, task: str, made: Any, rate: float) -> float:
         """Part of wrong answers after the last step."""
@@ -117,7 +128,8 @@ class Search:
             problems = scaling.run(self.lab, made, task, self.seed, rate)
             return 1 - sum(map(summary.adapted, problems)) / len(problems)
 
-        settings = [rate_settings(self.config, "standard", rate), resolved(self.config)["scaling"]]
+        both = [self.settings(row, task, rate) for row in ("standard", "larger_standard")]
+        settings = [*both, resolved(self.config)["scaling"]]
         return self._kept(Cell("rate", "test_time", task, self.seed, settings), rate, value)
 
     def _kept(self, cell: Cell, rate: float, value: Callable[[], float]) -> float:
@@ -130,7 +142,7 @@ class Search:
 
 
 def rate_settings(config: TableRunConfig, row: str, rate: float) -> Any:
-    """What a try depends on."""
+    """The settings that a try depends on."""
     plain = resolved(config)
     tune = {**plain["tune"], "learning_rate": rate}
     method = dataclasses.asdict(config.rows[row].method)

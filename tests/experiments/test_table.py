@@ -165,6 +165,24 @@ def test_climbing_finds_the_bottom_of_a_valley_wherever_it_is(bottom: int):
     assert len(asked) == len(set(asked))
 
 
+def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_path: Path, monkeypatch):
+    config = load_config(argv[1], ["--output-dir", str(tmp_path)], TableRunConfig)
+    search = rates.Search(config, Interrupt())
+    computed = []
+    monkeypatch.setattr(search, "_tune", lambda *_: computed.append(1) or 0.5)
+
+    def tries() -> int:
+        search._loss("standard", "winogrande", lambda: None, 0.1)
+        return len(computed)
+
+    assert (tries(), tries()) == (1, 1)
+    job, side = search.lab.jobs["winogrande"], search.lab.student
+    search.lab.jobs["winogrande"] = job._replace(train=job.train[1:])
+    assert (tries(), tries()) == (2, 2)
+    search.lab.student = side._replace(built=side.built._replace(base_hash="other"))
+    assert (tries(), tries()) == (3, 3)
+
+
 def test_a_rate_in_the_state_acts_as_the_rate_of_adam():
     def after(optimizer, state) -> jax.Array:
         x = jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
