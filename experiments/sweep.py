@@ -1,56 +1,68 @@
 """`python -m experiments.sweep --config quickstart`: which learning rate? Held-out loss for each rate, seed and task.
 
-Losses are of the validation split, so that the test split stays unseen. One row a cell is kept in sweep.jsonl, and an
-interrupted sweep goes on with the same command. Draws sweep.png and writes sweep.md.
+Losses are of the validation split, so that the test split stays unseen; where tuning diverges they are infinite. One
+row a cell is kept in sweep.jsonl, found again by settings, data and weights, so an interrupted sweep goes on with the
+same command. Draws sweep.png and writes sweep.md.
 """
 
 import dataclasses
-import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.command import documented
-from experiments.config import RunConfig, check, config_hash, load_config
+from experiments.config import RunConfig, check, config_hash, digest, load_config
 from experiments.overrides import UsageError
-from experiments.run import finished, make_tools, measure_losses, split_config, tune
+from experiments.run import Tools, finished, make_tools, measure_losses, split_config, tune
+from experiments.table.store import Cell, Store
+
+if TYPE_CHECKING:
+    from experiments.jobs import Job
 
 RATES, SEEDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0, 1, 2)
-COLUMNS = ("task", "rate", "seed", "loss_vanilla", "loss_tuned")
 
 
 def cells(config: RunConfig, rates: Sequence[float], seeds: Sequence[int], log: Path) -> Iterator[dict[str, Any]]:
-    """One row of `COLUMNS` for each task, rate and seed; rows in `log` are read back, new ones written to it."""
+    """A row {task, rate, seed, loss_vanilla, loss_tuned} of each task, rate and seed. Those that `log` has of the same
+    settings, data and weights are read back, new ones are written to it."""
     from experiments import build
     from experiments.interrupt import Interrupt
     from experiments.jobs import load_jobs
     from experiments.metrics import MetricsLog
-    from rwkv7_jax import zero_state
     from rwkv7_jax.compile_cache import use_compilation_cache
 
     use_compilation_cache(config.system.compilation_cache)
-    done = {tuple(row[key] for key in COLUMNS[:3]): row for row in map(json.loads, log.read_text().splitlines())}
     built, jobs = build.build(config.model), load_jobs(config)
+    identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
+    store = Store(log)
     with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
         for rate in rates:
             changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, learning_rate=rate))
-            tools = make_tools(
-                changed, built, config_hash(changed), MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs
-            )
+            tools = make_tools(changed, built, identity, MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs)
             for seed in seeds:
                 tools = tools._replace(config=dataclasses.replace(changed, seed=seed))
                 for job in jobs:
-                    if (job.name, rate, seed) not in done:
-                        before = measure_losses(tools, zero_state(built.model.config, None), job)
-                        tuned = tune(tools, job, Path(scratch) / f"{job.name}-{rate}-{seed}")
-                        values = (job.name, rate, seed, before, measure_losses(*finished(tools, tuned), job))
-                        row = dict(zip(COLUMNS, values, strict=True))
-                        with log.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
-                        done[job.name, rate, seed] = row
-                    yield done[job.name, rate, seed]
+                    cell = Cell("sweep", "tuned", job.name, seed, [identity, rate])
+                    known = store.get(cell)
+                    if known is None:
+                        known = store.add(cell, {"rate": rate, **losses(tools, job, Path(scratch) / cell.key)})
+                    yield known
+
+
+def losses(tools: Tools, job: "Job", folder: Path) -> dict[str, float]:
+    """Held-out loss before and after tuning, infinite where tuning diverges."""
+    from rwkv7_jax import zero_state
+    from state_tuning.guard import NonFiniteError
+
+    before = measure_losses(tools, zero_state(tools.built.model.config, None), job)
+    try:
+        after = measure_losses(*finished(tools, tune(tools, job, folder)), job)
+    except NonFiniteError:
+        after = math.inf
+    return {"loss_vanilla": before, "loss_tuned": after if math.isfinite(after) else math.inf}
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[float, tuple[float, float, float]]]:
@@ -59,6 +71,11 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[float, tuple[float, 
     for row in rows:
         found.setdefault(row["task"], {}).setdefault(row["rate"], []).append(row["loss_tuned"])
     return {t: {r: (sum(x) / len(x), min(x), max(x)) for r, x in by_rate.items()} for t, by_rate in found.items()}
+
+
+def finite(by_rate: dict[float, tuple[float, float, float]]) -> dict[float, tuple[float, float, float]]:
+    """The rates at which no seed diverges: what a picture can show."""
+    return {rate: three for rate, three in by_rate.items() if math.isfinite(three[-1])}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -81,7 +98,7 @@ def split_lists(args: list[str]) -> tuple[tuple[float, ...], tuple[int, ...], li
     """(rates, seeds, other arguments) from `--rates 0.01,0.1` and `--seeds 0,1`.
 
     Raises:
-      UsageError: a list is missing or holds something else than numbers.
+      UsageError: a list is missing or holds something else than rates above 0 or seeds from 0 on.
     """
     found: dict[str, Any] = {"--rates": RATES, "--seeds": SEEDS}
     for key, kind in (("--rates", float), ("--seeds", int)):
@@ -92,6 +109,12 @@ def split_lists(args: list[str]) -> tuple[tuple[float, ...], tuple[int, ...], li
             except (IndexError, ValueError):
                 raise UsageError(f"{key} needs numbers with commas between them, for example {key} 1,2") from None
             del args[at : at + 2]
+    for rate in found["--rates"]:
+        if not 0 < rate < math.inf:
+            raise UsageError(f"--rates: {rate:g} is not a number above 0")
+    for seed in found["--seeds"]:
+        if seed < 0:
+            raise UsageError(f"--seeds: {seed} is negative; give whole numbers from 0 on")
     return found["--rates"], found["--seeds"], args
 
 
@@ -106,18 +129,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates, seeds, rest = split_lists(args)
         config = check(load_config(*split_config(rest)))
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
-        folder = Path(config.output_dir or f"runs/sweep-{config.name}")
+        folder = Path(config.output_dir or f"runs/sweep-{config.name}").expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output_dir: {folder} is a file; choose another --output-dir")
         folder.mkdir(parents=True, exist_ok=True)
-        log = folder / f"sweep-{config_hash(config)[:12]}.jsonl"
-        log.touch()
         rows = []
-        for row in cells(config, rates, seeds, log):
+        for row in cells(config, rates, seeds, folder / "sweep.jsonl"):
             rows.append(row)
-            losses = f"{row['loss_vanilla']:.4f} -> {row['loss_tuned']:.4f}"
-            print(f"{row['task']}: rate {row['rate']:g}, seed {row['seed']}: {losses}", flush=True)
+            change = f"{row['loss_vanilla']:.4f} -> {row['loss_tuned']:.4f}"
+            print(f"{row['task']}: rate {row['rate']:g}, seed {row['seed']}: {change}", flush=True)
         from experiments.plots import sweep_curves
 
-        sweep_curves(folder / "sweep.png", means(rows), {row["task"]: row["loss_vanilla"] for row in rows})
+        shown = {task: finite(by_rate) for task, by_rate in means(rows).items()}
+        sweep_curves(folder / "sweep.png", shown, {row["task"]: row["loss_vanilla"] for row in rows})
         (folder / "sweep.md").write_text(table(rows) + "\n")
         print(f"\n{table(rows)}\n\npicture: {folder / 'sweep.png'}")
         return 0
