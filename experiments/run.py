@@ -5,9 +5,10 @@
 Exit status: 0 PASS, 1 FAIL, 2 wrong usage or files (one line), 130 interrupted (the same command resumes).
 """
 
-import dataclasses
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.command import documented, tuning_status
@@ -17,8 +18,6 @@ from experiments.table import run as table
 from experiments.table.config import TableRunConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from jax.sharding import Mesh
 
     from experiments.build import Built
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
     from experiments.report import Measurement, Outcome
     from rwkv7_jax import State
     from state_tuning import train
+
+VALUES = ("loss", "grad_norm")
+"""Metrics of a step in the rows of metrics.jsonl."""
 
 
 class Tools(NamedTuple):
@@ -114,16 +116,30 @@ def run_jobs(config: RunConfig, interrupt: "Interrupt", mesh: "Mesh | None" = No
     jobs = load_jobs(config)
     built = build.build(config.model)
     identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
-    resumed = distributed.lead_first(lambda lead: folder.claim(config if lead else joining(config), identity))
+    resumed = distributed.lead_first(lambda lead: lead and folder.check(config, identity))
     print(f"{built.summary}, {distributed.describe(mesh)}" + ("; resuming" if resumed else ""), flush=True)
+    check_loop(config, mesh)
     tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
+    distributed.lead_first(lambda lead: (folder.claim if lead else folder.join)(config, identity))
     outcomes = [run_job(tools, job) for job in jobs]
     return finish(config, built, outcomes, tools.log)
 
 
-def joining(config: RunConfig) -> RunConfig:
-    """The config for a process that joins what the lead has begun."""
-    return dataclasses.replace(config, overwrite=False, resume="auto")
+def check_loop(config: RunConfig, mesh: "Mesh | None") -> None:
+    """What the training loop would refuse, found before anything is measured or thrown away.
+
+    Raises:
+      UsageError: rows that cannot be cut over the devices, an unknown best_metric, no writer for TensorBoard.
+    """
+    from experiments import distributed
+    from experiments.watch import Board
+
+    distributed.Spread(mesh, config.data.batch_size)
+    settings = config.system
+    if settings.keep_best and settings.best_metric not in VALUES:
+        raise UsageError(f"best_metric: {settings.best_metric} is not among {', '.join(VALUES)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        Board(Path(scratch), settings.tensorboard and distributed.is_lead()).close()
 
 
 def make_tools(
@@ -210,7 +226,7 @@ def measure_losses(tools: Tools, state: "State", job: "Job") -> float:
     return float(nll.sum() / tokens.sum())
 
 
-def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
+def tune(tools: Tools, job: "Job", folder: Path) -> "train.TuneState":
     """The training loop of one job, from its newest checkpoint in `folder`/checkpoints on."""
     import jax
 
@@ -230,7 +246,7 @@ def tune(tools: Tools, job: "Job", folder: "Path") -> "train.TuneState":
         tools.identity,
         tokens=lambda batch: int(batch["valid"].sum()) * config.data.batch_size / len(spread.rows),
         put=spread.put,
-        values=("loss", "grad_norm"),
+        values=VALUES,
         flops=flops.tuning(built.model.config),
         title=f"{job.name}: tuning",
     )

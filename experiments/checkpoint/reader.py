@@ -79,15 +79,15 @@ def _from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def check_identity(folder: Path, found: str | None, wanted: str) -> None:
-    """Refuse to continue what was begun with other settings, data or weights.
+def check_identity(folder: Path, found: str | None, wanted: str, option: str = "--output-dir") -> None:
+    """Refuse to continue what was begun with other settings, data or weights. option: what names the folder.
 
     Raises:
       UsageError: in one line with the ways out.
     """
     if found != wanted:
         raise UsageError(
-            f"{folder} holds a run with other settings, data or weights: choose another --output-dir, "
+            f"{folder} holds a run with other settings, data or weights: choose another {option}, "
             "or throw it away with --overwrite"
         )
 

@@ -1,9 +1,14 @@
 """A whole table: every cell that no earlier run has computed, the live table, the report."""
 
+from typing import TYPE_CHECKING
+
 from experiments.command import tuning_status
 from experiments.config import digest
 from experiments.overrides import UsageError
 from experiments.table.config import TableRunConfig, shared_identity
+
+if TYPE_CHECKING:
+    from experiments.table.lab import Lab
 
 
 def run(config: TableRunConfig) -> int:
@@ -36,6 +41,16 @@ def check_rows(config: TableRunConfig) -> None:
         raise UsageError(f"scaling: needs the row {absent[0]}; add it, or set scaling.tasks to nothing")
 
 
+def check_programs(lab: "Lab") -> None:
+    """Make every row's program once, so that what cannot be made is told before anything is thrown away.
+
+    Raises: UsageError, ValueError, OSError in one line.
+    """
+    _ = lab.larger if lab.config.larger else None
+    for row in lab.config.rows:
+        lab.program(row, lab.config.seeds[0])
+
+
 def run_cells(config: TableRunConfig, interrupt: object) -> int:
     """All cells in order, then the report."""
     from experiments import folder
@@ -50,8 +65,12 @@ def run_cells(config: TableRunConfig, interrupt: object) -> int:
     use_compilation_cache(config.system.compilation_cache)
     lab = Lab(config, interrupt)  # pyright: ignore[reportArgumentType]
     jobs = [job.fingerprint for job in lab.jobs.values()]
-    resumed = folder.claim(config, digest([shared_identity(config), lab.student.built.base_hash, jobs]))
+    identity = digest([shared_identity(config), lab.student.built.base_hash, jobs])
+    resumed = folder.check(config, identity)
     print(lab.student.built.summary + ("; resuming" if resumed else ""), flush=True)
+    if not resumed:
+        check_programs(lab)
+    folder.claim(config, identity)
     store = Store(config.folder / "cells.jsonl")
     worker, cells = Worker(config, lab, store), Plan(config).cells()
     missing = sum(store.get(cell) is None for cell in cells)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import checkpoint, run
+from experiments import checkpoint, run, watch
 from experiments.config import load_config
+from experiments.folder import claim
 from experiments.jobs import load_jobs
 from experiments.metrics import MetricsLog
 from rwkv7_jax.checkpoint import load, load_state
@@ -168,6 +170,45 @@ def test_a_folder_with_other_files_is_never_thrown_away(argv, tmp_path, capsys):
     assert run.main([*argv, "--output-dir", str(tmp_path), "--overwrite"]) == 2
     assert "holds other files" in one_error(capsys)
     assert (tmp_path / "thesis.txt").read_text() == "dear"
+
+
+TOO_SMALL = ["--method.kind", "upscale", "--method.size", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (TOO_SMALL, "size"),
+        (["--system.tensorboard", "yes"], "tensorboard: no writer is installed"),
+        (["--system.keep_best", "1", "--system.best_metric", "accuracy"], "best_metric: accuracy is not among loss"),
+    ],
+)
+def test_wrong_settings_throw_nothing_away(words, message, argv, finished, monkeypatch, capsys):
+    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert run.main([*argv, "--output-dir", str(finished), "--overwrite", *words]) == 2
+    assert message in one_error(capsys)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_throws_away_what_a_run_wrote_and_nothing_else(argv, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "my_notes.txt").write_text("dear")
+    config = load_config("jsonl", ["--output-dir", str(folder), "--overwrite", "yes"])
+    assert not claim(config, "other")
+    assert {path.name for path in folder.iterdir()} == {"my_notes.txt", "run.json"}
+
+
+def test_a_run_without_results_is_in_nobodys_way(argv, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run.main([*argv, "--output-dir", str(folder), *TOO_SMALL]) == 2
+    assert "size" in one_error(capsys)
+    assert not folder.exists()
+    config = load_config("jsonl", ["--output-dir", str(folder), "--resume", "no"])
+    assert not claim(config, "a")
+    assert not claim(config, "b")
+    assert json.loads((folder / "run.json").read_text())["identity"] == "b"
 
 
 def test_a_text_file_named_pth(argv, tmp_path, capsys):
