@@ -29,7 +29,7 @@ def read_lines(path: str | Path) -> list[Line]:
     """All records of a jsonl file (UTF-8, blank lines skipped).
 
     Raises:
-      UsageError: one line with file and line number: no such file, no text, no JSON object, nothing at all.
+      UsageError: one line with file and line number: no such file, no text, half a character, no JSON object, nothing.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -50,6 +50,12 @@ def read_lines(path: str | Path) -> list[Line]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UsageError(f"{where}: {half!r} is half of a surrogate pair, no character; remove it") from None
+    except RecursionError:
+        raise UsageError(f"{where}: brackets are nested too deep; write a flat JSON object") from None
     except ValueError as error:
         raise UsageError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict):

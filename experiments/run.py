@@ -199,12 +199,16 @@ def finished(tools: Tools, tuned: "train.TuneState") -> "tuple[Tools, State]":
 
 
 def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measurement":
-    """Held-out losses and benchmark scores from one initial state."""
+    """Held-out losses of each record, a long text's windows summed, and benchmark scores from one initial state."""
+    import numpy as np
+
     from experiments.data import encode_pairs
     from experiments.metrics import progress_bar
     from experiments.report import Measurement
 
-    examples = encode_pairs(tools.built.tokenizer, job.held_out, tools.config.data)
+    parts = [encode_pairs(tools.built.tokenizer, [pair], tools.config.data) for pair in job.held_out]
+    examples = [example for part in parts for example in part]
+    first = np.cumsum([0, *map(len, parts[:-1])])
     total = len(examples) + sum(len(job.task.requests(record)) for record in job.records if job.task)
     with progress_bar(total, f"{job.name}: {label}", "seq") as bar:
 
@@ -215,7 +219,7 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
         evaluator = tools.evaluator._replace(tick=tick)
         nll, tokens = evaluator.losses(state, examples)
         scores = evaluator.scores(state, job.task, job.records) if job.task else {}
-    return Measurement(nll.tolist(), tokens.tolist(), scores)
+    return Measurement(np.add.reduceat(nll, first).tolist(), np.add.reduceat(tokens, first).tolist(), scores)
 
 
 def measure_losses(tools: Tools, state: "State", job: "Job") -> float:

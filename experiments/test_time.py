@@ -9,9 +9,9 @@ model alone. The teacher is another RWKV-7 checkpoint, or any OpenAI-compatible 
 import argparse
 import dataclasses
 import json
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BOOKKEEPING = ("out", "overwrite", "no_cache", "replay", "offline", "timeout", "retries", "workers")
 """Settings that change no result."""
+ANSWERS = "answers.jsonl"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,26 +82,28 @@ def run(args: argparse.Namespace, interrupt: Any) -> str:
         raise ValueError("--max-records must be at least 2 (an interval needs two), --batch-size at least 1")
     use_compilation_cache(not args.no_cache)
     config = _adapt_config(args)
-    items = test_time_problems.load(args.task, args.data, args.match, args.split, args.max_records)
+    with _named("data.tasks", "--task"):
+        items = test_time_problems.load(args.task, args.data, args.match, args.split, args.max_records)
     built, student = _student(args)
     teacher, teacher_id = _teacher(args)
     folder = Path(args.out).expanduser()
-    rows = _claim(folder, args, [built.base_hash, teacher_id, [item.problem for item in items]])
+    described = _described(args, [built.base_hash, teacher_id, [item.problem for item in items]])
+    rows = _earlier(folder, described["identity"], args.overwrite)
     program, keys = make_program(student.model, config), jax.random.split(jax.random.key(args.seed), len(items))
+    folder.mkdir(parents=True, exist_ok=True)
     todo = [i for i in range(len(items)) if i not in rows]
-    with (
-        progress_bar(len(items), "answering", "problem", len(rows)) as bar,
-        (folder / "answers.jsonl").open("a") as log,
-    ):
+    with progress_bar(len(items), "answering", "problem", len(rows)) as bar:
         for begin in range(0, len(todo), args.batch_size):
             chosen = todo[begin : begin + args.batch_size]
             interrupt.place = f"problem {chosen[0]}"
             problems = [items[i].problem for i in chosen]
             session = Session(student, program, teacher, problems, keys[jax.numpy.asarray(chosen)], config)
             lines = answer(session, [items[i] for i in chosen])
+            if not rows:
+                _claim(folder, described)
             rows |= {i: {"index": i, "lines": own} for i, own in zip(chosen, lines, strict=True)}
-            log.write("".join(json.dumps(rows[i]) + "\n" for i in chosen))
-            log.flush()
+            with (folder / ANSWERS).open("a") as log:
+                log.write("".join(json.dumps(rows[i]) + "\n" for i in chosen))
             bar.update(len(chosen))
             interrupt.check()
     return test_time_report.write(folder, [rows[i] for i in sorted(rows)], args.seed)
@@ -130,32 +133,53 @@ def answer(session: "Session", items: "Sequence[Item]") -> list[list[dict[str, A
     ]
 
 
-def _claim(folder: Path, args: argparse.Namespace, content: list[Any]) -> dict[int, dict[str, Any]]:
-    """The folder made ready for this run; rows of an equal earlier run by problem, a cut-off last one dropped.
+def _described(args: argparse.Namespace, content: list[Any]) -> dict[str, Any]:
+    """What run.json says of a run."""
+    from experiments.config import digest
+
+    settings = {name: value for name, value in vars(args).items() if name not in BOOKKEEPING}
+    return {"identity": digest([settings, content]), "settings": settings}
+
+
+def _earlier(folder: Path, identity: str, overwrite: bool) -> dict[int, dict[str, Any]]:
+    """Rows of an equal earlier run by problem, a cut-off last one dropped; a run without answers is in nobody's way.
 
     Raises:
       UsageError: the folder holds something else.
     """
     from experiments.checkpoint import check_identity
-    from experiments.config import digest
+    from experiments.folder import RUN_FILE, read
     from experiments.overrides import UsageError
 
-    settings = {name: value for name, value in vars(args).items() if name not in BOOKKEEPING}
-    identity = digest([settings, content])
-    described, log = folder / "run.json", folder / "answers.jsonl"
-    if described.is_file() and args.overwrite:
-        shutil.rmtree(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not described.is_file()):
+    log = folder / ANSWERS
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RUN_FILE).is_file()):
         raise UsageError(f"--out: {folder} holds other files; choose another folder")
-    if described.is_file():
-        check_identity(folder, json.loads(described.read_text()).get("identity"), identity)
-        lines = log.read_text().splitlines(keepends=True) if log.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+    lines = log.read_text().splitlines(keepends=True) if log.is_file() and not overwrite else []
+    rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+    if rows:
+        check_identity(folder, read(folder).get("identity"), identity, "--out")
         log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {row["index"]: row for row in rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    described.write_text(json.dumps({"identity": identity, "settings": settings}, indent=1) + "\n")
-    return {}
+    return {row["index"]: row for row in rows}
+
+
+def _claim(folder: Path, described: dict[str, Any]) -> None:
+    """The folder made ready for the first answers: what an earlier run wrote is thrown away, and nothing else."""
+    from experiments.folder import RUN_FILE, throw_away
+    from experiments.test_time_report import FILES
+
+    throw_away(folder, (ANSWERS, *FILES))
+    (folder / RUN_FILE).write_text(json.dumps(described, indent=1) + "\n")
+
+
+@contextmanager
+def _named(setting: str, option: str) -> Iterator[None]:
+    """Within it, errors name this command's option in place of a setting of experiments.run."""
+    from experiments.overrides import UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(str(error).replace(setting, option, 1)) from None
 
 
 def _student(args: argparse.Namespace) -> "tuple[Built, Student]":
@@ -165,7 +189,8 @@ def _student(args: argparse.Namespace) -> "tuple[Built, Student]":
     from rwkv7_jax.checkpoint import load_state
     from state_tuning.exploration import Student
 
-    built = build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer))
+    with _named("model.checkpoint", "--checkpoint"):
+        built = build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer))
     state = zero_state(built.model.config, None)
     if args.state:
         state = load_state(args.state, config=built.model.config, base_model_hash=built.base_hash).state
@@ -182,6 +207,8 @@ def _teacher(args: argparse.Namespace) -> "tuple[Teacher, str]":
 
         if not args.teacher_model:
             raise UsageError("--teacher-model: name the model behind the endpoint")
+        if args.offline and not args.replay:
+            raise UsageError("--offline needs --replay FILE")
         replay = Replay(args.replay, args.offline) if args.replay else None
         options = {"timeout": args.timeout, "retries": args.retries, "workers": args.workers, "replay": replay}
         return HttpTeacher(args.teacher, args.teacher_model, args.teacher_api, **options), args.teacher_model
@@ -189,7 +216,8 @@ def _teacher(args: argparse.Namespace) -> "tuple[Teacher, str]":
     from experiments.config import ModelConfig
     from state_tuning.teacher import InProcessTeacher
 
-    built = build(ModelConfig(checkpoint=args.teacher, tokenizer=args.teacher_tokenizer))
+    with _named("model.checkpoint", "--teacher"):
+        built = build(ModelConfig(checkpoint=args.teacher, tokenizer=args.teacher_tokenizer))
     return InProcessTeacher(built.model, built.params, built.tokenizer), built.base_hash
 
 

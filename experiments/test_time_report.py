@@ -17,6 +17,9 @@ NAMES = {
 }
 """Methods in the order of the table. N counts chains: K s + 1 after s steps of adaptation, the answer included."""
 
+FILES = ("curve.json", "curve.md", "curve.png")
+"""What `write` leaves."""
+
 Row = dict[str, Any]
 
 
@@ -76,7 +79,7 @@ def picture(path: Path, points: Sequence[Row]) -> None:
     from experiments.plots import _pyplot
 
     plt = _pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8), sharey=True, layout="constrained")
     for axis, cost in zip(axes, ("student_tokens", "teacher_tokens"), strict=True):
         for index, method in enumerate(NAMES):
             mine = sorted((p for p in points if p["method"] == method), key=lambda p: p["n"])
@@ -86,7 +89,7 @@ def picture(path: Path, points: Sequence[Row]) -> None:
                 axis.errorbar(x, y, error, color=f"C{index}", marker="o", capsize=2, label=NAMES[method])
         axis.set(xlabel=f"{cost.replace('_', ' ')} a problem", ylabel="accuracy")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

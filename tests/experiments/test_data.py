@@ -39,6 +39,9 @@ def test_both_kinds_of_record(tmp_path):
         (b'{"prompt": "a", "completion": ""}\n', "x.jsonl:1: the completion is empty, there is nothing to learn"),
         (b'{"text": ""}\n', "x.jsonl:1: the completion is empty, there is nothing to learn"),
         (b'{"text": "\xff"}\n', "x.jsonl: not UTF-8 text (byte 10)"),
+        (b'{"text": "a"}\n{"text": "a\\ud83d"}\n', "x.jsonl:2: '\\ud83d' is half of a surrogate pair"),
+        (b'{"question": "a\\udc00", "answer": "b"}\n', "x.jsonl:1: '\\udc00' is half of a surrogate pair"),
+        (b'{"text": ' + b"[" * 100_000, "x.jsonl:1: brackets are nested too deep"),
     ],
 )
 def test_wrong_jsonl_names_file_and_line(tmp_path, content, line):

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,9 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import checkpoint, run, watch
 from experiments.config import load_config
 from experiments.folder import claim
-from experiments.jobs import load_jobs
+from experiments.interrupt import Interrupt
+from experiments.jobs import Job, load_jobs
+from experiments.jsonl import Pair
 from experiments.metrics import MetricsLog
 from rwkv7_jax.checkpoint import load, load_state
+from rwkv7_jax.tokenizer import ByteTokenizer
 
 STEPS = 12
 CACHE_SETTINGS = (
@@ -246,6 +251,28 @@ def test_public_records_of_a_task_in_a_local_file(tmp_path, capsys):
     ]
     assert run.main(argv) == 2
     assert one_error(capsys).startswith(f"error: {path}:2: a gsm8k record lacks question, answer")
+
+
+def test_a_long_text_counts_as_one_record():
+    """Its windows are summed, and `max_records` and the intervals go by records."""
+
+    class Told:
+        """Losses that say how many tokens each window completes."""
+
+        def _replace(self, tick):
+            return self
+
+        def losses(self, state, examples):
+            counts = np.array([len(example.tokens) - example.completion_start for example in examples], float)
+            return 2 * counts, counts
+
+    config = load_config("jsonl", ["--data.max_length", "64", "--report.plots", "no"])
+    job = Job("jsonl", [], [Pair("", "a" * 999), Pair("q", "b" * 9), Pair("", "c" * 499)])
+    built = SimpleNamespace(tokenizer=ByteTokenizer())
+    tools: Any = SimpleNamespace(built=built, config=config, evaluator=Told(), interrupt=Interrupt())
+    nothing: Any = None
+    found = run.measure(tools, job, nothing, "vanilla")
+    assert (found.nll, found.tokens) == ([2000.0, 20.0, 1000.0], [1000.0, 10.0, 500.0])
 
 
 def test_a_real_checkpoint_on_real_text(shared_data, tmp_path):

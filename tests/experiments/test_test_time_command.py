@@ -8,6 +8,7 @@ import pytest
 from experiments import test_time as command
 from experiments import test_time_problems, test_time_report
 from experiments.overrides import UsageError
+from experiments.plots import _pyplot
 from experiments.pocket import benchmarks
 from state_tuning.exploration import NOT_CHOSEN
 
@@ -52,12 +53,39 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path
     assert rows(out) == whole
     capsys.readouterr()
     assert command.main([*words, "--seed", "1"]) == 2
-    assert "other settings" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "other settings" in told
+    assert "choose another --out, or" in told
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("x")
     assert command.main([*words, "--out", str(other), "--overwrite"]) == 2
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "my_notes.txt").write_text("dear")
+    (out / "run.json").write_text('{"identity": "another"}')
+    (out / "answers.jsonl").write_text('{"index": 0, "lines": []}\n')
+    (out / "curve.md").write_text("old")
+    before = {path: path.read_text() for path in out.iterdir()}
+
+    def refuse(session, items):
+        raise ValueError("the server knows no such model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "answer", refuse)
+        assert command.main([*words, "--overwrite"]) == 2
+    assert "no such model" in capsys.readouterr().err
+    assert {path: path.read_text() for path in out.iterdir()} == before
+    (out / "answers.jsonl").unlink()
+    line = {"n": 1, "correct": 1.0, "student_tokens": 1, "teacher_tokens": 1, "seconds": 0.5}
+    monkeypatch.setattr(command, "answer", lambda session, items: [[{"method": "greedy", **line}]] * len(items))
+    assert command.main(words) == 0
+    assert (out / "my_notes.txt").read_text() == "dear"
+    assert len(rows(out)) == 4
 
 
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "winogrande", "arc"])
@@ -104,13 +132,26 @@ def test_the_curve_averages_and_pairs():
     assert gains == {"self_consistency": 0.0, "best_of_n": 0.5}
 
 
+def test_the_legend_hides_nothing_of_the_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(_pyplot(), "close", drawn.append)
+    cost = {"student_tokens": 10, "teacher_tokens": 4}
+    points = [{"method": "adapted", "n": n, "mean": 0.5, "low": 0.2, "high": 0.8, **cost} for n in (3, 5)]
+    test_time_report.picture(tmp_path / "curve.png", points)
+    (figure,) = drawn
+    assert not any(axis.get_legend() for axis in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adapted"]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--teacher", "http://127.0.0.1:1/v1"], "--teacher-model"),
-        (["--teacher", "nowhere.pth"], "no file nowhere.pth"),
+        (["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--offline"], "--offline needs --replay FILE"),
+        (["--teacher", "nowhere.pth"], "--teacher: no file nowhere.pth"),
+        (["--checkpoint", "nowhere.pth"], "--checkpoint: no file nowhere.pth"),
         (["--samples", "0"], "must be at least 1"),
-        (["--task", "chess"], "no task 'chess'"),
+        (["--task", "chess"], "--task: no task 'chess'"),
         (
             ["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--replay", "no.jsonl", "--offline"],
             "no replay",
