@@ -16,6 +16,7 @@ The transforms know nothing of states: they take any pytree of matrices [..., M,
     updates, opt_state = optimizer.update(grads, opt_state, params, correlations=c)    # c[leaf] = E[x x^T], [..., K, K]
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ Mask = PyTree | Callable[[PyTree], PyTree] | None
 
 
 class DecorrelatedState(NamedTuple):
-    """State of `decorrelated` and `whitened`; `r` and `mean` are None at leaves that pass untouched."""
+    """State of `decorrelated` and `whitened`; `r`, `mean` and `looks` are None at leaves that pass untouched."""
 
     inner_state: optax.OptState
     r: PyTree
@@ -38,6 +39,8 @@ class DecorrelatedState(NamedTuple):
     """Running mean [..., K, K] float32 of C brought to trace K, damped; the identity before the first."""
     count: Int[Array, ""]
     """Updates so far."""
+    looks: PyTree = None
+    """How many C [..., 1, 1] int32 each running mean holds: those that taught nothing do not count."""
 
 
 def decorrelated(
@@ -54,15 +57,16 @@ def decorrelated(
     Before each use R learns from the running mean of `C K / tr C + damping I` (so rates do not depend on the scale of
     x). Two guards keep it bounded: the bracket of the rule is cut to Frobenius norm 1, so that for rate < 1 R stays
     invertible, and R is scaled to `tr C~ = K`, so that R x has the mean square of x and `inner` keeps its step size in
-    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing.
+    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing. A gradient entry that is
+    not finite spoils its whole row, so what mends gradients (optax.zero_nans) belongs before this transform.
 
     Args:
       inner: the optimiser, learning rate included; sees `G R^T`. Weight decay belongs after this transform.
       rate: step size of R in [0, 1), or a schedule of the number of updates.
       kappa: 0 decorrelates, 1 normalises variances, between them R whitens.
-      every: R learns at every `every`-th update, from the first on.
+      every: R learns at every `every`-th update, from the first on; a whole number.
       decay: of the running mean of C, which is the plain mean of the first 1 / (1 - decay); 0 takes each C alone.
-      damping: added to the unit mean eigenvalue of C; bounds the condition number that is undone.
+      damping: added to the unit mean eigenvalue of C, at least 0; bounds the condition number that is undone.
       mask: a pytree of bools like params, or a function that makes it; False leaves pass to `inner` untouched, as do
         leaves with fewer than two axes. None: all matrices.
 
@@ -71,9 +75,9 @@ def decorrelated(
       matrix's place (None: R stays), or a function () -> that pytree, called only when R learns. It and all other
       extra arguments are handed to `inner` too. `update(g, state, params, correlations=None, **extra)`.
 
-    Raises: ValueError for settings out of range; while tracing, for a C of the wrong shape.
+    Raises: ValueError for settings out of range; while tracing, for a C of the wrong shape or a complex one.
     """
-    _check(every=every, decay=decay)
+    _check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, rule(rate, kappa), every, decay, damping, mask)
 
 
@@ -86,9 +90,9 @@ def whitened(
 ) -> optax.GradientTransformationExtraArgs:
     """The exact control of `decorrelated`: `R = C^(-1/2)` of the running mean, by eigendecomposition, tr C~ = K.
 
-    Args, Returns: as for `decorrelated`.
+    Args, Returns, Raises: as for `decorrelated`. With damping 0 see `inverse_root` for a singular C.
     """
-    _check(every=every, decay=decay)
+    _check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, lambda r, mean, count: inverse_root(mean), every, decay, damping, mask)
 
 
@@ -123,14 +127,18 @@ def transformed(r: Float[Array, "*L K K"], c: Float[Array, "*L K K"]) -> Float[A
 
 
 def inverse_root(c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    """C^(-1/2) of symmetric positive definite matrices."""
+    """C^(-1/2) of symmetric matrices; eigenvalues below the float's resolution of the largest are raised to it."""
     values, vectors = jnp.linalg.eigh(c)
+    values = jnp.maximum(values, jnp.finfo(c.dtype).eps * values[..., -1:])
     scaled = vectors * jax.lax.rsqrt(values)[..., None, :]
     return _product(scaled, jnp.swapaxes(vectors, -1, -2))
 
 
 def condition_numbers(state: DecorrelatedState) -> PyTree:
-    """The condition number [...] of C~ for every matrix, from the running mean of C: what DBP brings towards one."""
+    """The condition number [...] of C~ for every matrix, from the running mean of C: what DBP brings towards one.
+
+    One for a matrix that has learnt nothing yet.
+    """
 
     def one(r, mean):
         values = jnp.linalg.eigvalsh(transformed(r, mean))
@@ -145,51 +153,66 @@ def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask
 
     def init(params: Any) -> DecorrelatedState:
         r = identities(params, mask)
-        return DecorrelatedState(inner.init(params), r, jax.tree.map(jnp.copy, r), jnp.zeros((), jnp.int32))
+        looks = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
+        return DecorrelatedState(inner.init(params), r, jax.tree.map(jnp.copy, r), jnp.zeros((), jnp.int32), looks)
 
     def update(updates, state: Any, params=None, *, correlations: Any = None, **extra):
-        r, mean = learnt(learn, state.r, state.mean, state.count, correlations, every, decay, damping)
-        seen = apply_right(updates, jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), r))
+        state = looked(learn, state, correlations, every, decay, damping)
+        seen = apply_right(updates, jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), state.r))
         moved, inner_state = inner.update(seen, state.inner_state, params, correlations=correlations, **extra)
-        return apply_right(moved, r), DecorrelatedState(inner_state, r, mean, increment(state.count))
+        return apply_right(moved, state.r), state._replace(inner_state=inner_state, count=increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def increment(count: Int[Array, ""]) -> Int[Array, ""]:
+def increment(count: Int[Array, "*L"]) -> Int[Array, "*L"]:
     """count + 1, without overflow."""
     return jnp.asarray(optax.safe_increment(count))
 
 
 def learnt(learn: Learn, r: PyTree, mean: PyTree, count, correlations, every, decay, damping) -> tuple[PyTree, PyTree]:
-    """(R, running mean of C) after one update, unchanged where nothing is to be learnt."""
-    if correlations is None:
-        return r, mean
+    """`looked` for a state without `looks`: (R, running mean of C), every due update counted as one that taught."""
+    looks = jax.tree.map(lambda x: jnp.full((*x.shape[:-2], 1, 1), count // _period(every), jnp.int32), r)
+    state = looked(learn, DecorrelatedState(None, r, mean, count, looks), correlations, every, decay, damping)
+    return state.r, state.mean
 
-    def one(r, mean, c):
+
+def looked(
+    learn: Learn, state: DecorrelatedState, correlations: Any, every: Any, decay: Any, damping: Any
+) -> DecorrelatedState:
+    """The state with R, mean and looks after one update, unchanged where nothing is to be learnt."""
+    if correlations is None:
+        return state
+
+    def one(r, mean, looks, c):
         if r is None or c is None:
-            return r, mean
+            return r, mean, looks
         if c.shape != r.shape:
             raise ValueError(f"correlations: a matrix with R {r.shape} needs C of that shape, got {c.shape}")
+        if jnp.iscomplexobj(c):
+            raise ValueError(f"correlations: C must be real, got {c.dtype}")
+        times = looks.astype(jnp.float32)
+        keep = jnp.minimum(jnp.asarray(decay, jnp.float32), times / (times + 1))
         trace = jnp.trace(c.astype(jnp.float32), axis1=-2, axis2=-1)[..., None, None]
         ridge = jnp.asarray(damping, jnp.float32)
         usual = c.astype(jnp.float32) * (r.shape[-1] / trace) + ridge * _identity_like(r)
         average = keep * mean + (1 - keep) * usual
-        new = learn(r, average, count)
-        sound = (trace > 0) & jnp.isfinite(new).all((-2, -1), keepdims=True)
-        return jnp.where(sound, new, r), jnp.where(sound, average, mean)
+        new = learn(r, average, state.count)
+        finite = jnp.isfinite(new) & jnp.isfinite(average)
+        sound = (trace > 0) & finite.all((-2, -1), keepdims=True)
+        return tuple(jnp.where(sound, *pair) for pair in ((new, r), (average, mean), (increment(looks), looks)))
+
+    old = (state.r, state.mean, state.looks)
 
     def learning():
         c = correlations() if callable(correlations) else correlations
-        leaves, structure = jax.tree.flatten(r, is_leaf=_is_none)
-        others = (structure.flatten_up_to(tree) for tree in (mean, c))
+        leaves, structure = jax.tree.flatten(state.r, is_leaf=_is_none)
+        others = (structure.flatten_up_to(tree) for tree in (state.mean, state.looks, c))
         new = [one(*matrix) for matrix in zip(leaves, *others, strict=True)]
-        return tuple(structure.unflatten([pair[i] for pair in new]) for i in (0, 1))
+        return tuple(structure.unflatten([parts[i] for parts in new]) for i in range(3))
 
-    period = jnp.asarray(every).astype(jnp.int32)
-    times = (count // period).astype(jnp.float32)
-    keep = jnp.minimum(jnp.asarray(decay, jnp.float32), times / (times + 1))
-    return jax.lax.cond(count % period == 0, learning, lambda: (r, mean))
+    r, mean, looks = jax.lax.cond(state.count % _period(every) == 0, learning, lambda: old)
+    return state._replace(r=r, mean=mean, looks=looks)
 
 
 def identities(params: PyTree, mask: Mask = None) -> PyTree:
@@ -207,10 +230,13 @@ def identities(params: PyTree, mask: Mask = None) -> PyTree:
 
 
 def apply_right(tree: PyTree, r: PyTree) -> PyTree:
-    """X R for every matrix X, in float32, returned in X's dtype; leaves without R as they are."""
+    """X R for every matrix X, at least in float32, returned in X's dtype; leaves without R as they are."""
 
     def one(x, r):
-        return x if r is None or _is_masked(x) else _product(x.astype(jnp.float32), r).astype(x.dtype)
+        if r is None or _is_masked(x):
+            return x
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return _product(x.astype(dtype), r.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(one, tree, r, is_leaf=_is_masked)
 
@@ -231,9 +257,19 @@ def _is_masked(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def _check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0) -> None:
+def _period(every: Any) -> Int[Array, ""]:
+    return jnp.asarray(every).astype(jnp.int32)
+
+
+def _check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0, damping: Any = 0.0) -> None:
     """Ranges of the settings that are plain numbers (others are schedules, or injected arrays)."""
-    ranges = {"rate": (rate, 0, 1), "kappa": (kappa, 0, 1), "every": (every, 1, float("inf")), "decay": (decay, 0, 1)}
-    for name, (value, low, high) in ranges.items():
-        if isinstance(value, int | float) and not low <= value <= high:
-            raise ValueError(f"dbp: {name} is {value}, it must lie between {low} and {high}")
+    ranges = (
+        ("rate", rate, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        ("kappa", kappa, lambda x: 0 <= x <= 1, "between 0 and 1"),
+        ("every", every, lambda x: x >= 1 and x % 1 == 0, "a whole number, at least 1"),
+        ("decay", decay, lambda x: 0 <= x <= 1, "between 0 and 1"),
+        ("damping", damping, lambda x: 0 <= x < float("inf"), "at least 0 and finite"),
+    )
+    for name, value, good, text in ranges:
+        if isinstance(value, numbers.Real) and not good(value):
+            raise ValueError(f"dbp: {name} is {value}, it must be {text}")

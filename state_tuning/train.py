@@ -45,7 +45,10 @@ class TuneConfig:
     alpha: float = 1.0
     """The initial state is alpha * S_0 (S0 Tuning, arXiv 2604.01168)."""
     l2: float = 0.0
-    """Adds l2 * |S_0|^2 (sum of squares over everything trained) to the loss."""
+    """Adds l2 * |S_0|^2 to the loss: the sum of squares over all leaves of the trainable tree.
+
+    For literal DBP these are S~, not the S~ R that it stands for, and R: R adds a constant to `penalty` and its own part
+    to `grad_norm`, and moves nothing, as no gradient moves R."""
     tune_shifts: bool = False
     """Train the token-shift states of both mixes too; otherwise they stay zero."""
     accumulate: int = 1

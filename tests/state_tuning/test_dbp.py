@@ -62,15 +62,27 @@ def test_rate_zero_is_the_inner_optimiser_bit_for_bit():
     same(run(dbp.decorrelated(optax.adam(0.1)))[0], plain())
 
 
-def test_one_step_of_the_rule():
-    """R - rate [(1 - kappa) offdiag(C~) + kappa diag(C~ - I)] R, within the guards, in float64."""
+@pytest.mark.parametrize("dtype", ["complex64", "float64", "float16"])
+def test_rate_zero_is_the_inner_optimiser_in_any_dtype(dtype):
+    rng = np.random.default_rng(0)
+    real, imaginary = rng.normal(size=(2, 3, 4))
+    with jax.enable_x64(True):
+        g = jnp.asarray(real + 1j * imaginary if dtype == "complex64" else real, dtype)
+        optimizer = dbp.decorrelated(optax.sgd(1.0), rate=0.0)
+        same(optimizer.update(g, optimizer.init(g), g, correlations=correlated())[0], -g)
+
+
+@pytest.mark.parametrize("size", [1.0, 40.0])
+def test_one_step_of_the_rule(size):
+    """R - rate [(1 - kappa) offdiag(C~) + kappa diag(C~ - I)] R, the bracket of norm 1 at most, in float64."""
     rng = np.random.default_rng(1)
     r = np.eye(4) + 0.1 * rng.normal(size=(4, 4))
-    c = 0.1 * np.asarray(correlated(2, spread=1.0), np.float64) + 0.2 * np.eye(4)
+    c = size * (0.1 * np.asarray(correlated(2, spread=1.0), np.float64) + 0.2 * np.eye(4))
     after = r @ c @ r.T
     bracket = 0.7 * (after - np.diag(np.diag(after))) + 0.3 * np.diag(np.diag(after) - 1)
-    assert np.linalg.norm(bracket) < 1
-    new = r - 0.2 * bracket @ r
+    norm = np.linalg.norm(bracket)
+    assert (norm > 1) == (size > 1)
+    new = r - 0.2 * bracket / max(norm, 1) @ r
     new *= np.sqrt(4 / np.trace(new @ c @ new.T))
     found = dbp.decorrelate(*(jnp.asarray(x, jnp.float32) for x in (r, c, 0.2, 0.3)))
     np.testing.assert_allclose(found, new, rtol=1e-5, atol=1e-6)
@@ -121,6 +133,54 @@ def test_bad_correlations_teach_nothing(bad):
         moved, state = run(make(optax.adam(0.1)), c=c)
         same(moved, plain())
         np.testing.assert_array_equal(state.mean["half"], np.eye(4))
+
+
+def test_the_mean_is_of_the_correlations_that_taught():
+    """The plain mean of the first 1 / (1 - decay), matrix by matrix, then a fading one; brought to trace K, damped."""
+    optimizer = dbp.decorrelated(
+        optax.sgd(1.0), rate=lambda count: jnp.where(count < 6, 0.0, 0.3), decay=0.7, damping=0.2
+    )
+    params = {"w": PARAMS["w"]}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(3):
+        _, state = update(params, state)
+    mean, times = np.stack([np.eye(4)] * 2), np.zeros((2, 1, 1), np.int32)
+    for i in range(7):
+        c = np.array(correlated(i, lead=(2,)))
+        unit = c * (4 / np.trace(c, axis1=1, axis2=2)[:, None, None]) + 0.2 * np.eye(4)
+        sound = np.array([i not in (0, 1, 4), i != 2])[:, None, None]
+        keep = np.minimum(0.7, times / (times + 1))
+        mean, times = np.where(sound, keep * mean + (1 - keep) * unit, mean), times + sound
+        c[~sound[:, 0, 0], 0, 1] = np.nan
+        _, state = update(params, state, correlations={"w": jnp.asarray(c)})
+        np.testing.assert_allclose(state.mean["w"], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(state.looks["w"], times)
+    assert np.isfinite(state.r["w"]).all()
+
+
+def test_whitening_learns_late_and_from_a_singular_correlation_too():
+    z = np.random.default_rng(0).normal(size=(2, 4))
+    optimizer = dbp.whitened(optax.sgd(1.0), damping=0.0)
+    p = jnp.zeros((3, 4))
+    state = optimizer.init(p)
+    for c in (None, None, jnp.asarray(z.T @ z, jnp.float32)):
+        _, state = optimizer.update(p, state, correlations=c)
+    after = np.linalg.eigvalsh(dbp.transformed(state.r, state.mean))
+    np.testing.assert_allclose(after[2:], 1, atol=1e-2)
+    assert np.abs(after).max() < 1.01
+
+
+def test_the_state_maps_like_parameters():
+    """Over a leading axis by vmap, and leaf by leaf with the rank of its matrix by optax.tree_map_params."""
+    optimizer = dbp.decorrelated(optax.sgd(1.0), rate=0.3)
+    p, g, c = PARAMS["w"], gradients(0)["w"], correlated(lead=(2,))
+    state = jax.vmap(optimizer.init)(p)
+    mapped = jax.vmap(lambda g, state, c: optimizer.update(g, state, correlations=c))(g, state, c)
+    whole = optimizer.update(g, optimizer.init(p), correlations=c)
+    np.testing.assert_allclose(mapped[0], whole[0], rtol=1e-6)
+    same(mapped[1].looks, whole[1].looks)
+    ranks = optax.tree_map_params(optimizer, lambda leaf: leaf.ndim, whole[1])
+    assert (ranks.r, ranks.mean, ranks.looks) == (3, 3, 3)
 
 
 def test_every_learns_at_every_nth_update_and_calls_only_then():
@@ -194,15 +254,26 @@ def test_any_tree_and_shapes_without_values():
 
 def test_mistakes_are_one_line():
     for wrong, line in (
-        ({"rate": 2.0}, "dbp: rate is 2"),
+        ({"rate": 2.0}, "dbp: rate is 2.0, it must be at least 0 and below 1"),
+        ({"rate": np.float32(2)}, "rate is 2"),
+        ({"rate": 1.0}, "rate is 1"),
+        ({"rate": float("nan")}, "rate is nan"),
         ({"kappa": -1}, "kappa is -1"),
+        ({"kappa": np.float32(3)}, "kappa is 3"),
         ({"every": 0}, "every is 0"),
+        ({"every": np.int64(0)}, "every is 0"),
+        ({"every": 1.5}, "every is 1.5, it must be a whole number, at least 1"),
+        ({"decay": np.float64(1.5)}, "decay is 1.5"),
+        ({"damping": -1}, "damping is -1"),
     ):
-        with pytest.raises(ValueError, match=line):
-            dbp.decorrelated(optax.sgd(1.0), **wrong)
+        for make in (dbp.decorrelated, dbp.whitened)[: 1 if {"rate", "kappa"} & wrong.keys() else 2]:
+            with pytest.raises(ValueError, match=line):
+                make(optax.sgd(1.0), **wrong)
     optimizer = dbp.decorrelated(optax.sgd(1.0))
     with pytest.raises(ValueError, match=r"needs C of that shape, got \(3, 3\)"):
         optimizer.update(PARAMS, optimizer.init(PARAMS), correlations=correlations() | {"half": jnp.eye(3)})
+    with pytest.raises(ValueError, match="C must be real, got complex64"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), correlations=correlations() | {"half": 1j * jnp.eye(4)})
 
 
 CONFIG = RWKV7Config(31, 1, 16, head_size=4, decay_lora=4, aaa_lora=4, mv_lora=4, gate_lora=4)
@@ -221,6 +292,19 @@ def batch():
     rng = np.random.default_rng(2)
     rows = [objective.Example(rng.integers(1, 31, 14).astype(np.int32), 3, 0) for _ in range(4)]
     return objective.collate(rows, 13)
+
+
+def test_the_probe_sees_only_its_sample(params, batch):
+    method = train.standard(CONFIG, TUNE)
+    correlate = jax.jit(probe.correlations(MODEL, method, sample=0.5))
+
+    def seen(row):
+        """C with other tokens in one of the four rows."""
+        tokens = jnp.asarray(batch["tokens"])
+        return correlate(params, method.init(), batch | {"tokens": tokens.at[row].set(tokens[row, ::-1])}).wkv
+
+    np.testing.assert_array_equal(seen(2), seen(3))
+    assert np.any(seen(1) != seen(2))
 
 
 def trajectory(params, batch, optimizer, method=None, steps=9):

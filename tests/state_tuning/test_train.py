@@ -259,6 +259,21 @@ def test_schedule_warms_up_and_decays(schedule):
     np.testing.assert_allclose([values[7], values[10], values[11]], [middle, last, last], rtol=1e-6)
 
 
+@pytest.mark.parametrize("clip_norm", [2.0, 0.0])
+def test_the_optimiser_is_adam_of_clipped_gradients(clip_norm):
+    """Gradients of norms beyond and below the clip; at one norm alone Adam would hide it."""
+    tune = TuneConfig(learning_rate=0.5, schedule="constant", warmup=0, b1=0.6, b2=0.8, eps=0.1, clip_norm=clip_norm)
+    optimizer = train.make_optimizer(tune)
+    state, mean, square = optimizer.init(jnp.zeros(2)), np.zeros(2), np.zeros(2)
+    for i, g in enumerate(np.array([[3.0, 4.0], [0.6, -0.8], [0.3, 0.4]]), start=1):
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = optimizer.update(jnp.asarray(g, jnp.float32), state)
+        clipped = g * min(1.0, clip_norm / np.linalg.norm(g)) if clip_norm else g
+        mean, square = 0.6 * mean + 0.4 * clipped, 0.8 * square + 0.2 * np.square(clipped)
+        expected = -0.5 * (mean / (1 - 0.6**i)) / (np.sqrt(square / (1 - 0.8**i)) + 0.1)
+        np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"steps": 0}, "steps is 0"), ({"accumulate": -1}, "accumulate is -1"), ({"l2": -1.0}, "l2 is -1.0")],
