@@ -57,8 +57,8 @@ def decorrelated(
     Before each use R learns from the running mean of `C K / tr C + damping I` (so rates do not depend on the scale of
     x). Two guards keep it bounded: the bracket of the rule is cut to Frobenius norm 1, so that for rate < 1 R stays
     invertible, and R is scaled to `tr C~ = K`, so that R x has the mean square of x and `inner` keeps its step size in
-    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing. A gradient entry that is
-    not finite spoils its whole row, so what mends gradients (optax.zero_nans) belongs before this transform.
+    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing. A gradient entry
+    that is not finite spoils its whole row, at rate 0 too: optax.zero_nans belongs before this transform.
 
     Args:
       inner: the optimiser, learning rate included; sees `G R^T`. Weight decay belongs after this transform.
@@ -235,7 +235,8 @@ def apply_right(tree: PyTree, r: PyTree) -> PyTree:
     def one(x, r):
         if r is None or _is_masked(x):
             return x
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(x.dtype, jnp.float32)
         return _product(x.astype(dtype), r.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(one, tree, r, is_leaf=_is_masked)

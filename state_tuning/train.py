@@ -47,8 +47,8 @@ class TuneConfig:
     l2: float = 0.0
     """Adds l2 * |S_0|^2 to the loss: the sum of squares over all leaves of the trainable tree.
 
-    For literal DBP these are S~, not the S~ R that it stands for, and R: R adds a constant to `penalty` and its own part
-    to `grad_norm`, and moves nothing, as no gradient moves R."""
+    For literal DBP these are S~ (not the S~ R that is read) and R, whose squares are in `penalty` and `grad_norm` but
+    move nothing, as no gradient moves R."""
     tune_shifts: bool = False
     """Train the token-shift states of both mixes too; otherwise they stay zero."""
     accumulate: int = 1
