@@ -173,7 +173,7 @@ def increment(count: Int[Array, "*L"]) -> Int[Array, "*L"]:
 def learnt(learn: Learn, r: PyTree, mean: PyTree, count, correlations, every, decay, damping) -> tuple[PyTree, PyTree]:
     """`looked` for a state without `looks`: (R, running mean of C), every due update counted as one that taught."""
     looks = jax.tree.map(lambda x: jnp.full((*x.shape[:-2], 1, 1), count // _period(every), jnp.int32), r)
-    state = looked(learn, DecorrelatedState(None, r, mean, count, looks), correlations, every, decay, damping)
+    state = looked(learn, DecorrelatedState((), r, mean, count, looks), correlations, every, decay, damping)
     return state.r, state.mean
 
 
