@@ -39,7 +39,7 @@ class DecorrelatedState(NamedTuple):
     """Running mean [..., K, K] float32 of C brought to trace K, damped; the identity before the first."""
     count: Int[Array, ""]
     """Updates so far."""
-    looks: PyTree = None
+    looks: PyTree
     """How many C [..., 1, 1] int32 each running mean holds: those that taught nothing do not count."""
 
 
@@ -77,7 +77,7 @@ def decorrelated(
 
     Raises: ValueError for settings out of range; while tracing, for a C of the wrong shape or a complex one.
     """
-    _check(every=every, decay=decay, damping=damping)
+    check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, rule(rate, kappa), every, decay, damping, mask)
 
 
@@ -92,13 +92,13 @@ def whitened(
 
     Args, Returns, Raises: as for `decorrelated`. With damping 0 see `inverse_root` for a singular C.
     """
-    _check(every=every, decay=decay, damping=damping)
+    check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, lambda r, mean, count: inverse_root(mean), every, decay, damping, mask)
 
 
 def rule(rate: optax.ScalarOrSchedule, kappa: Any) -> Learn:
     """`decorrelate` with its settings, as a function (R, mean of C, count) -> R."""
-    _check(rate=rate, kappa=kappa)
+    check(rate=rate, kappa=kappa)
 
     def learn(r, mean, count):
         step = rate(count) if callable(rate) else rate
@@ -152,9 +152,7 @@ def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> DecorrelatedState:
-        r = identities(params, mask)
-        looks = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
-        return DecorrelatedState(inner.init(params), r, jax.tree.map(jnp.copy, r), jnp.zeros((), jnp.int32), looks)
+        return started(inner.init(params), identities(params, mask))
 
     def update(updates, state: Any, params=None, *, correlations: Any = None, **extra):
         state = looked(learn, state, correlations, every, decay, damping)
@@ -165,16 +163,16 @@ def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def started(inner_state: Any, r: PyTree) -> DecorrelatedState:
+    """The state at the first update; `r` is copied."""
+    looks = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
+    copies = (jax.tree.map(jnp.copy, r) for _ in range(2))
+    return DecorrelatedState(inner_state, *copies, jnp.zeros((), jnp.int32), looks)
+
+
 def increment(count: Int[Array, "*L"]) -> Int[Array, "*L"]:
     """count + 1, without overflow."""
     return jnp.asarray(optax.safe_increment(count))
-
-
-def learnt(learn: Learn, r: PyTree, mean: PyTree, count, correlations, every, decay, damping) -> tuple[PyTree, PyTree]:
-    """`looked` for a state without `looks`: (R, running mean of C), every due update counted as one that taught."""
-    looks = jax.tree.map(lambda x: jnp.full((*x.shape[:-2], 1, 1), count // _period(every), jnp.int32), r)
-    state = looked(learn, DecorrelatedState((), r, mean, count, looks), correlations, every, decay, damping)
-    return state.r, state.mean
 
 
 def looked(
@@ -262,7 +260,7 @@ def _period(every: Any) -> Int[Array, ""]:
     return jnp.asarray(every).astype(jnp.int32)
 
 
-def _check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0, damping: Any = 0.0) -> None:
+def check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0, damping: Any = 0.0) -> None:
     """Ranges of the settings that are plain numbers (others are schedules, or injected arrays)."""
     ranges = (
         ("rate", rate, lambda x: 0 <= x < 1, "at least 0 and below 1"),

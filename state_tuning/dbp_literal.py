@@ -45,18 +45,18 @@ def decorrelated(
     damping: Any = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
     """The transform for trees of `method`: `inner` moves S~, the rule moves R. Arguments as in `dbp.decorrelated`."""
+    dbp.check(every=every, decay=decay, damping=damping)
     inner = optax.with_extra_args_support(inner)
     learn = dbp.rule(rate, kappa)
 
     def init(params: Any) -> dbp.DecorrelatedState:
-        r, mean = (jax.tree.map(jnp.copy, params.r) for _ in range(2))
-        return dbp.DecorrelatedState(inner.init(params.scaled), r, mean, jnp.zeros((), jnp.int32))
+        return dbp.started(inner.init(params.scaled), params.r)
 
     def update(updates: Any, state: Any, params=None, *, correlations: Any = None, **extra):
-        r, mean = dbp.learnt(learn, state.r, state.mean, state.count, correlations, every, decay, damping)
+        new = dbp.looked(learn, state, correlations, every, decay, damping)
         scaled = None if params is None else params.scaled
         moved, inner_state = inner.update(updates.scaled, state.inner_state, scaled, correlations=correlations, **extra)
-        step = jax.tree.map(jnp.subtract, r, state.r if params is None else params.r)
-        return Rotated(moved, step), dbp.DecorrelatedState(inner_state, r, mean, dbp.increment(state.count))
+        step = jax.tree.map(jnp.subtract, new.r, state.r if params is None else params.r)
+        return Rotated(moved, step), new._replace(inner_state=inner_state, count=dbp.increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
