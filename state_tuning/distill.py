@@ -91,7 +91,10 @@ def method(model: RWKV7, start: State, tune: TuneConfig, rank: int | None = None
     """Trains S_0 (and the token-shift states with `tune.tune_shifts`) from the unbatched state `start`.
 
     rank: train the two factors of each matrix instead, so that every matrix stays of that rank; shifts are then zero.
+    Raises: ValueError if `tune.alpha` is 0.
     """
+    if not tune.alpha:
+        raise ValueError("distill: alpha is 0, from which no prompt's state can be reached; give another value")
     base = train.standard(model.config, tune)
     start = surgery.scale(start, 1.0 / tune.alpha)
     if rank is None:

@@ -21,7 +21,7 @@ from state_tuning.budget import Budget
 from state_tuning.objective import Batch, Example, collate, encode_example
 from state_tuning.selection import advantages
 from state_tuning.teacher import Scores, Teacher
-from state_tuning.test_time import AdaptConfig, Program, Weights
+from state_tuning.test_time import AdaptConfig, Program, Weights, require_adaptable
 
 NOT_CHOSEN = -1e9
 """Log-likelihood reported for a choice that was not chosen."""
@@ -83,6 +83,7 @@ class Open:
     """Chains are sampled; the answer is the greedy one."""
 
     def __init__(self, session: Session):
+        require_adaptable(session.student.state)
         self.s = session
 
     def sample(self, delta: Array, first: int, count: int) -> Chains:
@@ -145,6 +146,7 @@ class Closed:
     """Chains are the given choices, the same at every step: the teacher is asked once."""
 
     def __init__(self, session: Session):
+        require_adaptable(session.student.state)
         self.s = session
         self.width = max(len(problem.choices) for problem in session.problems)
         rows = [problem.choices[k : k + 1] for problem in session.problems for k in range(self.width)]

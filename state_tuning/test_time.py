@@ -5,20 +5,23 @@ and a group-relative policy gradient moves Delta:
 
     minimise  - 1/K sum_k A_k log pi(c_k) / |c_k|  +  kl * mean_t KL(pi_t | pi_t at Delta = 0),    |Delta| <= norm_cap,
 
-A_k the reward of chain k against the group's mean. Each chain is used once, right after it was sampled (on-policy, so
-no importance ratio). All prompts of a batch adapt side by side: Delta [L, B, H, V, K] has a row for each, and one
-jitted program moves them all. Rows do not mix: gradient, clipping, optimiser and cap are each prompt's own.
+A_k the reward of chain k against the group's mean. Each chain is used once, right after it was sampled (on-policy if
+sampled at temperature 1, so no importance ratio). All prompts of a batch adapt side by side: Delta [L, B, H, V, K] has
+a row for each, and one jitted program moves them all. Rows do not mix: gradient, clipping, optimiser and cap are each
+prompt's own.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
+from rwkv7_jax import memory
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import zero_state
 from rwkv7_jax.types import State
@@ -47,7 +50,8 @@ class AdaptConfig:
     clip_norm: float = 1.0
     """Largest norm of a prompt's gradient; 0 turns clipping off."""
     temperature: float = 1.0
-    """Of the sampled chains."""
+    """T of the sampled chains, which come from pi_T, the logits over T. The gradient is that of pi = pi_1, without an
+    importance ratio: only at 1 is it on-policy, elsewhere biased."""
     max_new_tokens: int = 96
     """Longest chain."""
     reward: Literal["log_probability", "margin"] = "log_probability"
@@ -91,7 +95,10 @@ class Program(NamedTuple):
     start: Callable[[int], Adapted]
     """B -> Delta = 0 for B prompts."""
     update: Callable[[PyTree, State, Adapted, Batch, Weights], tuple[Adapted, dict[str, Array]]]
-    """(params, unbatched S_0, adapted, R = B K rows, weights) -> (adapted, metrics [B]: grad_norm, norm, applied)"""
+    """(params, unbatched S_0, adapted, R = B K rows, weights) -> (adapted, metrics [B]: grad_norm, norm, applied)
+
+    A prompt whose gradient is not finite keeps its Delta and its moments; a count of steps is shared and goes on.
+    """
     nll: Callable[[PyTree, State, Array, Batch], Array]
     """(params, unbatched S_0, Delta of B prompts, R = B K rows) -> summed NLL of each row's chain [R], nats"""
     states: Callable[[State, Array, int], State]
@@ -117,8 +124,10 @@ def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTra
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, adapted.opt_state, adapted.delta)
             moved: Any = optax.apply_updates(adapted.delta, updates)
-        delta = capped(moved, config.norm_cap)
-        return Adapted(delta, opt_state), {"grad_norm": norm, "norm": _norms(delta), "applied": finite}
+        new = Adapted(capped(moved, config.norm_cap), opt_state)
+        # A cond, as a bare select would be fused with the step and change the last bits of finite ones.
+        adapted = jax.lax.cond(finite.all(), lambda new, old: new, partial(_kept, finite), new, adapted)
+        return adapted, {"grad_norm": norm, "norm": _norms(adapted.delta), "applied": finite}
 
     def nll(params: PyTree, base: State, delta: Array, batch: Batch) -> Array:
         hidden = _hidden(model, params, rows(base, delta, _copies(batch, delta), model), batch)
@@ -130,16 +139,26 @@ def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTra
     return Program(start, jax.jit(update, donate_argnums=2), jax.jit(nll), jax.jit(states, static_argnums=2))
 
 
+def require_adaptable(state: State) -> None:
+    """Raises: ValueError for a state of literal upscaling, whose map does not read the S_0 that Delta is added to."""
+    if isinstance(state.wkv, memory.Literal):
+        raise ValueError("literal upscaling does not read S_0, so it cannot adapt at test time: choose another student")
+
+
 def rows(base: State, delta: Float[Array, "L B H V K"], copies: int, model: RWKV7) -> State:
-    """S_0 + Delta of each prompt, `copies` times in a row; a memory that is no plain matrix gets it on its `s`."""
+    """S_0 + Delta of each prompt, `copies` times in a row; a memory that is no plain matrix gets it on its `s`.
+
+    Raises: ValueError as `require_adaptable`.
+    """
+    require_adaptable(base)
     delta = jnp.repeat(delta, copies, axis=1)
     zero = zero_state(model.config, 1)
     state = surgery.broadcast(base, delta.shape[1])
     state = state._replace(
         att_shift=state.att_shift.astype(zero.att_shift.dtype), ffn_shift=state.ffn_shift.astype(zero.ffn_shift.dtype)
     )
-    memory: Any = state.wkv
-    moved = memory._replace(s=memory.s + delta) if hasattr(memory, "s") else memory + delta
+    start: Any = state.wkv
+    moved = start._replace(s=start.s + delta) if hasattr(start, "s") else start + delta
     return state._replace(wkv=moved)
 
 
@@ -187,6 +206,12 @@ def _nll(model: RWKV7, params: PyTree, hidden: Array, batch: Batch, chunk: int, 
 def _apply(model: RWKV7, params: PyTree) -> Callable[..., Any]:
     apply: Callable[..., Any] = model.apply
     return lambda *args, **options: apply({"params": params}, *args, **options)
+
+
+def _kept(finite: Bool[Array, "B"], new: Adapted, old: Adapted) -> Adapted:
+    """`new`, with the rows of `old` where a prompt's gradient is not finite; leaves without such rows are the new."""
+    shape = old.delta.shape
+    return jax.tree.map(lambda a, b: jnp.where(_over(finite), a, b) if a.shape == shape else a, new, old)
 
 
 def _copies(batch: Batch, delta: Array) -> int:
