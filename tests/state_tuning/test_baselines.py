@@ -104,6 +104,23 @@ def test_merged_weights_keep_dtypes_and_share_the_rest():
     assert not np.array_equal(merged["blocks"]["att"]["value"]["weight"], half["blocks"]["att"]["value"]["weight"])
 
 
+def test_lora_enters_as_alpha_over_rank_times_b_a():
+    sizes = Lora(rank=3, alpha=5.0, projections=("att/value",))
+    pairs = nudged(lora.method(CONFIG, sizes, KEY).init())
+    merged = lora.merge(weights(), pairs, sizes)["blocks"]["att"]["value"]["weight"]
+    added = np.einsum(
+        "lor,lri->loi", *(np.asarray(x, np.float64)[1:] for x in (pairs["att/value"].up, pairs["att/value"].down))
+    )
+    np.testing.assert_allclose(merged, weights()["blocks"]["att"]["value"]["weight"] + 5 / 3 * added, atol=1e-5)
+
+
+def test_the_offset_is_scaled_by_alpha():
+    method = baselines.build("state_offset", MODEL, weights(), train.TuneConfig(alpha=0.25), KEY).method
+    tree = nudged(method.init())
+    np.testing.assert_allclose(method.full(tree).wkv.offset, 0.25 * np.asarray(tree.wkv.offset), rtol=1e-6)
+    np.testing.assert_allclose(method.graft(tree, 2).wkv.offset[:, 1], 0.25 * np.asarray(tree.wkv.offset), rtol=1e-6)
+
+
 def test_the_offset_is_a_memory_that_neither_fades_nor_survives_a_reset():
     state = zero_state(CONFIG, 1)
     memory = Offset(state.wkv, random_state().wkv[:, None])
@@ -136,6 +153,8 @@ def test_soup_averages_and_the_greedy_one_leaves_out_what_harms():
         return float(jnp.abs(state.wkv - wanted).sum())
 
     np.testing.assert_array_equal(baselines.soup(states, loss).wkv, wanted)
+    far, wanted = surgery.scale(states[0], 9.0), baselines.soup(states).wkv
+    np.testing.assert_allclose(baselines.soup([far, *states], loss).wkv, wanted, rtol=1e-6)
     with pytest.raises(ValueError, match="0 states"):
         baselines.soup([])
 

@@ -62,6 +62,20 @@ def test_the_exact_state_has_no_divergence_and_the_zero_state_has(divergence, ex
     assert 1e-6 < kl(divergence, exact, dropped) < zero
 
 
+def test_the_divergence_is_from_the_wanted_state_to_the_other(divergence, exact):
+    """sum_t p_t (log p_t - log q_t), p with the wanted state, q with the other."""
+    batch, other = texts(), random_state(3, 1.0)
+
+    def log_policy(state):
+        x = np.asarray(logits(weights(), batch["tokens"], surgery.broadcast(state, 4)), np.float64)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    p, q = log_policy(exact), log_policy(other)
+    wanted, reverse = (((np.exp(a) * (a - b)).sum(-1) * batch["loss_mask"]).sum(1) for a, b in ((p, q), (q, p)))
+    np.testing.assert_allclose(divergence(weights(), exact, other, batch)[0], wanted, rtol=1e-3)
+    assert (abs(reverse / wanted - 1) > 0.01).all()
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_fitting_brings_the_divergence_down(divergence, exact, rank):
     start = distill.portable(exact, rank)
@@ -84,6 +98,8 @@ def test_alpha_and_shifts_start_from_the_same_state(exact):
     tune = train.TuneConfig(alpha=0.5, tune_shifts=True)
     method = distill.method(MODEL, exact, tune)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), method.full(method.init()), exact)
+    with pytest.raises(ValueError, match="alpha is 0"):
+        distill.method(MODEL, exact, train.TuneConfig(alpha=0.0))
 
 
 def test_the_models_own_texts_depend_on_the_key_and_the_prompt():

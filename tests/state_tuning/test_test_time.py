@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import zero_state
+from rwkv7_jax.memory import Literal
 from rwkv7_jax.sampling import SamplingConfig, generate_text
 from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning import adaptation, selection, test_time
 from state_tuning.budget import Budget
-from state_tuning.exploration import Open, Problem, Session, Student, batch_of
+from state_tuning.exploration import Chains, Closed, Open, Problem, Session, Student, batch_of
 from state_tuning.objective import Example
 from state_tuning.teacher import Scores, Written
 from state_tuning.test_time import AdaptConfig, Weights
-from tests.state_tuning.tiny import CONFIG, MODEL, random_state, weights
+from tests.state_tuning.tiny import CONFIG, MODEL, logits, random_state, weights
 
 BYTES = ByteTokenizer()
 SETTINGS = AdaptConfig(samples=8, steps=3, rate=0.1, kl=0.001, norm_cap=6.0, max_new_tokens=3, loss_chunk=4)
@@ -73,6 +74,12 @@ def program(config):
     return PROGRAMS.setdefault(key, test_time.make_program(MODEL, config))
 
 
+@functools.cache
+def descent():
+    """A program with gradient steps: Adam makes steps of any size out of rounding differences."""
+    return test_time.make_program(MODEL, SETTINGS, optax.sgd(0.3))
+
+
 def mean_reward(s, delta):
     """Of 48 chains that were not seen."""
     parts = [Open(s).sample(delta, first, 8) for first in range(1000, 1048, 8)]
@@ -105,13 +112,105 @@ def test_the_expected_reward_rises_for_every_prompt():
 
 
 def test_prompts_adapt_side_by_side_as_one_by_one():
-    """With gradient steps: Adam makes steps of any size out of rounding differences."""
-    steps = test_time.make_program(MODEL, SETTINGS, optax.sgd(0.3))
-    together = climb(session()._replace(program=steps), 2)
+    together = climb(session()._replace(program=descent()), 2)
     for i in (0, 2):
-        apart = climb(session(problems=[PROBLEMS[i]], numbers=[i])._replace(program=steps), 2)
+        apart = climb(session(problems=[PROBLEMS[i]], numbers=[i])._replace(program=descent()), 2)
         np.testing.assert_allclose(together[:, i], apart[:, 0], atol=1e-5)
     assert float(jnp.abs(together).max()) > 0.02
+
+
+def norms(delta):
+    return np.sqrt(np.square(np.asarray(delta)).sum((0, 2, 3, 4)))
+
+
+def formula(delta, batch, weights):
+    """Of each prompt, sum_k [- w_k log pi(c_k) + kl u_k sum_t KL(pi_t | pi_t at Delta = 0)], in float64."""
+    copies = len(weights.policy) // delta.shape[1]
+
+    def log_policy(delta):
+        state = zero_state(CONFIG, len(weights.policy))._replace(wkv=jnp.asarray(np.repeat(delta, copies, axis=1)))
+        x = np.asarray(logits(PARAMS, batch["tokens"], state), np.float64)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    now, before = log_policy(delta), log_policy(0 * delta)
+    chosen = np.take_along_axis(now, batch["targets"][..., None], axis=-1)[..., 0]
+    kl = (np.exp(now) * (now - before)).sum(-1)
+    each = -weights.policy[:, None] * chosen + SETTINGS.kl * weights.kl[:, None] * kl
+    return (each * batch["loss_mask"]).sum(1).reshape(delta.shape[1], copies).sum(1)
+
+
+def descended(policy, kl):
+    """(Delta of 3 prompts, batch, weights, the slope that a gradient step took, metrics), chains random."""
+    rng = np.random.default_rng(1)
+    batch = batch_of([Example(rng.integers(1, 255, 10).astype(np.int32), 4, 0) for _ in range(24)])
+    share = Weights(*(rng.uniform(0.005, 0.02, 24) for _ in range(2)))
+    used = Weights(np.float32(share.policy * np.repeat(policy, 8)), np.float32(share.kl * np.repeat(kl, 8)))
+    delta = np.float32(0.2 * rng.normal(size=(2, 3, 2, 8, 8)))
+    start = descent().start(3)._replace(delta=jnp.array(delta))
+    adapted, metrics = descent().update(PARAMS, STUDENT.state, start, batch, used)
+    return delta, batch, used, (delta - np.asarray(adapted.delta)) / np.float32(0.3), metrics
+
+
+@pytest.mark.parametrize(("policy", "kl"), [([1.0, -1.0, 1.0], [0.0] * 3), ([0.0] * 3, [1e3] * 3)])
+def test_a_step_is_the_gradient_of_the_formula(policy, kl):
+    """The formula's slope along the step is the step's length, for the policy and for the KL."""
+    delta, batch, used, slope, metrics = descended(policy, kl)
+    length = norms(slope)
+    assert (length < SETTINGS.clip_norm).all()
+    np.testing.assert_allclose(metrics["grad_norm"], length, rtol=1e-3)
+    move = np.float32(0.01) * slope / length[:, None, None, None]
+    found = (formula(delta + move, batch, used) - formula(delta - move, batch, used)) / 0.02
+    np.testing.assert_allclose(found, length, rtol=0.02)
+
+
+def test_the_gradient_of_each_prompt_is_cut_by_itself():
+    usual, large = (descended([weight, 1.0, 1.0], [0.0] * 3) for weight in (1.0, 1e3))
+    usual[3][:, 0] *= SETTINGS.clip_norm / norms(usual[3])[0]
+    np.testing.assert_allclose(large[3], usual[3], atol=1e-5)
+    np.testing.assert_allclose(large[4]["grad_norm"], usual[4]["grad_norm"] * np.float32([1e3, 1, 1]), rtol=1e-4)
+
+
+class Judge(ToyTeacher):
+    """Gives its rewards, whatever it reads."""
+
+    def __init__(self, rewards):
+        self.rewards = np.asarray(rewards, np.float64)
+
+    def score(self, prompts, chains, margin=False):
+        count = np.full(len(self.rewards), 1)
+        return Scores(self.rewards, self.rewards, count, count)
+
+
+class Given(Open):
+    """Chains of 1, 2, 4 and 3, 3, 5 tokens, not sampled."""
+
+    def sample(self, delta, first, count):
+        examples = [Example(np.ones(2 + n, np.int32), 2, 0) for n in (1, 2, 4, 3, 3, 5)]
+        return Chains(examples, [""] * 6, [""] * 6, [1] * 6)
+
+
+def test_a_chain_weighs_its_advantage_over_its_length():
+    """- 1/K A_k log pi(c_k) / |c_k|, A_k = (reward_k - mean) / deviation among the chains of its prompt."""
+    rewards, length = np.asarray([[0.1, 0.7, 0.3], [2.0, -1.0, 0.0]]), np.asarray([[1, 2, 4], [3, 3, 5]])
+    s = session(dataclasses.replace(SETTINGS, samples=3), PROBLEMS[:2])._replace(teacher=Judge(rewards.ravel()))
+    found = Given(s).explore(s.program.start(2).delta, 0).weights
+    gain = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
+    np.testing.assert_allclose(found.policy.reshape(2, 3), gain / (3 * length), rtol=1e-6)
+    np.testing.assert_allclose(found.kl.reshape(2, 3), 1 / (3 * length), rtol=1e-6)
+
+
+def test_choices_weigh_as_the_gradient_of_the_expected_reward(monkeypatch):
+    """d/d log pi_i of sum_j p_j r_j = p_i (r_i - sum_j p_j r_j), over the deviation of r under p; KL: p_i / |c_i|."""
+    scores = np.asarray([[-1.0, -2.5, -0.4], [-3.0, -2.0, -np.inf]])
+    monkeypatch.setattr(Closed, "log_likelihoods", lambda self, delta: scores)
+    s = session(problems=CHOICES)._replace(teacher=Judge([0.3, 0.9, -0.5, 1.0, 0.0]))
+    found = Closed(s).explore(s.program.start(2).delta, 0).weights
+    rewards, length = np.asarray([[0.3, 0.9, -0.5], [1.0, 0.0, 0.0]]), np.asarray([[2, 3, 2], [2, 2, 1]])
+    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    centred = rewards - (p * rewards).sum(1, keepdims=True)
+    deviation = np.sqrt((p * centred**2).sum(1, keepdims=True))
+    np.testing.assert_allclose(found.policy.reshape(2, 3), p * centred / deviation, rtol=1e-5)
+    np.testing.assert_allclose(found.kl.reshape(2, 3), p / length, rtol=1e-5)
 
 
 def test_with_rate_zero_it_is_the_greedy_student():
@@ -140,8 +239,12 @@ def test_student_tokens_and_teacher_tokens_are_counted_exactly():
 
 
 def test_a_chain_costs_its_tokens_and_its_end():
-    s = session()
-    chains = Open(s).sample(s.program.start(3).delta, 0, 4)
+    """Of a student that likes to end: its last norm leans towards the end token."""
+    toward = PARAMS["head"]["weight"][BYTES.eos_id]
+    norm = PARAMS["ln_out"] | {"bias": PARAMS["ln_out"]["bias"] + 10 * toward / jnp.sum(jnp.square(toward))}
+    s = session(student=STUDENT._replace(params=PARAMS | {"ln_out": norm}))
+    chains = Open(s).sample(s.program.start(3).delta, 0, 8)
+    assert {1, 2, 3} == set(chains.cost)
     for example, text, cost in zip(chains.examples, chains.texts, chains.cost, strict=True):
         ended = example.tokens[-1] == BYTES.eos_id and len(example.tokens) > example.completion_start
         assert cost == len(example.tokens) - example.completion_start
@@ -171,11 +274,19 @@ def test_the_kl_holds_back():
 
 
 def test_a_prompt_whose_gradient_is_not_finite_stays_and_the_others_move():
+    """At the first step, and after a good one, when Adam has moments: those stay too."""
     prog, example = program(SETTINGS), [Example(np.asarray([1, 40, 41, 42], np.int32), 2, 0)] * 3
-    wrong = Weights(np.asarray([0.5, np.nan, 0.5], np.float32), np.full(3, 0.3, np.float32))
-    adapted, metrics = prog.update(PARAMS, STUDENT.state, prog.start(3), batch_of(example), wrong)
-    np.testing.assert_array_equal(metrics["applied"], [True, False, True])
-    np.testing.assert_array_equal(np.asarray(adapted.delta).any((0, 2, 3, 4)), [True, False, True])
+    kl = np.full(3, 0.3, np.float32)
+    good, wrong = (Weights(np.asarray([0.5, x, 0.5], np.float32), kl) for x in (0.5, np.nan))
+    after, _ = prog.update(PARAMS, STUDENT.state, prog.start(3), batch_of(example), good)
+    for start in (prog.start(3), after):
+        before = [np.array(leaf) for leaf in jax.tree.leaves(start)]
+        adapted, metrics = prog.update(PARAMS, STUDENT.state, start, batch_of(example), wrong)
+        np.testing.assert_array_equal(metrics["applied"], [True, False, True])
+        moved = [np.asarray(a) != b for a, b in zip(jax.tree.leaves(adapted), before, strict=True) if b.ndim]
+        assert len(moved) == 3
+        for leaf in moved:
+            np.testing.assert_array_equal(leaf.any((0, 2, 3, 4)), [True, False, True])
 
 
 def test_the_tuned_state_is_where_every_prompt_starts():
@@ -246,6 +357,16 @@ def test_the_larger_model_alone():
     np.testing.assert_allclose(found[0].results, [1.0, 1.0, 1.0])
     assert [a.budget.teacher_tokens for a in found] == [30, 20]
     assert found[0].budget.student_tokens == 0
+
+
+def test_a_student_whose_map_does_not_read_s0_is_refused():
+    none = jnp.zeros((2, 2, 1))
+    wkv = Literal(STUDENT.state.wkv, jnp.zeros((2, 2, 9, 9)), jnp.zeros((2, 2, 6, 9, 8)), none, jnp.zeros((2, 2, 8, 9)))
+    s = session(student=STUDENT._replace(state=STUDENT.state._replace(wkv=wkv)))
+    with pytest.raises(ValueError, match="does not read S_0"):
+        adaptation.adapt(s)
+    with pytest.raises(ValueError, match="does not read S_0"):
+        s.program.states(s.student.state, s.program.start(3).delta, 1)
 
 
 def test_mixed_batches_and_wrong_settings_are_refused():
