@@ -12,7 +12,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from rwkv7_jax import RWKV7, RWKV7Config, zero_state
-from state_tuning import objective, train
+from rwkv7_jax.memory import Streams
+from state_tuning import baselines, dbp, dbp_literal, distill, objective, probe, test_time, train, upscale
+from state_tuning.entry import Entered
 
 CONFIG = RWKV7Config(
     vocab_size=37, n_layer=3, n_embd=24, head_size=8, dim_ffn=44, decay_lora=5, aaa_lora=6, mv_lora=7, gate_lora=9
@@ -68,6 +70,70 @@ def test_the_step_computes_no_weight_gradient(params, accumulate, remat):
     tuned = train.init(optimizer, train.init_trainable(CONFIG, tune))
     step = train.make_train_step(model, optimizer, tune)
     jaxpr = jax.make_jaxpr(step)(params, tuned, batch(ROWS * accumulate)).jaxpr
+    assert products(jaxpr, matrix_shapes(params)) == []
+    assert count_products(jaxpr) > 20
+
+
+TUNE = train.TuneConfig(loss_chunk=4)
+
+
+def tuning(method, optimizer=None, model=MODEL, correlate=None):
+    """The train step of a method, and all its arguments but the weights."""
+    optimizer = optimizer or train.make_optimizer(TUNE)
+    step = train.make_train_step(model, optimizer, TUNE, method, correlate)
+    return step, train.init(optimizer, method.init()), batch()
+
+
+def decorrelated(transform, method):
+    return tuning(method, transform(train.make_optimizer(TUNE)), correlate=probe.correlations(MODEL, method, 0.5))
+
+
+def upscaled(kind):
+    """On a map of zeros: no text is read to fit it."""
+    setting, size = upscale.Upscale(map=kind), 19
+    z = jax.ShapeDtypeStruct((CONFIG.n_layer, 40, CONFIG.n_head, CONFIG.head_size), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda *streams: upscale.lift(CONFIG, Streams(*streams), setting, size, jax.random.key(0)), *[z] * 6
+    )
+    state = zero_state(CONFIG, None)._replace(wkv=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return tuning(upscale.method(upscale.Fitted(state, None), TUNE, setting))
+
+
+def distilled(rank):
+    start, optimizer = zero_state(CONFIG, None), train.make_optimizer(TUNE)
+    method = distill.method(MODEL, start, TUNE, rank)
+    return distill.make_step(MODEL, optimizer, TUNE, method), start, train.init(optimizer, method.init()), batch()
+
+
+def adapted():
+    program, count = test_time.make_program(MODEL, test_time.AdaptConfig(loss_chunk=4)), np.ones(2 * ROWS, np.float32)
+    weights = test_time.Weights(count, count)
+    return program.update, zero_state(CONFIG, None), program.start(ROWS), batch(2 * ROWS), weights
+
+
+def offset():
+    baseline = baselines.build("state_offset", MODEL, {}, TUNE, jax.random.key(0))
+    return tuning(baseline.method, model=baseline.model)
+
+
+STEPS = {
+    "residual": lambda: upscaled("residual"),
+    "recurrent": lambda: upscaled("recurrent"),
+    "literal": lambda: upscaled("literal"),
+    "dbp": lambda: decorrelated(dbp.decorrelated, train.standard(CONFIG, TUNE)),
+    "literal dbp": lambda: decorrelated(dbp_literal.decorrelated, dbp_literal.method(train.standard(CONFIG, TUNE))),
+    "state_offset": offset,
+    "prefix": lambda: tuning(train.Method(lambda: jnp.ones((11, 24)), baselines.Prefix), model=Entered(CONFIG)),
+    "distill": lambda: distilled(None),
+    "distill, factors": lambda: distilled(2),
+    "test_time": adapted,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_method_computes_a_weight_gradient(params, name):
+    step, *others = STEPS[name]()
+    jaxpr = jax.make_jaxpr(step)(params, *others).jaxpr
     assert products(jaxpr, matrix_shapes(params)) == []
     assert count_products(jaxpr) > 20
 
