@@ -363,8 +363,9 @@ def test_a_student_whose_map_does_not_read_s0_is_refused():
     none = jnp.zeros((2, 2, 1))
     wkv = Literal(STUDENT.state.wkv, jnp.zeros((2, 2, 9, 9)), jnp.zeros((2, 2, 6, 9, 8)), none, jnp.zeros((2, 2, 8, 9)))
     s = session(student=STUDENT._replace(state=STUDENT.state._replace(wkv=wkv)))
-    with pytest.raises(ValueError, match="does not read S_0"):
-        adaptation.adapt(s)
+    for problems in (PROBLEMS, CHOICES):
+        with pytest.raises(ValueError, match="does not read S_0"):
+            adaptation.explorer_of(s._replace(problems=problems))
     with pytest.raises(ValueError, match="does not read S_0"):
         s.program.states(s.student.state, s.program.start(3).delta, 1)
 
