@@ -166,8 +166,8 @@ def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask
 def started(inner_state: Any, r: PyTree) -> DecorrelatedState:
     """The state at the first update; `r` is copied."""
     looks = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
-    copies = (jax.tree.map(jnp.copy, r) for _ in range(2))
-    return DecorrelatedState(inner_state, *copies, jnp.zeros((), jnp.int32), looks)
+    r, mean = (jax.tree.map(jnp.copy, r) for _ in range(2))
+    return DecorrelatedState(inner_state, r, mean, jnp.zeros((), jnp.int32), looks)
 
 
 def increment(count: Int[Array, "*L"]) -> Int[Array, "*L"]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from rwkv7_jax.memory import MAP, Memory
@@ -181,7 +182,7 @@ def _but_for_maps(function: Callable[..., Any], first: Tree, *others: Tree) -> T
     """`function` on all leaves but those of maps, which are the first tree's."""
 
     def node(*nodes: Any) -> Any:
-        if not isinstance(nodes[0], Memory):
+        if not _is_memory(nodes[0]):
             return function(*nodes)
         fields = [name for name in nodes[0]._fields if name not in MAP]
         matrices = ([getattr(x, name) for name in fields] for x in nodes)
@@ -223,6 +224,6 @@ def _check_same(state: Any, other: Any, what: str) -> None:
     for (path, mine), theirs in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):
         if mine.shape != theirs.shape:
             raise ValueError(f"{what} has {_path(path)} of shape {theirs.shape}, the first has {mine.shape}")
-        concrete = not isinstance(mine, jax.core.Tracer) and not isinstance(theirs, jax.core.Tracer)
-        if concrete and _path(path).removeprefix("wkv/") in MAP and not np.array_equal(mine, theirs):
+        traced = isinstance(mine, Tracer) or isinstance(theirs, Tracer)
+        if _path(path).removeprefix("wkv/") in MAP and not traced and not np.array_equal(mine, theirs):
             raise ValueError(f"{what} has another map ({_path(path)}); states can be mixed only if they share it")
