@@ -106,6 +106,7 @@ def test_the_report_has_every_row_and_picture(finished: Path):
         assert f"{name}.png" in text
         assert (finished / f"{name}.png").stat().st_size > 1000
     assert "standard above vanilla in accuracy, beyond the interval" in text
+    assert {path.name for path in finished.iterdir()} <= set(folder.WRITTEN)
 
 
 def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path, argv: list[str]):

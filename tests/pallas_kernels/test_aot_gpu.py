@@ -51,7 +51,7 @@ def test_unknown_target():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install rwkv7-jax"):
+    with pytest.raises(FileNotFoundError, match=r"pip install -e '\.\[aot\]'"):
         gpu.rows("h200", SHAPE)
 
 
