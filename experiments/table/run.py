@@ -68,7 +68,7 @@ def run_cells(config: TableRunConfig, interrupt: object) -> int:
     identity = digest([shared_identity(config), lab.student.built.base_hash, jobs])
     resumed = folder.check(config, identity)
     print(lab.student.built.summary + ("; resuming" if resumed else ""), flush=True)
-    if not resumed:
+    if config.overwrite and folder.has_results(config.folder):
         check_programs(lab)
     folder.claim(config, identity)
     store = Store(config.folder / "cells.jsonl")
