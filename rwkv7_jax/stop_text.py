@@ -42,9 +42,9 @@ class StopText:
 
     def _scan(self, new: str) -> str:
         text = self._held + new
-        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        self.hit = bool(met)
-        end = min(met)[1] if met else len(text) - self._undecided(text)
+        met = first_stop(text, self._stops)
+        self.hit = met is not None
+        end = len(text) - self._undecided(text) if met is None else met
         shown, self._held = text[:end], "" if self.hit else text[end:]
         self._shown.append(shown)
         return shown
@@ -53,6 +53,12 @@ class StopText:
         """Length of the longest end of `text` with which a stop string begins."""
         longest = min(len(text), max(map(len, self._stops), default=1) - 1)
         return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stops)), 0)
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first (of several, the longest); None if there is none."""
+    met = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(met)[1] if met else None
 
 
 def cut_tokens(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int]:

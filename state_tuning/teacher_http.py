@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rwkv7_jax.stop_text import first_stop
 from state_tuning.http_client import Client, MalformedAnswer
 from state_tuning.replay import Replay
 from state_tuning.teacher import Question, Scores, Written
@@ -90,7 +91,8 @@ class HttpTeacher:
             for i, prompt in enumerate(prompts)
         ]
         found = self._map(lambda body: self._ask(body, lambda choice, used: (self._text(choice), used)), bodies)
-        return Written([_before(text, stop) for text, _ in found], np.asarray([used for _, used in found], int))
+        texts = [text[: first_stop(text, stop)] for text, _ in found]
+        return Written(texts, np.asarray([used for _, used in found], int))
 
     def _log_probability(self, pair: tuple[str, str]) -> tuple[float, int, int]:
         """(mean log-probability of the chain's tokens, their number, tokens used)."""
@@ -151,12 +153,6 @@ def _key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"{variable}: the key has characters that are not printable ASCII; set it again")
     return key
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text before the stop string that is complete first."""
-    met = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    return text[: min(met)[1]] if met else text
 
 
 def _echoed(choice: Json, prompt: str, chain: str) -> tuple[float, int]:

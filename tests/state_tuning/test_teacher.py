@@ -240,20 +240,15 @@ def hang(handler):
     handler.reply(200, b"{}")
 
 
-def cut_off(handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices"')
-    handler.close_connection = True
+def cut_off(code, text):
+    def answer(handler):
+        handler.send_response(code)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(text)
+        handler.close_connection = True
 
-
-def cut_off_refusal(handler):
-    handler.send_response(500)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b"oops")
-    handler.close_connection = True
+    return answer
 
 
 FAULTS = {
@@ -263,8 +258,8 @@ FAULTS = {
     "no choices": b'{"usage": {"prompt_tokens": 1}}',
     "no usage": b'{"choices": [{"text": "x"}]}',
     "a list": b"[1]",
-    "cut off": cut_off,
-    "500, cut off": cut_off_refusal,
+    "cut off": cut_off(200, b'{"choices"'),
+    "500, cut off": cut_off(500, b"oops"),
     "infinite usage": b'{"choices": [{"text": "x"}], "usage": {"prompt_tokens": Infinity}}',
     "deeply nested": b"[" * 100_000,
     "a number as text": b'{"choices": [{"text": 5}], "usage": {"prompt_tokens": 1}}',
