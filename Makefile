@@ -44,7 +44,7 @@ $(AOT)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 aot: $(AOT)/.ready
-	$(AOT)/bin/python -m pytest tests/pallas_kernels/test_aot.py tests/pallas_kernels/test_aot_gpu.py
+	$(AOT)/bin/python -m pytest tests/pallas_kernels/aot
 
 # JAX 0.10.2 is the last for Python 3.11; newer Pythons get 0.11.2.
 lock: $(VENV)/.ready-dev

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.config import ModelConfig, TuneConfig
-from experiments.overrides import UsageError, suggest
+from experiments.config.overrides import UsageError, suggest
+from experiments.config.schema import ModelConfig, TuneConfig
 from rwkv7_jax import RWKV7, checkpoint, sharding
-from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
-from state_tuning import train
+from rwkv7_jax.tokenizer.tokenizers import Tokenizer, load_tokenizer
+from state_tuning.core import train
 
 ASSETS = Path(__file__).parent / "assets" / "pocket"
 EMBEDDED = {f"pocket/{name}": ASSETS / f"{name}.safetensors" for name in ("student", "teacher")}
@@ -26,7 +26,7 @@ class Built(NamedTuple):
     """SHA-256 of the weights as they are in the file."""
     path: Path
     tokenizer_name: str
-    """As rwkv7_jax.tokenizer.load_tokenizer takes it."""
+    """As rwkv7_jax.tokenizer.tokenizers.load_tokenizer takes it."""
     summary: str
     """One line: what was built."""
 

@@ -8,15 +8,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.overrides import UsageError, option
+from experiments.config.overrides import UsageError, option
 
 if TYPE_CHECKING:
     import optax
 
     from experiments.build import Built
-    from experiments.jobs import Job
+    from experiments.data.jobs import Job
     from rwkv7_jax import State
-    from state_tuning.train import Method, TuneConfig
+    from state_tuning.core.train import Method, TuneConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class StandardMethod:
 
 @dataclasses.dataclass(frozen=True)
 class UpscaleMethod:
-    """Kernel upscaling; the fields of state_tuning.upscale.Upscale."""
+    """Kernel upscaling; the fields of state_tuning.upscale.method.Upscale."""
 
     kind: str = option("upscale", "state-tuning method")
     map: Literal["residual", "recurrent", "literal"] = option("residual", "how the state is lifted")
@@ -46,7 +46,7 @@ class UpscaleMethod:
 
 @dataclasses.dataclass(frozen=True)
 class DBPMethod:
-    """S_0 by decorrelated backpropagation; the arguments of state_tuning.dbp.decorrelated."""
+    """S_0 by decorrelated backpropagation; the arguments of state_tuning.dbp.transform.decorrelated."""
 
     kind: str = option("dbp", "state-tuning method")
     form: Literal["dbp", "whitened", "literal"] = option(
@@ -79,7 +79,7 @@ class UpscaleDBPMethod(DBPMethod, UpscaleMethod):
 
 @dataclasses.dataclass(frozen=True)
 class BaselineMethod:
-    """What state tuning is compared with (state_tuning.baselines)."""
+    """What state tuning is compared with (state_tuning.baselines.methods)."""
 
     kind: str = option("baseline", "state-tuning method")
     name: Literal["state_offset", "prefix", "lora"] = option(
@@ -97,7 +97,7 @@ MethodConfig = StandardMethod | UpscaleMethod | DBPMethod | UpscaleDBPMethod | B
 
 
 class Chosen(NamedTuple):
-    """What `state_tuning.train.make_train_step` takes, and what comes out."""
+    """What `state_tuning.core.train.make_train_step` takes, and what comes out."""
 
     model: Any
     method: "Method"
@@ -115,7 +115,7 @@ def build(
     calibration: number of tokens -> a Batch of training text.
     Raises: ValueError in one line, for instance for an unstable map.
     """
-    from state_tuning import train
+    from state_tuning.core import train
 
     optimizer = train.make_optimizer(tune)
     if isinstance(config, BaselineMethod):
@@ -136,12 +136,12 @@ def _baseline(
 ) -> Chosen:
     import jax
 
-    from state_tuning import baselines
+    from state_tuning.baselines import methods
 
     if config.name == "lora" and jax.process_count() > 1:
         raise UsageError("method.name lora: it merges weights, which needs them in one process: run it in one")
-    sizes = baselines.Sizes(config.prefix, baselines.Lora(config.rank))
-    made = baselines.build(config.name, built.model, built.params, tune, jax.random.key(seed), sizes)
+    sizes = methods.Sizes(config.prefix, methods.Lora(config.rank))
+    made = methods.build(config.name, built.model, built.params, tune, jax.random.key(seed), sizes)
     return Chosen(made.model, made.method, optimizer, None, made.finish)
 
 
@@ -149,14 +149,15 @@ def _decorrelated(
     config: DBPMethod, built: "Built", method: "Method", optimizer: "optax.GradientTransformation"
 ) -> "tuple[Method, optax.GradientTransformation, Callable[..., Any]]":
     """(method, optimiser around `optimizer`, function that measures correlations)."""
-    from state_tuning import dbp, dbp_literal, probe
+    from state_tuning.dbp import correlations as probe
+    from state_tuning.dbp import literal, transform
 
     names = ["every", "decay", "damping"] + (["rate", "kappa"] if config.form != "whitened" else [])
     settings = {name: getattr(config, name) for name in names}
     if config.form == "literal":
-        method, make = dbp_literal.method(method), dbp_literal.decorrelated
+        method, make = literal.method(method), literal.decorrelated
     else:
-        make = dbp.whitened if config.form == "whitened" else dbp.decorrelated
+        make = transform.whitened if config.form == "whitened" else transform.decorrelated
     return method, make(optimizer, **settings), probe.correlations(built.model, method, config.sample)
 
 
@@ -165,8 +166,8 @@ def calibration_batch(built: "Built", jobs: "Sequence[Job]", data: Any, tokens: 
 
     Raises: UsageError if there is no job.
     """
-    from experiments.data import bucket_of, encode_pairs
-    from state_tuning.objective import collate
+    from experiments.data.batching import bucket_of, encode_pairs
+    from state_tuning.core.objective import collate
 
     if not jobs:
         raise UsageError("method: a feature map is fitted to training text, and there is none here")
@@ -184,7 +185,8 @@ def calibration_batch(built: "Built", jobs: "Sequence[Job]", data: Any, tokens: 
 def _upscaled(config: UpscaleMethod, built: "Built", tune: "TuneConfig", calibration: Any, seed: int) -> "Method":
     import jax
 
-    from state_tuning import stability, upscale
+    from state_tuning.upscale import method as upscale
+    from state_tuning.upscale import stability
 
     names = [field.name for field in dataclasses.fields(upscale.Upscale)]
     settings = upscale.Upscale(**{name: getattr(config, name) for name in names})

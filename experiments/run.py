@@ -11,24 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.command import documented, tuning_status
-from experiments.config import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
-from experiments.overrides import UsageError, suggest
-from experiments.table import run as table
-from experiments.table.config import TableRunConfig
+from experiments.config.cli import documented, tuning_status
+from experiments.config.overrides import UsageError, suggest
+from experiments.config.schema import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
+from experiments.config.study import TableRunConfig
+from experiments.study import run as table
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from experiments.build import Built
-    from experiments.evaluate import Evaluator
-    from experiments.interrupt import Interrupt
-    from experiments.jobs import Job
+    from experiments.data.jobs import Job
+    from experiments.evaluation.evaluator import Evaluator
     from experiments.methods import Chosen
-    from experiments.metrics import MetricsLog
-    from experiments.report import Measurement, Outcome
+    from experiments.reporting.run_report import Measurement, Outcome
+    from experiments.training.metrics_log import MetricsLog
+    from experiments.training.preemption import Interrupt
     from rwkv7_jax import State
-    from state_tuning import train
+    from state_tuning.core import train
 
 VALUES = ("loss", "grad_norm")
 """Metrics of a step in the rows of metrics.jsonl."""
@@ -94,8 +94,8 @@ def help_text() -> str:
 
 def run(config: RunConfig) -> int:
     """Build, tune and measure every job, report. Returns 0 for PASS, 1 for FAIL, 130 for an interruption."""
-    from experiments import distributed
-    from experiments.interrupt import Interrupt
+    from experiments.training import distributed
+    from experiments.training.preemption import Interrupt
 
     def body() -> int:
         with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
@@ -106,21 +106,22 @@ def run(config: RunConfig) -> int:
 
 def run_jobs(config: RunConfig, interrupt: "Interrupt", mesh: "Mesh | None" = None) -> int:
     """All jobs of a run, finished ones read back, then the report. mesh: the one that is set, if any."""
-    from experiments import build, distributed, folder
-    from experiments.finish import finish
-    from experiments.jobs import load_jobs
-    from experiments.metrics import MetricsLog
+    from experiments import build
+    from experiments.artifacts import finish
+    from experiments.data.jobs import load_jobs
+    from experiments.training import distributed, run_folder
+    from experiments.training.metrics_log import MetricsLog
     from rwkv7_jax.compile_cache import use_compilation_cache
 
     use_compilation_cache(config.system.compilation_cache)
     jobs = load_jobs(config)
     built = build.build(config.model)
     identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
-    resumed = distributed.lead_first(lambda lead: lead and folder.check(config, identity))
+    resumed = distributed.lead_first(lambda lead: lead and run_folder.check(config, identity))
     print(f"{built.summary}, {distributed.describe(mesh)}" + ("; resuming" if resumed else ""), flush=True)
     check_loop(config, mesh)
     tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
-    distributed.lead_first(lambda lead: (folder.claim if lead else folder.join)(config, identity))
+    distributed.lead_first(lambda lead: (run_folder.claim if lead else run_folder.join)(config, identity))
     outcomes = [run_job(tools, job) for job in jobs]
     return finish(config, built, outcomes, tools.log)
 
@@ -131,8 +132,8 @@ def check_loop(config: RunConfig, mesh: "Mesh | None") -> None:
     Raises:
       UsageError: rows that cannot be cut over the devices, an unknown best_metric, no writer for TensorBoard.
     """
-    from experiments import distributed
-    from experiments.watch import Board
+    from experiments.training import distributed
+    from experiments.training.profiling import Board
 
     distributed.Spread(mesh, config.data.batch_size)
     settings = config.system
@@ -153,8 +154,8 @@ def make_tools(
     """The jitted functions and settings that all jobs share; a feature map is fitted to the text of them all."""
     from experiments import methods
     from experiments.build import tune_config
-    from experiments.evaluate import Evaluator, make_scorer
-    from state_tuning import train
+    from experiments.evaluation.evaluator import Evaluator, make_scorer
+    from state_tuning.core import train
 
     limits = config.evaluate
     evaluator = Evaluator(built, make_scorer(built.model), limits.batch_size, limits.max_new_tokens)
@@ -170,8 +171,8 @@ def make_tools(
 
 def run_job(tools: Tools, job: "Job") -> "Outcome":
     """Vanilla measured, state tuned, tuned state measured and saved; read back if an earlier run did it all."""
-    from experiments.finish import save_job
-    from experiments.report import Outcome
+    from experiments.artifacts import save_job
+    from experiments.reporting.run_report import Outcome
     from rwkv7_jax import zero_state
     from rwkv7_jax.sharding import host
 
@@ -202,9 +203,9 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
     """Held-out losses of each record, a long text's windows summed, and benchmark scores from one initial state."""
     import numpy as np
 
-    from experiments.data import encode_pairs
-    from experiments.metrics import progress_bar
-    from experiments.report import Measurement
+    from experiments.data.batching import encode_pairs
+    from experiments.reporting.run_report import Measurement
+    from experiments.training.metrics_log import progress_bar
 
     parts = [encode_pairs(tools.built.tokenizer, [pair], tools.config.data) for pair in job.held_out]
     examples = [example for part in parts for example in part]
@@ -224,7 +225,7 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
 
 def measure_losses(tools: Tools, state: "State", job: "Job") -> float:
     """Mean held-out completion loss from one initial state, nats per token."""
-    from experiments.data import encode_pairs
+    from experiments.data.batching import encode_pairs
 
     nll, tokens = tools.evaluator.losses(state, encode_pairs(tools.built.tokenizer, job.held_out, tools.config.data))
     return float(nll.sum() / tokens.sum())
@@ -234,18 +235,19 @@ def tune(tools: Tools, job: "Job", folder: Path) -> "train.TuneState":
     """The training loop of one job, from its newest checkpoint in `folder`/checkpoints on."""
     import jax
 
-    from experiments import data, distributed, loop
+    from experiments.data import batching
+    from experiments.training import distributed, loop
     from rwkv7_jax import flops
-    from state_tuning import train
+    from state_tuning.core import train
 
     config, built = tools.config, tools.built
-    examples = data.encode_pairs(built.tokenizer, job.train, config.data)
+    examples = batching.encode_pairs(built.tokenizer, job.train, config.data)
     mesh = jax.sharding.get_mesh()
     spread = distributed.Spread(None if mesh.empty else mesh, config.data.batch_size)
     task = loop.Task(
         job.name,
         lambda tuned, batch: tools.step(built.params, tuned, batch),
-        data.training_batches(examples, config.data.batch_size, config.seed, spread.rows),
+        batching.training_batches(examples, config.data.batch_size, config.seed, spread.rows),
         config.tune.steps,
         tools.identity,
         tokens=lambda batch: int(batch["valid"].sum()) * config.data.batch_size / len(spread.rows),

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from pallas_kernels.chunked import wkv7_chunked
-from pallas_kernels.default import wkv7_default
+from pallas_kernels.chunked.layout import varying
+from pallas_kernels.chunked.op import wkv7_chunked
+from pallas_kernels.dispatch import wkv7_default
 from pallas_kernels.gpu import wkv7_gpu
-from pallas_kernels.layout import varying
 from pallas_kernels.reference import wkv7_scan
 from pallas_kernels.tpu import wkv7_tpu
-from pallas_kernels.triton import wkv7_triton
+from pallas_kernels.triton.launch import wkv7_triton
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "scan": jax.jit(wkv7_scan),

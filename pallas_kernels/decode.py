@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as pallas_triton
 from jaxtyping import Float
 
 from pallas_kernels import reference
-from pallas_kernels.layout import OpInputs, shape_like
+from pallas_kernels.chunked.layout import OpInputs, shape_like
 from pallas_kernels.reference import Token
 
 TPU_BLOCK = 1 << 20

@@ -10,14 +10,13 @@ if TYPE_CHECKING:
     from rwkv7_jax.config import RWKV7Config
     from rwkv7_jax.layers import ChannelMix, TimeMix
     from rwkv7_jax.model import RWKV7, unstack_blocks
-    from rwkv7_jax.state import zero_state
-    from rwkv7_jax.types import State
+    from rwkv7_jax.state import State, zero_state
 
 __all__ = ["RWKV7", "ChannelMix", "RWKV7Config", "State", "TimeMix", "unstack_blocks", "zero_state"]
 
 _HOME = {
     "RWKV7": "model", "unstack_blocks": "model", "ChannelMix": "layers", "TimeMix": "layers",
-    "RWKV7Config": "config", "zero_state": "state", "State": "types",
+    "RWKV7Config": "config", "zero_state": "state", "State": "state",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rwkv7_jax import init
-from rwkv7_jax.memory import WKV, Memory, Streams, attend
+from rwkv7_jax.wkv_state import WKV, Memory, Streams, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
 """-exp(-0.5): log w lies between this and 0."""

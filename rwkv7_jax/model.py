@@ -12,8 +12,7 @@ from rwkv7_jax import init
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
 from rwkv7_jax.sharding import by_rows, gathered
-from rwkv7_jax.state import zero_state
-from rwkv7_jax.types import State
+from rwkv7_jax.state import State, zero_state
 
 
 class Block(nn.Module):

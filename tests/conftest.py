@@ -35,3 +35,31 @@ def shared_data() -> pathlib.Path:
     path = pathlib.Path(folder)
     assert path.is_dir(), f"RWKV7_TEST_DATA={folder} is not a folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A safetensors file of two layers of width 8; every weight random, so that the state matters."""
+    import numpy as np
+
+    from rwkv7_jax import RWKV7, RWKV7Config, checkpoint, zero_state
+
+    config = RWKV7Config(
+        vocab_size=256, n_layer=2, n_embd=8, head_size=4, decay_lora=2, aaa_lora=2, mv_lora=2, gate_lora=2
+    )
+    tokens = jax.numpy.zeros((1, 2), jax.numpy.int32)
+    init = jax.jit(lambda key: RWKV7(config).init({"params": key}, tokens, zero_state(config, 1))["params"])
+    rng = np.random.default_rng(1)
+    noise = lambda leaf: np.asarray(leaf + 0.3 * rng.normal(size=leaf.shape), np.float32)  # noqa: E731
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    checkpoint.save(path, jax.tree.map(noise, jax.device_get(init(jax.random.key(0)))))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoint: pathlib.Path):
+    """The tiny model, built."""
+    from experiments.build import build
+    from experiments.config.schema import ModelConfig
+
+    return build(ModelConfig(checkpoint=str(tiny_checkpoint), wkv="scan"))

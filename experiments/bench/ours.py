@@ -47,7 +47,7 @@ def tuning(who: str, checkpoint: Path) -> tuple[Callable[[], Any], list[float]]:
 
     from rwkv7_jax import RWKV7, zero_state
     from rwkv7_jax import checkpoint as files
-    from state_tuning.objective import chunked_sums, completion_loss
+    from state_tuning.core.objective import chunked_sums, completion_loss
 
     loaded = files.load(checkpoint)
     config = dataclasses.replace(loaded.config, wkv_implementation=None if who == "ours" else "scan")

@@ -33,7 +33,7 @@ class Runner:
 
     def __init__(self, method: MethodConfig, built: Any, batch: Any):
         from experiments import methods
-        from state_tuning import train
+        from state_tuning.core import train
 
         tune = train.TuneConfig()
         chosen = methods.build(method, built, tune, lambda count: batch, 0)
@@ -44,7 +44,7 @@ class Runner:
 
     def pair(self) -> float:
         """Seconds per step of two."""
-        from experiments.table.timing import take_pair
+        from experiments.study.timing import take_pair
 
         self.state, seconds = take_pair(self.step, self.params, self.state, self.batch)
         return seconds
@@ -56,7 +56,7 @@ def measure(shape: str, rows: int, length: int, rounds: int, names: list[str]) -
 
     from experiments.build import Built
     from rwkv7_jax import RWKV7
-    from state_tuning.objective import Example, collate
+    from state_tuning.core.objective import Example, collate
 
     config, params = random_weights(shape)
     text = np.asarray(tokens(length + 1, config.vocab_size), np.int32)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.command import documented
-from experiments.jsonl import read_lines
-from experiments.overrides import UsageError
+from experiments.config.cli import documented
+from experiments.config.overrides import UsageError
+from experiments.data.jsonl import read_lines
 
 LONGEST = 200_000
 ROUNDS = 5
@@ -21,7 +21,7 @@ Encode = Callable[[bytes], list[int]]
 
 def encoders() -> dict[str, Encode]:
     """who -> bytes to ids. Raises: FileNotFoundError without the package `rwkv`."""
-    from rwkv7_jax import world
+    from rwkv7_jax.tokenizer import world
 
     vocabulary = world.find_vocabulary()
     spec = importlib.util.spec_from_file_location("authors_tokenizer", vocabulary.with_name("rwkv_tokenizer.py"))

@@ -4,13 +4,13 @@
 
 The learning rates were found for the 834K model of docs/results-gsm8k.md; for another model find them first:
 
-    python -m experiments.table.rates --config gsm8k_table --data.dir data --model.checkpoint model.pth
+    python -m experiments.study.rate_search --config gsm8k_table --data.dir data --model.checkpoint model.pth
 """
 
 import dataclasses
 
-from experiments.config import DataConfig, EvaluateConfig, TuneConfig, load_config
-from experiments.table.config import ScalingConfig, TableRunConfig
+from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig, load_config
+from experiments.config.study import ScalingConfig, TableRunConfig
 
 FULL = load_config("paper_table", kind=TableRunConfig)
 RATES = {"standard": 1, "upscale": 1, "upscale_median": 0.1, "dbp": 1, "upscale_dbp": 1, "lora": 0.03}

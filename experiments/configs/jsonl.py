@@ -6,6 +6,6 @@ Expected: `RESULT: PASS` when the held-out completion loss falls; the tuned stat
 and the command to use it. Give each task its own --output-dir. Without --model.checkpoint it is the embedded student.
 """
 
-from experiments.config import DataConfig, RunConfig, TuneConfig
+from experiments.config.schema import DataConfig, RunConfig, TuneConfig
 
 config = RunConfig(name="jsonl", data=DataConfig(batch_size=8), tune=TuneConfig(steps=200))

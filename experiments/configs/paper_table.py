@@ -5,12 +5,12 @@
 Writes report.md, results.json and pictures to runs/paper_table.
 """
 
-from experiments.config import DataConfig, EvaluateConfig, TuneConfig
+from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig
+from experiments.config.study import Learned, ScalingConfig, TableRunConfig
 from experiments.methods import BaselineMethod, DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
-from experiments.table.config import Learned, ScalingConfig, TableRunConfig
 
 TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
-# python -m experiments.table.rates --config paper_table
+# python -m experiments.study.rate_search --config paper_table
 RATES: dict[str, dict[str, float]] = {
     "standard": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
     "upscale": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},

@@ -7,8 +7,8 @@ Took 5 minutes on 2 cores that other work shared. Its numbers prove nothing; `pa
 
 import dataclasses
 
-from experiments.config import EvaluateConfig, TuneConfig, load_config
-from experiments.table.config import TableRunConfig
+from experiments.config.schema import EvaluateConfig, TuneConfig, load_config
+from experiments.config.study import TableRunConfig
 
 FULL = load_config("paper_table", kind=TableRunConfig)
 LEFT_OUT = ("whitened", "dbp_seconds", "whitened_seconds", "prefix", "upscale_median", "state_offset")

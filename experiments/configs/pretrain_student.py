@@ -1,8 +1,8 @@
 """The embedded student: 4 x 128, 1.07M parameters, trained from scratch on the pocket world's text.
 
-python -m experiments.pretrain --config pretrain_student
+python -m experiments.training.pretraining --config pretrain_student
 """
 
-from experiments.config import PretrainConfig
+from experiments.config.schema import PretrainConfig
 
 config = PretrainConfig(name="pretrain_student", n_layer=4, n_embd=128, steps=2800)

@@ -6,7 +6,7 @@ Expected: on each benchmark the held-out completion loss falls, the mean accurac
 last line is `RESULT: PASS`; about 2 minutes on 2 cores.
 """
 
-from experiments.config import DataConfig, EvaluateConfig, ReportConfig, RunConfig, TuneConfig
+from experiments.config.schema import DataConfig, EvaluateConfig, ReportConfig, RunConfig, TuneConfig
 
 config = RunConfig(
     name="quickstart",

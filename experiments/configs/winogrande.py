@@ -3,10 +3,10 @@
     python -m experiments.run --config winogrande --data.dir data --model.checkpoint model.pth
 
 Expected: the held-out completion loss falls, and with a capable model the accuracy gain is above zero; the tuned state
-in runs/winogrande/winogrande/state.safetensors, ready for `python -m experiments.evaluate --state`.
+in runs/winogrande/winogrande/state.safetensors, ready for `python -m experiments.commands.evaluate --state`.
 """
 
-from experiments.config import DataConfig, EvaluateConfig, RunConfig, TuneConfig
+from experiments.config.schema import DataConfig, EvaluateConfig, RunConfig, TuneConfig
 
 config = RunConfig(
     name="winogrande",

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments import build, methods, pretrain
-from experiments.config import PretrainConfig, RunConfig
-from experiments.data import bucket_of
-from experiments.overrides import UsageError
+from experiments import build, methods
+from experiments.config.overrides import UsageError
+from experiments.config.schema import PretrainConfig, RunConfig
+from experiments.data.batching import bucket_of
+from experiments.training import pretraining as pretrain
 from rwkv7_jax import RWKV7, RWKV7Config, flops, sharding
 from rwkv7_jax.model import init_params
-from state_tuning import train
+from state_tuning.core import train
 
 SIZES: dict[str, tuple[int, int, tuple[int, int, int, int]]] = {
     "0.1B": (12, 768, (64, 64, 32, 128)),

@@ -4,7 +4,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from experiments.overrides import UsageError
+from experiments.config.overrides import UsageError
 
 GIB = 1 << 30
 

@@ -138,8 +138,8 @@ def _programs(shape: tuple[int, ...], dtype: str) -> dict[str, tuple[Any, tuple]
     import jax.numpy as jnp
 
     from pallas_kernels import decode
+    from pallas_kernels.chunked.layout import OpInputs
     from pallas_kernels.gpu.launch import Launch
-    from pallas_kernels.layout import OpInputs
     from pallas_kernels.reference import Token
 
     batch, _, heads, size = shape

@@ -122,7 +122,7 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    from pallas_kernels.layout import OpInputs
+    from pallas_kernels.chunked.layout import OpInputs
     from pallas_kernels.tpu import rules
     from pallas_kernels.tpu.kernels import packs_per_program
     from pallas_kernels.tpu.packing import CHUNK, LANES

@@ -47,12 +47,12 @@ def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pallas_kernels import triton_backward, triton_kernels
-    from pallas_kernels.layout import OpInputs
-    from pallas_kernels.triton import Launch
+    from pallas_kernels.chunked.layout import OpInputs
+    from pallas_kernels.triton import kernels
+    from pallas_kernels.triton.launch import Launch
 
     full = name == "backward"
-    kernel = getattr(triton_backward if full else triton_kernels, name.removesuffix("_saving"))
+    kernel = getattr(backward if full else kernels, name.removesuffix("_saving"))
     x = jax.ShapeDtypeStruct(shape, dtype)
     inputs: Any = OpInputs(x, x, x, x, x, x, None)  # type: ignore[arg-type]
     plan, constants = Launch().plan(inputs)

@@ -1,6 +1,6 @@
 """WKV-7 as Pallas kernels for NVIDIA GPUs from Ampere on, through Pallas's Triton lowering.
 
-The mathematics of `pallas_kernels.chunk_math` in chunks of 16 tokens, one program per head, the state in registers.
+The mathematics of `pallas_kernels.chunked.math` in chunks of 16 tokens, one program per head, the state in registers.
 bfloat16 inputs are multiplied in bfloat16 with float32 sums and state; float32 inputs, or a mixture, by six bfloat16
 products each, which is as exact as float32. Any T; head sizes that are no power of two are masked.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax import Array
 
-from pallas_kernels import chunked
+from pallas_kernels.chunked import op as chunked
 from pallas_kernels.gpu.tuning import Tuning
-from pallas_kernels.guard import for_sizes
+from pallas_kernels.support import for_sizes
 
 MAX_SIZE = 64
 """Largest K and V: what one program holds in registers."""

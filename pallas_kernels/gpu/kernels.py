@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 
+from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.chunk import (
     Numerics,
     Scale,
@@ -25,8 +26,7 @@ from pallas_kernels.gpu.chunk import (
     unit_lower_inverse,
     where,
 )
-from pallas_kernels.gpu.window import Here, Plan, Ref, make_window
-from pallas_kernels.layout import OpInputs
+from pallas_kernels.gpu.tiles import Here, Plan, Ref, make_window
 
 
 def _frame(here: Here) -> tuple[Scale, Array, Array]:

@@ -12,12 +12,12 @@ from jax.experimental.pallas import triton as pallas_triton
 from jaxtyping import Float
 
 from pallas_kernels import decode
+from pallas_kernels.chunked.layout import OpInputs, Saved, shape_like
 from pallas_kernels.gpu import kernels
 from pallas_kernels.gpu.chunk import Numerics
+from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Tuning
-from pallas_kernels.gpu.window import Plan
-from pallas_kernels.guard import only_on
-from pallas_kernels.layout import OpInputs, Saved, shape_like
+from pallas_kernels.support import only_on
 
 MULTIPROCESSORS = 128
 """Below this many programs the value axis is divided; an A100 has 108 multiprocessors, an H100 132."""

@@ -1,7 +1,7 @@
 """WKV-7 as Pallas kernels for TPU: forward, full backward, and the backward of the state alone.
 
-The same chunked mathematics as `pallas_kernels.chunk_math`, in chunks of 64 tokens, with heads packed into the lanes of
-the matrix unit. bfloat16 inputs are multiplied as they are, with float32 accumulation and state; float32 inputs take
+The same chunked mathematics as `pallas_kernels.chunked.math`, in chunks of 64 tokens, with heads packed into the lanes
+of the matrix unit. bfloat16 inputs are multiplied as they are, with float32 accumulation and state; float32 inputs take
 products in full float32.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from jax import Array
 
-from pallas_kernels import chunked
-from pallas_kernels.guard import for_sizes
+from pallas_kernels.chunked import op as chunked
+from pallas_kernels.support import for_sizes
 from pallas_kernels.tpu import rules
 
 HEAD_SIZES = (64, 128)

@@ -12,8 +12,8 @@ from jax import Array
 from pallas_kernels.tpu import stages
 from pallas_kernels.tpu.inverse import inverse
 from pallas_kernels.tpu.packing import Masks, keep
+from pallas_kernels.tpu.schedule import Turns
 from pallas_kernels.tpu.stages import halves, stacked
-from pallas_kernels.tpu.turns import Turns
 
 
 class Setting(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.tpu.packing import CHUNK, blocks, dot, iota, keep
-from pallas_kernels.tpu.turns import Turns
+from pallas_kernels.tpu.schedule import Turns
 
 BASE = 8
 TILE = 16

@@ -14,10 +14,10 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.layout import shape_like
+from pallas_kernels.chunked.layout import shape_like
 from pallas_kernels.tpu.chunk import Setting
 from pallas_kernels.tpu.packing import CHUNK, LANES, make_masks
-from pallas_kernels.tpu.turns import Turns, take_turns
+from pallas_kernels.tpu.schedule import Turns, take_turns
 
 VMEM_LIMIT = 48 << 20
 """Bytes that a kernel may take, of 64 MiB on the smallest chip; the compiler's own limit is 16 MiB."""

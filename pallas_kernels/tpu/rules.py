@@ -7,8 +7,8 @@ from jax import Array
 from jaxtyping import Float
 
 from pallas_kernels import decode
-from pallas_kernels.guard import only_on
-from pallas_kernels.layout import OpInputs, Saved, pad_time
+from pallas_kernels.chunked.layout import OpInputs, Saved, pad_time
+from pallas_kernels.support import only_on
 from pallas_kernels.tpu import chunk
 from pallas_kernels.tpu.kernels import Plan, call
 from pallas_kernels.tpu.packing import CHUNK, LANES

@@ -1,8 +1,9 @@
 """The mathematics of one chunk of one pack in stages: all that lies between two products, and the product.
 
-Every stage is traced once, whatever the number of packs and kernels. Notation as in `pallas_kernels.chunk_math`: r, k,
-a and b are scaled to the middle of the chunk, and that is all that products see of them; the factors `enter` (start to
-middle) and `leave` (middle to end) are put on states. Arrays are float32; `operand` is what products round them to.
+Every stage is traced once, whatever the number of packs and kernels. Notation as in `pallas_kernels.chunked.math`:
+r, k, a and b are scaled to the middle of the chunk, and that is all that products see of them; the factors `enter`
+(start to middle) and `leave` (middle to end) are put on states. Arrays are float32; `operand` is what products round
+them to.
 """
 
 import inspect

@@ -15,6 +15,7 @@ import numpy as np
 
 from rwkv7_jax.checkpoint import pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard
+from rwkv7_jax.checkpoint.import_report import ParityReport
 from rwkv7_jax.checkpoint.layouts import to_released
 from rwkv7_jax.checkpoint.names import (
     UNUSED,
@@ -24,7 +25,6 @@ from rwkv7_jax.checkpoint.names import (
     params_to_flat,
     weights_hash,
 )
-from rwkv7_jax.checkpoint.report import ParityReport
 from rwkv7_jax.checkpoint.states import (
     LAYOUTS,
     LayoutGuess,

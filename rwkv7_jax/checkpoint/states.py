@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rwkv7_jax.checkpoint import memories, pth, safetensors
+from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
 from rwkv7_jax.config import RWKV7Config
-from rwkv7_jax.types import State
+from rwkv7_jax.state import State
 
 FORMAT = "rwkv7-state"
 VERSION = "1"
@@ -69,8 +69,8 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, Any]) -> 
     values that are not text are stored as JSON. Shift states are stored only if they are not zero. A memory that is
     no plain matrix is stored with all its arrays, and its kind in the metadata.
     """
-    kind = memories.kind_of(state.wkv)
-    extra = memories.to_tensors(state.wkv) if kind else {}
+    kind = wkv_states.kind_of(state.wkv)
+    extra = wkv_states.to_tensors(state.wkv) if kind else {}
     tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
     fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
@@ -96,10 +96,10 @@ def load_state(
         if metadata.get("format") == FORMAT:
             _check_own(tensors, metadata)
             layout = layout or metadata.get("layout")
-        plain = {name: array for name, array in tensors.items() if not memories.TENSOR.fullmatch(name)}
+        plain = {name: array for name, array in tensors.items() if not wkv_states.TENSOR.fullmatch(name)}
         state = _to_state(plain, layout, config)
         if len(plain) < len(tensors) or "memory" in metadata:
-            state = state._replace(wkv=memories.from_tensors(tensors, metadata.get("memory", ""), state.wkv))
+            state = state._replace(wkv=wkv_states.from_tensors(tensors, metadata.get("memory", ""), state.wkv))
     base = metadata.get("base_model_hash")
     if base and base_model_hash and base != base_model_hash:
         warnings.warn(
@@ -116,7 +116,7 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
     Raises: CheckpointError if the layout cannot hold it: shift states that are not zero (unless `drop_shifts`), values
     beyond float16.
     """
-    if kind := memories.kind_of(state.wkv):
+    if kind := wkv_states.kind_of(state.wkv):
         raise CheckpointError(f"{path}: no other tool reads an upscaled state ({kind}); use the file of save_state")
     if not drop_shifts and (np.any(state.att_shift) or np.any(state.ffn_shift)):
         raise CheckpointError(

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from experiments import build, methods
-from experiments.config import DataConfig, RunConfig, help_lines, resolved
-from experiments.jobs import Job
-from experiments.jsonl import Pair
-from experiments.overrides import UsageError, apply_overrides
-from state_tuning import dbp, dbp_literal, upscale
-from state_tuning.train import TuneConfig
+from experiments.config.overrides import UsageError, apply_overrides
+from experiments.config.schema import DataConfig, RunConfig, help_lines, resolved
+from experiments.data.jobs import Job
+from experiments.data.jsonl import Pair
+from state_tuning.core.train import TuneConfig
+from state_tuning.dbp import literal as dbp_literal
+from state_tuning.dbp import transform
+from state_tuning.upscale import method as upscale
 
 
 def chosen(*words):
@@ -73,7 +75,7 @@ def test_build_makes_what_the_step_takes(tiny: build.Built):
     trainable = made.method.init()
     assert trainable.wkv.s_ext.shape == (2, 2, 4, 3)
     state = jax.eval_shape(made.optimizer.init, trainable)
-    assert isinstance(state, dbp.DecorrelatedState)
+    assert isinstance(state, transform.DecorrelatedState)
     assert made.correlate is not None
     c = jax.eval_shape(made.correlate, tiny.params, trainable, calibration(50))
     assert c.wkv.s_ext.shape == state.r.wkv.s_ext.shape == (2, 2, 3, 3)

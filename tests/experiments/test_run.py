@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import checkpoint, run, watch
-from experiments.config import load_config
-from experiments.folder import claim
-from experiments.interrupt import Interrupt
-from experiments.jobs import Job, load_jobs
-from experiments.jsonl import Pair
-from experiments.metrics import MetricsLog
+from experiments import run
+from experiments.config.schema import load_config
+from experiments.data.jobs import Job, load_jobs
+from experiments.data.jsonl import Pair
+from experiments.training import checkpoint, profiling
+from experiments.training.metrics_log import MetricsLog
+from experiments.training.preemption import Interrupt
+from experiments.training.run_folder import claim
 from rwkv7_jax.checkpoint import load, load_state
-from rwkv7_jax.tokenizer import ByteTokenizer
+from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
 
 STEPS = 12
 CACHE_SETTINGS = (
@@ -93,14 +94,14 @@ def test_the_same_command_reads_a_finished_run_back(finished, argv, capsys):
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "RESULT: PASS"
     assert "without and with the tuned state" in out
-    assert "python -m rwkv7_jax.generate" in out
+    assert "python -m experiments.commands.generate" in out
 
 
 def test_lora_leaves_its_weights_beside_the_state(argv, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run.main([*argv, "--method.kind", "baseline", "--method.name", "lora", "--output-dir", str(folder)]) == 0
     weights = folder / "jsonl" / "model.safetensors"
-    assert f"rwkv7_jax.generate {weights}" in capsys.readouterr().out
+    assert f"experiments.commands.generate {weights}" in capsys.readouterr().out
     base = argv[argv.index("--model.checkpoint") + 1]
     merged, before = load(weights), load(base)
     state = load_state(folder / "jsonl/state.safetensors")
@@ -189,7 +190,7 @@ TOO_SMALL = ["--method.kind", "upscale", "--method.size", "3"]
     ],
 )
 def test_wrong_settings_throw_nothing_away(words, message, argv, finished, monkeypatch, capsys):
-    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(profiling.importlib.util, "find_spec", lambda name: None)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert run.main([*argv, "--output-dir", str(finished), "--overwrite", *words]) == 2
     assert message in one_error(capsys)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import chunked, gpu, parallel, tpu
+from pallas_kernels import gpu, tpu
+from pallas_kernels.chunked import op as chunked
+from pallas_kernels.chunked import parallel
 
 ACCELERATOR_SCHEDULE = "chunked, accelerator schedule"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import decode
-from pallas_kernels.layout import OpInputs
+from pallas_kernels.bench.shapes import Shape, make_example
+from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.reference import Token, wkv7_scan
-from pallas_kernels.shapes import Shape, make_example
 
 STEPS = {
     "chosen by platform": decode.step,

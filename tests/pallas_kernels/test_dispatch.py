@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import IMPLEMENTATIONS, wkv7
-from pallas_kernels.shapes import Shape, make_example
+from pallas_kernels.bench.shapes import Shape, make_example
 
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
 

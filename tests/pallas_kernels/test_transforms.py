@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from pallas_kernels import chunked, wkv7
-from pallas_kernels.shapes import Shape, make_example
+from pallas_kernels import wkv7
+from pallas_kernels.bench.shapes import Shape, make_example
+from pallas_kernels.chunked import op as chunked
 
 SHAPE = Shape(2, 37, 2, 8, 8)
 EVERY_INPUT = tuple(range(7))

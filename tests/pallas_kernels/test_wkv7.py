@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import wkv7
-from pallas_kernels.shapes import REGIMES, TEST, TEST_RELEASED, Shape, make_example
+from pallas_kernels.bench.shapes import REGIMES, TEST, TEST_RELEASED, Shape, make_example
 
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
 FLOAT32 = 1e-5

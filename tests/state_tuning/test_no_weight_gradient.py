@@ -12,9 +12,16 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from rwkv7_jax import RWKV7, RWKV7Config, zero_state
-from rwkv7_jax.memory import Streams
-from state_tuning import baselines, dbp, dbp_literal, distill, objective, probe, test_time, train, upscale
-from state_tuning.entry import Entered
+from rwkv7_jax.wkv_state import Streams
+from state_tuning.baselines import methods
+from state_tuning.baselines.adapters import Entered
+from state_tuning.core import objective, train
+from state_tuning.dbp import correlations as probe
+from state_tuning.dbp import literal
+from state_tuning.dbp import transform as dbp
+from state_tuning.observer import distill
+from state_tuning.test_time_scaling import policy_gradient
+from state_tuning.upscale import method as upscale
 
 CONFIG = RWKV7Config(
     vocab_size=37, n_layer=3, n_embd=24, head_size=8, dim_ffn=44, decay_lora=5, aaa_lora=6, mv_lora=7, gate_lora=9
@@ -106,13 +113,16 @@ def distilled(rank):
 
 
 def adapted():
-    program, count = test_time.make_program(MODEL, test_time.AdaptConfig(loss_chunk=4)), np.ones(2 * ROWS, np.float32)
-    weights = test_time.Weights(count, count)
+    program, count = (
+        policy_gradient.make_program(MODEL, policy_gradient.AdaptConfig(loss_chunk=4)),
+        np.ones(2 * ROWS, np.float32),
+    )
+    weights = policy_gradient.Weights(count, count)
     return program.update, zero_state(CONFIG, None), program.start(ROWS), batch(2 * ROWS), weights
 
 
 def offset():
-    baseline = baselines.build("state_offset", MODEL, {}, TUNE, jax.random.key(0))
+    baseline = methods.build("state_offset", MODEL, {}, TUNE, jax.random.key(0))
     return tuning(baseline.method, model=baseline.model)
 
 
@@ -121,9 +131,9 @@ STEPS = {
     "recurrent": lambda: upscaled("recurrent"),
     "literal": lambda: upscaled("literal"),
     "dbp": lambda: decorrelated(dbp.decorrelated, train.standard(CONFIG, TUNE)),
-    "literal dbp": lambda: decorrelated(dbp_literal.decorrelated, dbp_literal.method(train.standard(CONFIG, TUNE))),
+    "literal dbp": lambda: decorrelated(literal.decorrelated, literal.method(train.standard(CONFIG, TUNE))),
     "state_offset": offset,
-    "prefix": lambda: tuning(train.Method(lambda: jnp.ones((11, 24)), baselines.Prefix), model=Entered(CONFIG)),
+    "prefix": lambda: tuning(train.Method(lambda: jnp.ones((11, 24)), methods.Prefix), model=Entered(CONFIG)),
     "distill": lambda: distilled(None),
     "distill, factors": lambda: distilled(2),
     "test_time": adapted,

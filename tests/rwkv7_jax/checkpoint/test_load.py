@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.commands import checkpoint as __main__
 from rwkv7_jax import RWKV7Config
-from rwkv7_jax.checkpoint import CheckpointError, __main__, detect_format, load, pth, rwkv_cpp, safetensors
+from rwkv7_jax.checkpoint import CheckpointError, detect_format, load, pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.names import expected_shapes
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.commands.checkpoint import main as cli
 from rwkv7_jax import State
 from rwkv7_jax.checkpoint import (
     LAYOUTS,
@@ -20,7 +21,6 @@ from rwkv7_jax.checkpoint import (
     save_state,
     to_rwkv_list,
 )
-from rwkv7_jax.checkpoint.__main__ import main as cli
 
 
 def random_state(seed=0, depth=3, heads=2, size=4, *, shifts=True, half=False) -> State:

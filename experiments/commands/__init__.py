@@ -1,0 +1,1 @@
+"""One file a command: parse its settings, call the library, print."""

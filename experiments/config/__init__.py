@@ -1,0 +1,1 @@
+"""The settings of every command: frozen dataclasses, and how arguments and files become them."""

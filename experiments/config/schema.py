@@ -1,0 +1,301 @@
+"""The settings of a run as one frozen tree, and how a config file becomes one.
+
+A config is a Python module, in experiments/configs or anywhere, whose docstring holds the command and the expected
+result and which defines `config = RunConfig(...)` or `get_config()`.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from experiments.config.loop import LoopConfig
+from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, option, suggest, variants
+from experiments.methods import MethodConfig, StandardMethod
+
+C = TypeVar("C")
+STANDARD = StandardMethod()
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
+# Settings that say where and how a run is kept, and change nothing in its results.
+BOOKKEEPING = ("output_dir", "resume", "overwrite", "system", "mesh")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which frozen model is tuned, and how it computes."""
+
+    checkpoint: str = option(
+        "pocket/student", "pocket/student or pocket/teacher (embedded), or a path (.pth, .safetensors, .bin)"
+    )
+    tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")
+    wkv: str | None = option(None, "WKV implementation (scan, chunked, ...); none: chosen by device")
+    remat: Literal["none", "dots", "block"] = option(
+        "none", "recompute in the backward pass: nothing, all but weight products, whole blocks (least memory)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What the state is tuned on."""
+
+    tasks: tuple[str, ...] = option(
+        (), "mmlu, gsm8k, winogrande, arc: pocket benchmarks, or the kind of records in train"
+    )
+    dir: str | None = option(None, "folder of the real benchmarks' files: tasks are those, not the pocket ones")
+    train: str | None = option(None, 'local .jsonl: {"prompt", "completion"}, {"text"}, or public records of one task')
+    validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
+    validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
+    max_train: int | None = option(None, "use at most this many training records")
+    max_length: int = option(512, "longest example in tokens; longer text is split, longer prompts lose their start")
+    batch_size: int = option(16, "examples a step")
+
+    def __post_init__(self) -> None:
+        _require(0 < self.validation_fraction < 1, "must lie between 0 and 1")
+        _require(self.max_length >= 2, "must be at least 2")
+        _require(self.batch_size >= 1 and (self.max_train is None or self.max_train >= 1), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """How the state is tuned; the fields of state_tuning.core.train.TuneConfig (which imports JAX)."""
+
+    steps: int = option(200, "optimiser steps")
+    learning_rate: float = option(1e-2, "peak learning rate of Adam")
+    schedule: Literal["constant", "linear", "cosine"] = option("cosine", "decay of the learning rate after the warm-up")
+    warmup: int = option(10, "steps of linear warm-up")
+    final_fraction: float = option(0.1, "last learning rate as a part of the peak")
+    clip_norm: float = option(1.0, "largest global norm of the gradient; 0: no clipping")
+    alpha: float = option(1.0, "the model starts from alpha * S_0 (S0 Tuning, arXiv 2604.01168)")
+    l2: float = option(0.0, "weight of the penalty on |S_0|^2")
+    tune_shifts: bool = option(False, "tune the token-shift states too")
+    accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
+    segment: int = option(0, "tokens a row whose activations are held at a time, for text longer than memory; 0: all")
+    exact_segments: int = option(0, "segments from the start that the gradient runs through; 0: all (exact)")
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
+        _require(self.learning_rate > 0, "must be above 0")
+        _require(min(self.warmup, self.l2, self.clip_norm, self.final_fraction) >= 0, "must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured before and after."""
+
+    split: Literal["validation", "test"] = option(
+        "test", "split that is scored; validation of a real benchmark: a part of its training split"
+    )
+    max_records: int = option(200, "score at most this many held-out records")
+    batch_size: int = option(32, "sequences at once")
+    max_new_tokens: int = option(96, "longest generated answer in tokens")
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "must be at least 1")
+        _require(self.max_records >= 2, "must be at least 2 (an interval needs two records)")
+        _require(self.batch_size >= 1, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What is drawn and printed at the end."""
+
+    plots: bool = option(True, "draw the loss curve and the state heat-maps as PNG")
+    samples: int = option(1, "held-out prompts that are continued without and with the tuned state")
+    sample_tokens: int = option(48, "tokens of each continuation")
+    prompt: str | None = option(None, "continue this prompt instead of held-out ones")
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 0 and self.sample_tokens >= 1, "must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig(LoopConfig):
+    """Speed and safety of the run; nothing here changes a result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are used (`rwkv7_jax.sharding`)."""
+
+    data: int = option(-1, "devices over which the rows of a batch are cut; -1: those that are left")
+    fsdp: int = option(1, "the same, and the weights are cut over them too")
+    tensor: int = option(1, "devices over which heads, channels and vocabulary are cut")
+    coordinator: str | None = option(None, "host:port of the first process; none: found by itself on a TPU pod")
+    processes: int | None = option(None, "number of processes, with coordinator")
+    process_id: int | None = option(None, "number of this process, with coordinator")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One experiment: vanilla against a tuned state."""
+
+    name: str = option("run", "name of the experiment")
+    seed: int = option(0, "seed of shuffling, splits, sampling and bootstrap")
+    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    resume: Literal["auto", "no"] = option("auto", "auto: continue from the newest checkpoint in the output folder")
+    overwrite: bool = option(False, "throw away what the output folder holds of an earlier run")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    tune: TuneConfig = TuneConfig()
+    method: MethodConfig = STANDARD
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
+    system: SystemConfig = SystemConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(LoopConfig):
+    """Training from scratch on the pocket world's text (`experiments.training.pretraining`)."""
+
+    name: str = option("pretrain", "name of the model")
+    seed: int = option(0, "seed of weights and text")
+    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    n_layer: int = option(4, "layers")
+    n_embd: int = option(128, "width")
+    head_size: int = option(64, "size of a head")
+    lora: int = option(16, "rank of the decay, in-context-learning-rate and value LoRAs")
+    gate_lora: int = option(32, "rank of the gate LoRA")
+    steps: int = option(2000, "optimiser steps")
+    batch_size: int = option(16, "rows a step")
+    length: int = option(128, "tokens a row")
+    streams: int = option(1, "packings a batch is made of; with as many as processes, each packs its own rows only")
+    optimizer: Literal["muon", "adam"] = option("muon", "of the blocks' matrices; adam sends less over a large mesh")
+    muon_rate: float = option(0.02, "peak learning rate of the blocks' matrices, by Muon")
+    learning_rate: float = option(3e-3, "peak learning rate of all else, by Adam")
+    final_rate: float = option(0.02, "last learning rates as a part of the peak")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.02, "decoupled weight decay of the blocks' matrices")
+    beta2: float = option(0.99, "second-moment decay of Adam")
+    dtype: Literal["float32", "bfloat16"] = option("float32", "compute type of activations; state and norms: float32")
+    remat: Literal["none", "dots", "block"] = option("none", "recompute in the backward pass, as model.remat of a run")
+    accumulate: int = option(1, "micro-batches a step; must divide batch_size")
+    loss_chunk: int = option(0, "tokens a row whose logits are held at a time; 0: all")
+    mesh: MeshConfig = MeshConfig()
+    save_dtype: Literal["float32", "bfloat16"] = option("bfloat16", "dtype of the weights file")
+    validate_every: int = option(100, "steps between validation losses")
+    log_every: int = option(10, "steps between rows of metrics.jsonl")
+    checkpoint_every: int = option(250, "steps between checkpoints for resuming")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.steps, self.batch_size, self.length, self.validate_every, self.streams, self.accumulate)
+        _require(min(counts) >= 1, "must be at least 1")
+        _require(self.batch_size % self.streams == 0, f"batch_size is no multiple of streams ({self.streams})")
+        _require(self.batch_size % self.accumulate == 0, f"batch_size is no multiple of accumulate ({self.accumulate})")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+
+
+def check(config: RunConfig) -> RunConfig:
+    """The same config, if its settings fit together.
+
+    Raises:
+      UsageError: naming the settings that do not.
+    """
+    tasks = ", ".join(config.data.tasks)
+    if not tasks and not config.data.train:
+        raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks mmlu,gsm8k,winogrande,arc")
+    if config.data.dir and config.data.train:
+        raise UsageError("data.dir and data.train are two sources: give one of them")
+    if len(config.data.tasks) > 1 and config.data.train:
+        raise UsageError(
+            f"data.train goes with one task at most, not {tasks}: add --data.tasks gsm8k or use --config jsonl"
+        )
+    if config.data.validation and not config.data.train:
+        raise UsageError("data.validation needs data.train")
+    if config.data.batch_size % config.tune.accumulate:
+        sizes = (
+            f"data.batch_size ({config.data.batch_size}) is no multiple of tune.accumulate ({config.tune.accumulate})"
+        )
+        raise UsageError(f"{sizes}; change one of them")
+    return config
+
+
+def config_names(kind: type | None = None) -> list[str]:
+    """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
+    files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
+    return sorted(path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text())
+
+
+def config_path(name: str, kind: type = RunConfig) -> Path:
+    """The file of a config given by name or path.
+
+    Raises:
+      UsageError: there is no such file; the line lists the names.
+    """
+    path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
+    if path.is_file() and path.suffix == ".py":
+        return path
+    names = config_names(kind)
+    known = f"configs: {', '.join(names)}, or a path to a .py file"
+    raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
+
+
+def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) -> C:
+    """The config called `name` (or in the file `name`), with dotted overrides applied.
+
+    Raises:
+      UsageError: no such config, the file defines none of this kind, or an override is wrong; always one line.
+    """
+    path = config_path(name, kind)
+    spec = importlib.util.spec_from_file_location(f"experiments_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else getattr(module, "config", None)
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, kind):
+        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`")
+    return apply_overrides(config, args)
+
+
+def resolved(config: Any, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The config as a plain dict for JSON, top-level fields in `without` left out."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {key: value for key, value in plain.items() if key not in without}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of all settings that can change a result."""
+    return digest(resolved(config, without=BOOKKEEPING))
+
+
+def help_lines(config: Any) -> list[str]:
+    """One line a setting: key, value, help."""
+
+    def line(key: str, leaf: Leaf) -> str:
+        return f"  --{key:<28} {leaf.help} [{leaf.value}]"
+
+    lines = [line(key, leaf) for key, leaf in leaves(config)]
+    for name, kind in typing.get_type_hints(type(config)).items():
+        for tag, member in variants(kind).items():
+            own = [line(*item) for item in leaves(member(), f"{name}.") if item[0] != f"{name}.kind"]
+            lines += [f"with --{name}.kind {tag}:", *own] if own else []
+    return lines

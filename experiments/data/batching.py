@@ -1,0 +1,99 @@
+"""From records to batches: token examples, length buckets, a deterministic Grain pipeline that can be resumed."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.config.overrides import UsageError
+from experiments.config.schema import DataConfig
+from experiments.data.jsonl import Pair
+from rwkv7_jax.tokenizer.tokenizers import Tokenizer
+from state_tuning.core.objective import Batch, Example, collate, encode_example
+
+
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig) -> list[Example]:
+    """Token examples of at most `config.max_length` positions.
+
+    Plain text (a pair without prompt) longer than that is cut into windows; a longer prompt loses its oldest tokens.
+
+    Raises:
+      UsageError: there is no pair.
+    """
+    if not pairs:
+        raise UsageError("no records to encode")
+    examples = []
+    for pair in pairs:
+        if pair.prompt:
+            examples.append(encode_example(tokenizer, *pair, config.max_length))
+        else:
+            examples.extend(_windows(tokenizer, pair.completion, config))
+    return examples
+
+
+def _windows(tokenizer: Tokenizer, text: str, config: DataConfig) -> Iterator[Example]:
+    """Windows of a text, each starting from the tuned state and the end-of-text token."""
+    whole = encode_example(tokenizer, "", text)
+    start = whole.completion_start
+    head, body = whole.tokens[:start], whole.tokens[start:]
+    size = max(1, config.max_length + 1 - start)
+    for begin in range(0, len(body), size):
+        yield Example(np.concatenate([head, body[begin : begin + size]]), start, 0)
+
+
+def bucket_of(length: int) -> int:
+    """The smallest of 16, 32, 48, 64, 96, 128, 192, ... that holds `length` positions: few shapes to compile, the same
+    for all data, and at most a third of padding above 32."""
+    power = 1 << max(4, (length - 1).bit_length())
+    return power * 3 // 4 if power >= 64 and length <= power * 3 // 4 else power
+
+
+def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Example]]:
+    """Examples by padded length, short to long. One of less than a batch or an eighth of all joins the next longer;
+    the longest, if less than a batch, the next shorter."""
+    least = max(batch_size, len(examples) // 8)
+    by_length: dict[int, list[Example]] = {}
+    for example in examples:
+        by_length.setdefault(bucket_of(len(example.tokens) - 1), []).append(example)
+    merged: dict[int, list[Example]] = {}
+    waiting: list[Example] = []
+    for length in sorted(by_length):
+        waiting = waiting + by_length[length]
+        if len(waiting) >= least:
+            merged[length], waiting = waiting, []
+    if waiting:
+        before = merged.pop(max(merged)) if merged and len(waiting) < batch_size else []
+        merged[max(by_length)] = before + waiting
+    return merged
+
+
+def training_batches(examples: Sequence[Example], batch_size: int, seed: int, rows: Sequence[int] | None = None) -> Any:
+    """An endless Grain iterator of `Batch`es, each from one length bucket, buckets in proportion to their examples.
+
+    The order depends on the seed alone; `get_state()` and `set_state()` save and restore the position.
+    rows: make only these rows of each batch, those of this process's devices; None is all.
+    """
+    import grain
+
+    groups = buckets(examples, batch_size)
+
+    def pipeline(index: int, length: int, group: list[Example]) -> Any:
+        source = grain.MapDataset.source(group).seed(seed + index).shuffle().repeat()
+        mine = range(batch_size) if rows is None else rows
+        return source.batch(
+            batch_size, drop_remainder=True, batch_fn=lambda batch: collate([batch[i] for i in mine], length)
+        )
+
+    parts = [pipeline(index, *item) for index, item in enumerate(groups.items())]
+    weights = [len(group) / len(examples) for group in groups.values()]
+    dataset = grain.MapDataset.mix(parts, weights) if len(parts) > 1 else parts[0]
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def padded(examples: Sequence[Example], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    """Every example once: (indices into `examples`, batch), rows filled up with padding, few shapes."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].tokens), i))
+    for begin in range(0, len(order), batch_size):
+        chosen = order[begin : begin + batch_size]
+        length = bucket_of(len(examples[chosen[-1]].tokens) - 1)
+        yield chosen, collate([examples[i] for i in chosen], length, batch_size)

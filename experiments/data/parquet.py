@@ -1,0 +1,43 @@
+"""Parquet and Arrow files, as dataset hubs and `datasets.save_to_disk` write them; needs pyarrow."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from experiments.config.overrides import UsageError
+from experiments.data.jsonl import Line
+
+
+def read_parquet(path: Path) -> list[Line]:
+    """All rows. Raises UsageError: no pyarrow, or a damaged file."""
+    parquet = _pyarrow("parquet")
+    return _rows(path, lambda: parquet.read_table(path))
+
+
+def read_arrow(path: Path) -> list[Line]:
+    """All rows of an IPC stream or file. Raises UsageError: no pyarrow, or a damaged file."""
+    ipc, lib = _pyarrow("ipc"), _pyarrow("lib")
+
+    def table() -> Any:
+        try:
+            return ipc.open_stream(str(path)).read_all()
+        except lib.ArrowInvalid:
+            return ipc.open_file(str(path)).read_all()
+
+    return _rows(path, table)
+
+
+def _rows(path: Path, table: Any) -> list[Line]:
+    lib = _pyarrow("lib")
+    try:
+        rows = table().to_pylist()
+    except (lib.ArrowException, OSError) as error:
+        raise UsageError(f"{path}: not readable ({' '.join(str(error).split())[:200]})") from None
+    return [Line(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _pyarrow(module: str) -> Any:
+    try:
+        return importlib.import_module(f"pyarrow.{module}")
+    except ImportError:
+        raise UsageError("parquet and arrow files need pyarrow: pip install pyarrow, or give jsonl or csv") from None

@@ -1,0 +1,53 @@
+"""Prepared TFDS folders, read by `tfds.data_source`: no TensorFlow, no network.
+
+TFDS stores the records of most sets in the order of a hash: few-shot draws and limited runs then see other records than
+from the public files. Our own MMLU builder keeps the files' order.
+"""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.config.overrides import UsageError
+from experiments.data.jsonl import Line
+
+NAMES = {"mmlu": "mmlu_csv", "gsm8k": "gsm8k", "winogrande": "winogrande", "arc": "ai2_arc/ARC-Challenge"}
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def home(dataset: str, folder: Path) -> Path | None:
+    """The newest prepared version of a dataset below `folder` (NAME/VERSION/dataset_info.json), if there is one."""
+    found = folder.glob(f"{NAMES[dataset]}/*/dataset_info.json")
+    versions = [path.parent for path in found if VERSION.fullmatch(path.parent.name)]
+    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+
+
+def read(home: Path, dataset: str, split: str) -> list[Line]:
+    """The records of a split, text as bytes; none if there is no such split.
+
+    Raises:
+      UsageError: the folder cannot be read without TensorFlow, as in a format other than array_record.
+    """
+    name = {"train": "train_xl"}.get(split, split) if dataset == "winogrande" else split
+    name = "auxiliary_train" if (dataset, split) == ("mmlu", "train") else name
+    try:
+        source = _source(home, name)
+    except UsageError:
+        raise
+    except Exception as error:  # TFDS raises many kinds, some of which only TensorFlow defines
+        raise UsageError(f"{home}: TFDS cannot read it ({' '.join(str(error).split())[:200]})") from None
+    return [Line(source[i], f"{home}: {name} {i}") for i in range(len(source))]
+
+
+def _source(home: Path, split: str) -> Any:
+    tfds: Any = importlib.import_module("tensorflow_datasets")
+    builder = tfds.builder_from_directory(home)
+    if split not in builder.info.splits:
+        return []
+    if builder.info.file_format.value != "array_record":
+        kind = builder.info.file_format.value
+        raise UsageError(
+            f"{home}: prepared as {kind}, which needs TensorFlow: prepare it with file_format array_record"
+        )
+    return builder.as_data_source(split=split)

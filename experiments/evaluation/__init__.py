@@ -1,0 +1,1 @@
+"""Benchmarks and held-out losses of a frozen model from any initial states."""

@@ -1,0 +1,135 @@
+"""From samples to the numbers people read: means with standard errors by part and group, and paired comparisons."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments.evaluation.suite import Bench
+from experiments.reporting.result_store import Sample
+from experiments.tasks.subjects import GROUP_OF, GROUPS
+from experiments.training.metrics_log import Interval, bootstrap
+
+
+class Mean(NamedTuple):
+    """A mean over `count` records, with its standard error."""
+
+    value: float
+    error: float
+    count: int
+
+
+class Paired(NamedTuple):
+    """A state against the first one on the same records."""
+
+    gain: Interval
+    """Mean difference with its 95% bootstrap interval."""
+    better: int
+    worse: int
+    p: float
+    """Exact two-sided McNemar test of better against worse (McNemar 1947)."""
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean and s / sqrt(n), s with n - 1; the error of a single value is NaN."""
+    value = sum(values) / len(values)
+    spread = sum((x - value) ** 2 for x in values)
+    error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+    return Mean(value, error, len(values))
+
+
+def pooled(parts: Sequence[Mean]) -> Mean:
+    """The mean over all records of several parts, and the error by the parts' pooled variance."""
+    count = sum(part.count for part in parts)
+    value = sum(part.value * part.count for part in parts) / count
+    freedom = count - len(parts)
+    squares = sum((part.count - 1) * part.error**2 * part.count for part in parts if part.count > 1)
+    return Mean(value, math.sqrt(squares / freedom / count) if freedom else math.nan, count)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Two-sided p of as uneven a split of the `better + worse` changed answers, each way as likely."""
+    total, few = better + worse, min(better, worse)
+    term = tail = 1
+    for i in range(few):
+        term = term * (total - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**total) if total else 1.0
+
+
+def by_part(bench: Bench, samples: Sequence[Sample], state: str, metric: str) -> dict[str, Mean]:
+    """Each part's mean, the groups' of MMLU and, with several parts, that of all, in the table's order."""
+    values: dict[str, list[float]] = {part.name: [] for part in bench.parts}
+    for sample in samples:
+        if sample["state"] == state:
+            values[sample["part"]].append(sample["scores"][metric])
+    parts = {name: mean(found) for name, found in values.items()}
+    if len(parts) == 1:
+        return {bench.name: parts[bench.parts[0].name]}
+    rows: dict[str, Mean] = {}
+    if all(name in GROUP_OF for name in parts):
+        for group, subjects in GROUPS.items():
+            mine = [name for name in subjects if name in parts]
+            if mine:
+                rows[group] = pooled([parts[name] for name in mine])
+                rows |= {f"  {name}": parts[name] for name in mine}
+    else:
+        rows = dict(parts)
+    return rows | {bench.name: pooled(list(parts.values()))}
+
+
+def compare(samples: Sequence[Sample], first: str, other: str, metric: str, seed: int = 0) -> Paired:
+    """`other` against `first`, record by record."""
+    scores: dict[str, dict[tuple[str, int], float]] = {first: {}, other: {}}
+    for sample in samples:
+        if sample["state"] in scores:
+            scores[sample["state"]][sample["part"], sample["index"]] = sample["scores"][metric]
+    gains = [scores[other][key] - value for key, value in scores[first].items()]
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Paired(bootstrap([gains], seed), better, worse, mcnemar(better, worse))
+
+
+def summary(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> dict[str, Any]:
+    """Every number of one benchmark, plain enough for JSON."""
+    means = {
+        metric: {state: by_part(bench, samples, state, metric) for state in states} for metric in bench.task.metrics
+    }
+    head = bench.task.headline
+    paired = {state: compare(samples, states[0], state, head) for state in states[1:]}
+    return {
+        "protocol": bench.protocol,
+        "headline": head,
+        "means": {
+            metric: {state: {row.strip(): m._asdict() for row, m in rows.items()} for state, rows in found.items()}
+            for metric, found in means.items()
+        },
+        "paired": {
+            state: {"gain": p.gain._asdict(), "better": p.better, "worse": p.worse, "mcnemar_p": p.p}
+            for state, p in paired.items()
+        },
+    }
+
+
+def table_rows(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> list[list[str]]:
+    """The header, then a row a part, group and total; columns for each metric and state."""
+    columns = [(metric, state) for metric in bench.task.metrics for state in states]
+    head = [metric if len(states) == 1 else f"{metric}, {state}" for metric, state in columns]
+    found = [by_part(bench, samples, state, metric) for metric, state in columns]
+    rows = [[bench.name, "records", *(f"% {name}" for name in head)]]
+    for name, first in found[0].items():
+        rows.append([name, str(first.count), *(_percent(column[name]) for column in found)])
+    return rows
+
+
+def comparison_lines(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> list[str]:
+    """One line for each state after the first."""
+    lines = []
+    for state in states[1:]:
+        x = compare(samples, states[0], state, bench.task.headline)
+        points = f"{100 * x.gain.mean:+.2f} points [{100 * x.gain.low:+.2f}, {100 * x.gain.high:+.2f}]"
+        change = f"{x.better} answers better, {x.worse} worse, McNemar p = {x.p:.3g}"
+        lines.append(f"{bench.name} {bench.task.headline}, {state} against {states[0]}: {points} (95%), {change}")
+    return lines
+
+
+def _percent(x: Mean) -> str:
+    return f"{100 * x.value:.2f} ± {100 * x.error:.2f}" if not math.isnan(x.error) else f"{100 * x.value:.2f}"

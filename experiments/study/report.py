@@ -1,0 +1,198 @@
+"""The table as Markdown and JSON, and its copy in the documentation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.study import LARGER
+from experiments.pocket.question_kinds import KINDS
+from experiments.reporting.accuracy_curve import table as scaling_table
+from experiments.reporting.run_report import markdown_table
+from experiments.study.labels import LABELS
+from experiments.training.metrics_log import Interval
+
+BEGIN, END = "<!-- paper_table -->", "<!-- /paper_table -->"
+
+
+def percent(x: Interval, signed: bool = False) -> str:
+    """Mean and interval in percent, or in signed percentage points, bold where the interval is clear of 0."""
+    sign = "+" if signed else ""
+    text = f"{100 * x.mean:{sign}.1f} [{100 * x.low:{sign}.1f}, {100 * x.high:{sign}.1f}]"
+    return f"**{text}**" if signed and (x.low > 0 or x.high < 0) else text
+
+
+def nats(x: Interval, signed: bool = False) -> str:
+    """Mean and interval of a loss or of a difference, bold where the interval is clear of 0."""
+    sign = "+" if signed else ""
+    text = f"{x.mean:{sign}.3f} [{x.low:{sign}.3f}, {x.high:{sign}.3f}]"
+    return f"**{text}**" if signed and (x.low > 0 or x.high < 0) else text
+
+
+def grid(by_row: dict[str, dict[str, Interval]], tasks: Sequence[str], show: Any, signed: bool = False) -> str:
+    """Markdown: rows by benchmarks, and the mean over benchmarks."""
+    columns = [*tasks, "mean"] if len(tasks) > 1 else tasks
+    lines = [["method", *columns]]
+    for name, found in by_row.items():
+        if found:
+            lines.append([LABELS.get(name, name), *(show(found[c], signed) if c in found else "" for c in columns)])
+    return markdown_table(lines)
+
+
+def results_section(body: dict[str, Any]) -> list[str]:
+    """Accuracy and loss, and the paired differences."""
+    tasks = body["tasks"]
+    own = {m: {n: x for n, x in body[m].items() if not n.startswith(LARGER)} for m in ("accuracy", "loss")}
+    differ = "Bold: the interval leaves out 0."
+    text = ["## Accuracy, %", "", grid(own["accuracy"], tasks, percent), ""]
+    if "test_time" in body["items"]:
+        counts = {shape[1] for shape in body["items"]["test_time"].values()}
+        text += [f"{LABELS['test_time']}: of the first {max(counts)} records.", ""]
+    text += ["## Held-out loss, nats per completion token", "", grid(own["loss"], tasks, nats), ""]
+    for other in ("vanilla", "standard"):
+        for measure, show, unit in (("accuracy", percent, "points"), ("loss", nats, "nats per token")):
+            found = body[f"{measure}_against"][other]
+            name = LABELS.get(other, other)
+            text += [f"## {measure.capitalize()} minus that of {name}, {unit}", ""]
+            text += [f"Paired over items and seeds. {differ}", "", grid(found, tasks, show, True), ""]
+    return text
+
+
+def kinds_section(body: dict[str, Any]) -> list[str]:
+    """Accuracy by kind of question."""
+    text = ["## Accuracy by kind of question, %", ""] if body["kinds"] else []
+    for task, by_row in body["kinds"].items():
+        told = {one: KINDS[task][one] for found in by_row.values() for one in found}
+        lines = [["method", *told]]
+        lines += [[LABELS.get(name, name), *(percent(found[one]) for one in told)] for name, found in by_row.items()]
+        text += [f"{task}: {'; '.join(f'{one}: {what}' for one, what in told.items())}.", "", markdown_table(lines), ""]
+    return text
+
+
+def cost_section(body: dict[str, Any]) -> list[str]:
+    """Seconds per step, number of steps, learning rates."""
+    tasks, seconds = body["tasks"], body["seconds"]
+    lines = [["method", "steps", *(f"rate, {task}" for task in tasks), *(f"ms a step, {t}" for t in tasks), "cost"]]
+    base = sum(seconds["standard"].values()) if "standard" in seconds else 0.0
+    for name, rates in body["rates"].items():
+        found = seconds.get(name, {})
+        times = [f"{1000 * found[task]:.0f}" if task in found else "" for task in tasks]
+        ratio = f"{sum(found.values()) / base:.2f}" if found and base else ""
+        cells = [LABELS.get(name, name), str(body["steps"].get(name, "")), *(f"{rates[t]:g}" for t in tasks)]
+        lines.append([*cells, *times, ratio])
+    return [
+        "## Steps, learning rates, cost",
+        "",
+        "Rates: the best of those tried on the validation split by `python -m experiments.study.rate_search` (every "
+        "try is in rates.jsonl). Cost: a step against one of standard tuning, taken in turn on the same batches.",
+        "",
+        markdown_table(lines),
+        "",
+    ]
+
+
+def scaling_section(body: dict[str, Any]) -> list[str]:
+    """Test-time scaling by benchmark."""
+    if not body["scaling"]:
+        return []
+    text = ["## Test-time scaling", "", "Intervals over problems and seeds. N counts chains, the answer included.", ""]
+    for task, found in body["scaling"].items():
+        problems = body["items"].get("test_time", {}).get(task, [1, 0])
+        title = f"### {task}: {problems[1]} problems, {problems[0]} seeds"
+        text += [title, "", scaling_table(found["points"], found["differences"], problems[1]), ""]
+    return text
+
+
+def reach_section(body: dict[str, Any]) -> list[str]:
+    """How long S_0 is read."""
+    if not body["half_lives"]:
+        return []
+    lines = [["benchmark", "state", "tokens by layer"]]
+    for task, states in body["half_lives"].items():
+        lines += [[task, LABELS.get(name, name), ", ".join(map(str, x))] for name, x in states.items()]
+    text = (
+        "Tokens after which |q_t| stays below half of |q_1|: from there on S_0 is read at less than half its strength."
+    )
+    return ["## How long an initial state is read", "", text, "", markdown_table(lines), "", *spectra_part(body)]
+
+
+def spectra_part(body: dict[str, Any]) -> list[str]:
+    """How many directions the inputs of the trained matrices have."""
+    if not body["spectra"]:
+        return []
+    lines = [["input", "largest eigenvalue's share", "participation ratio"]]
+    for name, x in body["spectra"].items():
+        label = "q_t, read by S_0" if name == "q" else f"psi(r_t), {LABELS.get(name, name)}"
+        lines.append([label, f"{x['largest']:.3f}", f"{x['participation']:.1f}"])
+    text = "E[x x^T] of what the trained matrices read; a ratio of 1 means that it is one and the same direction."
+    return ["### How many directions", "", text, "", markdown_table(lines), ""]
+
+
+def observer_section(body: dict[str, Any]) -> list[str]:
+    """How well the larger model is observed, and what carried states are worth there."""
+    if not body["observer"]:
+        return []
+    tasks = body["tasks"]
+    lines = [["observer", "R² by layer", "KL(larger given student), nats", "KL from the mapped state, nats"]]
+    for name, x in body["observer"].items():
+        layers = ", ".join(f"{value:.3f}" for value in x["r2"])
+        lines.append([name, layers, f"{x['kl_logits']:.3f}", f"{x['kl_state']:.3f}"])
+    text = [
+        "## Observer",
+        "",
+        markdown_table(lines),
+        "",
+        "States carried to the larger model, its own beside them:",
+        "",
+    ]
+    for measure, show in (("accuracy", percent), ("loss", nats)):
+        own = {name: x for name, x in body[measure].items() if name.startswith(LARGER)}
+        text += [f"{measure}:", "", grid(own, tasks, show), ""]
+    difference = body["accuracy_against"]["larger_vanilla"]
+    text += ["Accuracy minus that of the larger model, vanilla:", "", grid(difference, tasks, percent, True), ""]
+    return text
+
+
+def markdown(body: dict[str, Any], pictures: Sequence[str], prefix: str = "") -> str:
+    """All sections. prefix: before the pictures' names."""
+    text = [body["protocol"], "", "What the intervals say:", "", *(f"- {line}" for line in body["claims"]), ""]
+    text += (
+        results_section(body)
+        + kinds_section(body)
+        + cost_section(body)
+        + scaling_section(body)
+        + observer_section(body)
+        + reach_section(body)
+    )
+    text += ["## Pictures", ""]
+    text += [f"![{name}]({prefix}{name})" for name in pictures]
+    return "\n".join([*text, ""])
+
+
+def write(folder: Path, body: dict[str, Any], pictures: Sequence[str]) -> None:
+    """report.md and results.json."""
+    (folder / "report.md").write_text(f"# {body['config']['name']}\n\n{markdown(body, pictures)}")
+    (folder / "results.json").write_text(json.dumps(body, indent=1) + "\n")
+
+
+def fill(page: Path, text: str) -> None:
+    """Put `text` between the page's markers.
+
+    Raises: ValueError if the page has no markers.
+    """
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page}: no {BEGIN} ... {END} to fill")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """The accuracies and claims for a terminal."""
+    from experiments.reporting.run_report import text_table
+
+    columns = [*body["tasks"], "mean"] if len(body["tasks"]) > 1 else body["tasks"]
+    lines = [["accuracy, %", *columns]]
+    for name, found in body["accuracy"].items():
+        lines.append([LABELS.get(name, name), *(percent(found[c]) if c in found else "" for c in columns)])
+    return "\n".join([text_table(lines), "", *(f"- {line}" for line in body["claims"])])

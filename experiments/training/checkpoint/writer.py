@@ -1,0 +1,106 @@
+"""Asynchronous saving: the step goes on as soon as the arrays have left the device."""
+
+import json
+import logging
+import shutil
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from experiments.training.checkpoint import files
+from experiments.training.checkpoint.files import Keep
+
+
+class Writer:
+    """Saves into one folder, one at a time; a context manager, at whose end everything is on disk.
+
+    `save` returns when the arrays are copied to the host; Orbax writes them in the background. Once it is done, a
+    thread of process 0 adds the JSON side and the manifest and renames the folder into place. That thread only touches
+    files and waits for Orbax, whose own barriers in the background go through the coordination service: no collective
+    of devices ever runs beside those of a training step. The other processes need not know when it is done; whatever
+    depends on it (`wait`, the next `save`, a restore) is a point that all processes reach together.
+    """
+
+    def __init__(self, folder: Path, keep: Keep | None = None):
+        self.folder, self.keep = folder, keep or Keep()
+        self._checkpointer: Any = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Begin to save `tree` (any pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
+
+        Raises: what went wrong with the save before (OSError for a full disk).
+        """
+        self.wait()
+        if self._checkpointer is None:
+            self._checkpointer = _checkpointer()
+        described = json.dumps(meta)
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".part_*"):
+                shutil.rmtree(left)
+            files.part(self.folder, step).mkdir()
+        barrier(f"checkpoint of step {step}")
+        self._checkpointer.save(files.part(self.folder, step) / files.TREE, tree)
+        if jax.process_index() == 0:
+            self._thread = threading.Thread(target=self._finish, args=(step, described), name=f"checkpoint-{step}")
+            self._thread.start()
+
+    def _finish(self, step: int, described: str) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+            files.publish(self.folder, step, described)
+            files.prune(self.folder, self.keep)
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the last save is complete on disk. Raises: what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        if self._checkpointer is not None:
+            self._checkpointer.wait_until_finished()
+
+    def close(self) -> None:
+        """`wait`, then give Orbax's threads back."""
+        try:
+            self.wait()
+        finally:
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+                self._checkpointer = None
+
+
+def save(folder: Path, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    """Write one checkpoint and wait until it is complete; the newest two are kept."""
+    with Writer(folder) as writer:
+        writer.save(step, tree, meta)
+
+
+def barrier(name: str) -> None:
+    """Wait for all processes; to be called from the main thread."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _checkpointer() -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp.StandardCheckpointer()

@@ -1,0 +1,157 @@
+"""WKV-7 through Triton itself and jax-triton: the path to NVIDIA GPUs that outlives Pallas's Triton lowering.
+
+The same programs and tuning as `pallas_kernels.gpu`. Needs the extra `gpu` (`jax-triton`, which brings `triton`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from pallas_kernels import decode, gpu
+from pallas_kernels.chunked import op as chunked
+from pallas_kernels.chunked.layout import OpInputs, Saved
+from pallas_kernels.gpu.tuning import Tuning
+from pallas_kernels.support import for_sizes, only_on
+
+State = Float[Array, "B H V K"]
+Values = Float[Array, "B T H V"]
+
+
+class Launch(NamedTuple):
+    """The four functions that `chunked.make_op` asks for; `tuning` as in `gpu.launch.Launch`."""
+
+    tuning: Tuning | None = None
+
+    def forward(self, x: OpInputs, s0: State) -> tuple[Values, State]:
+        """(y, s_T); a single token is a step of decoding."""
+        if x.v.shape[1] == 1:
+            return decode.forward(x, s0)
+        y, s_last, _, _ = self._forward(x, s0, save=False)
+        return y, s_last
+
+    def forward_saving(self, x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
+        """(y, s_T, what the full backward needs)."""
+        y, s_last, states, u = self._forward(x, s0, save=True)
+        return y, s_last, Saved(x, states, u)
+
+    def _forward(self, x: OpInputs, s0: State, save: bool) -> tuple[Array, ...]:
+        plan, constants = self.plan(x)
+        saved = plan.saved_states * s0.size
+        if save and saved >= 1 << 31:
+            raise ValueError(
+                f"wkv7: implementation 'triton' would save {saved} numbers of states, it addresses fewer than 2^31: "
+                "take fewer or shorter rows, or 'gpu'"
+            )
+        from pallas_kernels.triton.kernels import forward
+
+        states, u = ((plan.saved_states, *s0.shape), x.v.shape) if save else ((1,), (1,))
+        outputs = (_like(x.v), _like(s0), *(jax.ShapeDtypeStruct(z, plan.numerics.operand) for z in (states, u)))
+        return self._call(forward, x, x[:6], (s0,), outputs, constants | {"SAVE": save})
+
+    def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
+        """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
+        from pallas_kernels.triton.backward import backward
+
+        x = saved.inputs
+        plan, constants = self.plan(x)
+        parts = [
+            jax.ShapeDtypeStruct((plan.blocks, *z.shape), z.dtype if plan.blocks == 1 else jnp.float32) for z in x[:6]
+        ]
+        parts[3] = _like(x.v)
+        given = (saved.states, saved.u, dy, ds)
+        *grads, ds = self._call(backward, x, x[:6], given, (*parts, _like(ds)), constants, full=True)
+        return (
+            *(g if i == 3 else g.sum(0).astype(z.dtype) for i, (g, z) in enumerate(zip(grads, x[:6], strict=True))),
+            ds,
+        )
+
+    def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
+        """The gradient of s0 alone."""
+        from pallas_kernels.triton.kernels import state_backward
+
+        constants = {n: z for n, z in self.plan(x)[1].items() if n not in ("B", "EVERY")}
+        return self._call(state_backward, x, (x.r, x.log_w, x.a, x.b), (dy, ds), (_like(ds),), constants)[0]
+
+    def plan(self, x: OpInputs) -> tuple[Any, dict[str, Any]]:
+        """Sizes as for the Pallas kernels, and as constants of the Triton ones."""
+        from pallas_kernels.gpu import launch
+
+        plan = launch.Launch(self.tuning).plan(x)
+        constants = {
+            "B": x.r.shape[0], "T": plan.length, "H": x.r.shape[2], "K": plan.key, "V": plan.value,
+            "KT": plan.key_tile, "VT": plan.value_tile, "C": plan.chunk, "EVERY": plan.every,
+            "HALF": plan.numerics.operand == jnp.bfloat16, "RESET": x.reset is not None,
+        }  # fmt: skip
+        return plan, constants
+
+    def tuned(self, x: OpInputs) -> Tuning:
+        from pallas_kernels.gpu import launch
+
+        return launch.Launch(self.tuning).tuned(x)
+
+    def _call(
+        self,
+        kernel: Any,
+        x: OpInputs,
+        vectors: tuple,
+        given: tuple,
+        outputs: tuple,
+        constants: dict,
+        full: bool = False,
+    ) -> tuple[Array, ...]:
+        import jax_triton  # type: ignore[import-not-found]
+
+        tuning = self.tuned(x)
+        reset = jnp.zeros(1, jnp.int32) if x.reset is None else x.reset.astype(jnp.int32)
+        first = only_on(vectors[0], "cuda", "triton")
+        return jax_triton.triton_call(
+            first, *vectors[1:], reset, *given,
+            kernel=kernel,
+            out_shape=outputs,
+            grid=(x.r.shape[2], -(-constants["V"] // constants["VT"]), x.r.shape[0]),
+            num_warps=tuning.backward_warps if full else tuning.warps,
+            num_stages=tuning.backward_stages if full else tuning.stages,
+            **constants,
+        )  # fmt: skip
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _rule(name: str, tuning: Tuning | None) -> Callable[..., Any]:
+    return getattr(Launch(tuning), name)
+
+
+def make_op(tuning: Tuning | None = None) -> Callable[..., tuple[Array, Array]]:
+    """The op, see `chunked.make_op`.
+
+    Raises (the op):
+        ValueError: jax-triton is not installed; heads of a size that has no kernel; when compiled for
+            anything but a GPU.
+    """
+    op = for_sizes(chunked.make_op(partial(_rule, tuning=tuning)), "triton", gpu.supports, gpu.SIZES)
+
+    def checked(*args):
+        if message := missing():
+            raise ValueError(f"wkv7: implementation 'triton' needs {message}")
+        return op(*args)
+
+    return checked
+
+
+def missing() -> str | None:
+    """What to install, in one line, or None."""
+    try:
+        import jax_triton  # type: ignore[import-not-found]  # noqa: F401
+    except Exception as error:  # jax-triton raises whatever its CUDA plugin raises where there is no GPU
+        return f"jax-triton and a CUDA plugin (`pip install -e '.[gpu]'`): {' '.join(str(error).split())[:120]}"
+    return None
+
+
+wkv7_triton = make_op()

@@ -1,0 +1,208 @@
+"""The compiled part of generation: prefill, then a `lax.while_loop` of choose, match, feed. Weights are arguments.
+
+Everything that varies from call to call (prompts, states, keys, sampling numbers, stop sequences) is an argument too;
+a new program is compiled only for a new model, `Mode`, batch size, or length bucket.
+"""
+
+from functools import partial
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rwkv7_jax.generation.sampling import Knobs, Mode, Occurrences, choose
+from rwkv7_jax.model import RWKV7
+from rwkv7_jax.state import State
+
+NO_TOKEN = -1
+"""Never chosen: what `recent` holds before the first token."""
+ANY_TOKEN = -2
+"""In a stop sequence: matches everything (shorter sequences are filled up on the left with it)."""
+NO_MATCH = -3
+"""In a stop sequence: matches nothing (fills up the list of sequences)."""
+
+
+class Rules(NamedTuple):
+    """How to choose, and when to end."""
+
+    knobs: Knobs
+    weight: Float[Array | np.ndarray, "#vocab"]
+    """How much one occurrence of a token counts for the penalties; empty if there are none."""
+    stops: Int[Array | np.ndarray, "N S"]
+    eos_id: Int[Array | np.ndarray, ""]
+    limit: Int[Array | np.ndarray, ""]
+    """Tokens to generate at most in this call."""
+
+
+class Decoding(NamedTuple):
+    """A batch between two tokens. Chosen tokens lie in `tokens[:, :length]`, a matched stop sequence included."""
+
+    logits: Float[Array, "B vocab"]
+    state: State
+    """After the last token fed: the last chosen one, unless that completed a stop sequence."""
+    active: Bool[Array, "B"]
+    recent: Int[Array, "B S"]
+    occurrences: Occurrences
+    step: Int[Array, ""]
+    tokens: Int[Array, "B N"]
+    length: Int[Array, "B"]
+    stop_length: Int[Array, "B"]
+    """Length of the stop sequence that ended the row, 0 if none did."""
+
+
+def _apply(
+    model: RWKV7, params: dict, tokens: Int[Array, "B T"], state: State, valid: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B vocab"], State]:
+    """Logits after the last valid token of each row, which mean nothing where there is none, and the state there."""
+    logits, after = cast(tuple, model.apply({"params": params}, tokens, state, valid=valid, last_only=True))
+    return logits[:, 0], after
+
+
+def _prefill(
+    model: RWKV7,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: State,
+    window: int,
+    penalised: bool,
+) -> Decoding:
+    """Read the prompts. window: tokens that the longest stop sequence has."""
+    batch = tokens.shape[0]
+    logits, state = _apply(model, params, tokens, state, valid)
+    counts = jnp.zeros(batch, jnp.int32)
+    return Decoding(
+        logits=logits,
+        state=state,
+        active=jnp.ones(batch, jnp.bool_),
+        recent=jnp.full((batch, window), NO_TOKEN, jnp.int32),
+        occurrences=Occurrences.none(batch, logits.shape[-1] if penalised else 0),
+        step=jnp.zeros((), jnp.int32),
+        tokens=jnp.zeros((batch, 0), jnp.int32),
+        length=counts,
+        stop_length=counts,
+    )
+
+
+def _decode(
+    model: RWKV7, params: dict, start: Decoding, keys: Key[Array, "B"], rules: Rules, mode: Mode, size: int
+) -> Decoding:
+    """Up to `rules.limit` <= size tokens; ends early once no row is active."""
+    batch = start.active.shape[0]
+    end = start.step + rules.limit
+    blank = start._replace(tokens=jnp.zeros((batch, size), jnp.int32), length=jnp.zeros(batch, jnp.int32))
+
+    def unfinished(now: Decoding) -> Bool[Array, ""]:
+        return (now.step < end) & now.active.any()
+
+    def body(now: Decoding) -> Decoding:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, now.step)
+        token = choose(now.logits, step_keys, rules.knobs, mode, now.occurrences)
+        return _accept(model, params, now, token, now.step - start.step, rules, mode)
+
+    return jax.lax.while_loop(unfinished, body, blank)
+
+
+def _accept(
+    model: RWKV7, params: dict, now: Decoding, token: Int[Array, "B"], column: Int[Array, ""], rules: Rules, mode: Mode
+) -> Decoding:
+    """Note the token of every active row, end rows, and feed the others'."""
+    written = now.active & (token != rules.eos_id)
+    recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
+    stop_length = jnp.where(written, _matched(recent, rules.stops), 0)
+    feed = written & (stop_length == 0)
+    logits, state = _apply(model, params, token[:, None], now.state, feed[:, None])
+    return Decoding(
+        logits=jnp.where(feed[:, None], logits, now.logits),
+        state=state,
+        active=feed,
+        recent=recent,
+        occurrences=now.occurrences.add(token, jnp.asarray(rules.weight), rules.knobs.decay)
+        if mode.penalised
+        else now.occurrences,
+        step=now.step + 1,
+        tokens=now.tokens.at[:, column].set(jnp.where(written, token, 0)),
+        length=now.length + written.astype(jnp.int32),
+        stop_length=jnp.where(now.active, stop_length, now.stop_length),
+    )
+
+
+def _matched(recent: Int[Array, "B S"], stops: Int[Array | np.ndarray, "N S"]) -> Int[Array, "B"]:
+    """Length of the longest stop sequence that the recent tokens end with, 0 if there is none."""
+    hit = ((recent[:, None] == stops[None]) | (stops[None] == ANY_TOKEN)).all(-1)
+    length = (stops != ANY_TOKEN).sum(-1, dtype=jnp.int32)
+    return jnp.where(hit, length[None], 0).max(-1)
+
+
+@partial(jax.jit, static_argnames=("model", "penalised"))
+def prefill(model, params, tokens, valid, state, rules: Rules, *, penalised: bool) -> Decoding:
+    """See `_prefill`."""
+    return _prefill(model, params, tokens, valid, state, rules.stops.shape[1], penalised)
+
+
+@partial(jax.jit, static_argnames=("model", "mode", "size"))
+def decode(model, params, start: Decoding, keys, rules: Rules, *, mode: Mode, size: int) -> Decoding:
+    """See `_decode`."""
+    return _decode(model, params, start, keys, rules, mode, size)
+
+
+@partial(jax.jit, static_argnames=("model", "mode", "size"))
+def prefill_and_decode(
+    model, params, tokens, valid, state, keys, rules: Rules, *, mode: Mode, size: int
+) -> tuple[Decoding, Decoding]:
+    """The batch after the prompts, and after the generated tokens: one program."""
+    start = _prefill(model, params, tokens, valid, state, rules.stops.shape[1], mode.penalised)
+    return start, _decode(model, params, start, keys, rules, mode, size)
+
+
+@partial(jax.jit, static_argnames=("model",))
+def replay(
+    model: RWKV7,
+    params: dict,
+    start: Decoding,
+    end: Decoding,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    rows: Bool[Array, "B"],
+) -> tuple[Float[Array, "B vocab"], State]:
+    """Logits and state of `end`, but in `rows` those of `start` followed by the valid tokens (there may be none)."""
+    logits, state = _apply(model, params, tokens, start.state, valid)
+    logits = jnp.where(valid.any(1)[:, None], logits, start.logits)
+
+    def pick(again: Array, before: Array) -> Array:
+        return jnp.where(rows.reshape(1, -1, *(1,) * (again.ndim - 2)), again, before)
+
+    return jnp.where(rows[:, None], logits, end.logits), jax.tree.map(pick, state, end.state)
+
+
+def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+    """Ragged rows as (tokens, valid), padding first."""
+    tokens = np.zeros((len(rows), length), np.int32)
+    valid = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = row
+        valid[i, length - len(row) :] = True
+    return tokens, valid
+
+
+def pad_stops(stops: list[list[int]]) -> Int[np.ndarray, "N S"]:
+    """Stop sequences as one array whose sides are powers of two from 4 by 8 on, so that few shapes occur."""
+    shape = (max(4, _power_of_two(len(stops))), max(8, _power_of_two(max(map(len, stops), default=1))))
+    out = np.full(shape, NO_MATCH, np.int32)
+    for i, stop in enumerate(stops):
+        out[i] = [ANY_TOKEN] * (shape[1] - len(stop)) + stop
+    return out
+
+
+def bucket(length: int) -> int:
+    """The length compiled for: a power of two from 16 to 256, from there on four buckets an octave."""
+    if length <= 256:
+        return max(16, _power_of_two(length))
+    quarter = _power_of_two(length) // 8
+    return -(-length // quarter) * quarter
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

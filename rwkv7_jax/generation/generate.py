@@ -1,0 +1,272 @@
+"""Generation of tokens and of text: batches with a state a row, stop sequences, and streaming."""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from rwkv7_jax.generation import decode_loop
+from rwkv7_jax.generation.decode_loop import Decoding, Rules
+from rwkv7_jax.generation.sampling import Knobs, Mode, SamplingConfig, sample_logits
+from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
+from rwkv7_jax.model import RWKV7, unstack_blocks
+from rwkv7_jax.state import State, zero_state
+from rwkv7_jax.tokenizer.tokenizers import Tokenizer
+from rwkv7_jax.wkv_state import Memory
+
+__all__ = [
+    "GenerateResult", "SamplingConfig", "TextResult",
+    "for_decoding", "generate", "generate_text", "sample_logits", "stream", "uncounted_ids",
+]  # fmt: skip
+
+
+class GenerateResult(NamedTuple):
+    """Row by row: what was generated, and everything needed to go on."""
+
+    tokens: list[list[int]]
+    """Without the end token or the stop sequence."""
+    state: State
+    """After the row's prompt and `tokens`, no more and no less; [L, B, ...]."""
+    finished: list[bool]
+    """True: ended by itself (end token, stop). False: cut by max_new_tokens."""
+    logits: Float[Array, "B vocab"]
+    """For the token after `tokens`, float32."""
+
+
+class TextResult(NamedTuple):
+    """A GenerateResult with the text of each row, which is what its tokens decode to."""
+
+    texts: list[str]
+    tokens: list[list[int]]
+    state: State
+    finished: list[bool]
+    logits: Float[Array, "B vocab"]
+
+
+def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, dict]:
+    """The same model with its layers one by one, and its weights on the device: fastest token by token."""
+    if model.config.scan_layers:
+        model, params = RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
+    return model, jax.tree.map(jnp.asarray, params)
+
+
+def generate(
+    model: RWKV7,
+    params: dict,
+    prompts: Sequence[Sequence[int]],
+    state: State | None,
+    key: Key[Array, "*B"],
+    config: SamplingConfig,
+    *,
+    stop: Sequence[Sequence[int]] = (),
+    eos_id: int | None = 0,
+    uncounted: Sequence[int] = (),
+) -> GenerateResult:
+    """Continue every prompt, in one compiled program of prefill and decoding.
+
+    prompts: token ids, rows of any lengths >= 1.
+    state: row i starts from row i; an unbatched state is every row's start; None is the zero state. Not changed.
+    key: one key (row i then uses `fold_in(key, i)`), or one a row. A row depends on its own prompt, state and key only.
+    stop: token sequences that end a row, in generated tokens alone, and are left out of the result.
+    eos_id: ends a row likewise; None: no such token.
+    uncounted: tokens whose repetition the frequency penalty ignores (RWKV: white space and digits, `uncounted_ids`).
+    Raises: ValueError for an empty prompt or stop sequence, an id outside the vocabulary, or a misfitting state or key.
+    """
+    batch = _Batch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
+    size = decode_loop.bucket(config.max_new_tokens)
+    start, end = decode_loop.prefill_and_decode(
+        model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), mode=batch.mode, size=size
+    )
+    tokens, length, stopped, active = jax.device_get((end.tokens, end.length, end.stop_length, end.active))
+    kept = [row[: n - s].tolist() for row, n, s in zip(tokens, length, stopped, strict=True)]
+    logits, after = batch.settle(start, end, kept, stopped > 1)
+    return GenerateResult(kept, after, (~active).tolist(), logits)
+
+
+def generate_text(
+    model: RWKV7,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    state: State | None,
+    key: Key[Array, "*B"],
+    config: SamplingConfig,
+    *,
+    stop: Sequence[str] = (),
+    chunk: int = 32,
+) -> TextResult:
+    """`generate` for text. A row ends before the first stop string, even if that starts or ends inside a token; what it
+    leaves of a token is encoded anew, so that `tokens` and `state` match the text. An empty prompt stands for the end
+    token, which separates texts in training.
+
+    chunk: tokens between two looks for stop strings.
+    """
+    return _drain(_text_pieces(model, params, tokenizer, prompts, state, key, config, stop, chunk))
+
+
+def stream(
+    model: RWKV7,
+    params: dict,
+    tokenizer: Tokenizer,
+    prompt: str,
+    state: State | None,
+    key: Key[Array, ""],
+    config: SamplingConfig,
+    *,
+    stop: Sequence[str] = (),
+    chunk: int = 8,
+) -> Generator[str, None, TextResult]:
+    """Text pieces for one prompt as they come: joined, the text of `generate_text` with the same key.
+
+    Whole characters only, and nothing that may yet become a stop string. The generator returns the TextResult.
+    """
+    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk)
+    while True:
+        try:
+            (piece,) = next(pieces)
+        except StopIteration as end:
+            return end.value
+        if piece:
+            yield piece
+
+
+def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that are a run of RWKV's " \\t0123456789", whose repetition its frequency penalty does not count."""
+    symbols = " \t0123456789"
+    runs = {symbols[i:j] for i in range(len(symbols)) for j in range(i + 1, len(symbols) + 1)}
+    encoded = [tokenizer.encode(run) for run in runs]
+    return sorted({ids[0] for ids in encoded if len(ids) == 1})
+
+
+def _text_pieces(
+    model, params, tokenizer, prompts, state, key, config: SamplingConfig, stop, chunk: int
+) -> Generator[list[str], None, TextResult]:
+    """The new text of each row, chunk after chunk; returns the result."""
+    if isinstance(prompts, str):
+        raise ValueError("generate: prompts is one text; give a list of texts")
+    encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
+    uncounted = uncounted_ids(tokenizer) if Mode.of(config).penalised else ()
+    batch = _Batch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
+    rows = [StopText(tokenizer, stop) for _ in prompts]
+    tokens: list[list[int]] = [[] for _ in prompts]
+    start = end = decode_loop.prefill(
+        model, params, *batch.prompt, batch.state, batch.rules(0), penalised=batch.mode.penalised
+    )
+    left, size = config.max_new_tokens, decode_loop.bucket(chunk)
+    active = np.ones(len(rows), bool)
+    while left > 0 and active.any():
+        end = end._replace(active=jnp.asarray(active))
+        limit = min(chunk, left)
+        end = decode_loop.decode(model, params, end, batch.keys, batch.rules(limit), mode=batch.mode, size=size)
+        new, length, active = jax.device_get((end.tokens, end.length, end.active))
+        left -= limit
+        for ids, row_new, n in zip(tokens, new, length, strict=True):
+            ids += row_new[:n].tolist()
+        yield [row.push(ids[:n].tolist()) for row, ids, n in zip(rows, new, length, strict=True)]
+        active = active & ~np.array([row.hit for row in rows])
+    yield [row.finish() for row in rows]
+    cut = np.array([row.hit for row in rows])
+    kept = [cut_tokens(tokenizer, ids, r.text) if r.hit else ids for ids, r in zip(tokens, rows, strict=True)]
+    logits, after = batch.settle(start, end, kept, cut)
+    return TextResult([row.text for row in rows], kept, after, (~active | cut).tolist(), logits)
+
+
+def _drain(pieces: Generator[list[str], None, TextResult]) -> TextResult:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+class _Batch:
+    """Checked arguments of one generation, as arrays."""
+
+    def __init__(
+        self, model: RWKV7, params: dict, prompts, state, key, config: SamplingConfig, stop, eos_id, uncounted
+    ):
+        self.model, self.params, self.mode = model, params, Mode.of(config)
+        vocab = model.config.vocab_size
+        rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]
+        if not rows:
+            raise ValueError("generate: no prompts")
+        stops = [_checked_ids(row, vocab, f"stop sequence {i}") for i, row in enumerate(stop)]
+        self.prompt = jax.device_put(decode_loop.pad_left(rows, decode_loop.bucket(max(map(len, rows)))))
+        self.state = _fit_state(model, state, len(rows))
+        self.keys = _row_keys(key, len(rows))
+        weight = np.ones(vocab if self.mode.penalised else 0, np.float32)
+        weight[list(uncounted) if self.mode.penalised else []] = 0
+        self._limit = config.max_new_tokens
+        eos = decode_loop.NO_TOKEN if eos_id is None else eos_id
+        self._rules = jax.device_put(
+            Rules(
+                Knobs.of(config),
+                weight,
+                decode_loop.pad_stops(stops),
+                np.asarray(eos, np.int32),
+                np.asarray(0, np.int32),
+            )
+        )
+
+    def rules(self, size: int) -> Rules:
+        """The rules for a call that generates at most `size` tokens."""
+        return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self._limit), np.int32)))
+
+    def settle(self, start: Decoding, end: Decoding, kept: list[list[int]], cut: np.ndarray):
+        """Logits and state after the kept tokens: rows that were `cut` shorter than what was fed are read again."""
+        if not cut.any():
+            return end.logits, end.state
+        rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
+        padded = decode_loop.pad_left(rows, decode_loop.bucket(max(map(len, rows))))
+        tokens, valid, again = jax.device_put((*padded, np.asarray(cut)))
+        return decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
+
+
+def _checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:
+    ids = [int(i) for i in ids]
+    if not ids:
+        raise ValueError(f"generate: {what} is empty; give at least one token (the end token starts a text)")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise ValueError(
+            f"generate: {what} has ids {min(ids)}..{max(ids)}, the model's vocabulary is 0..{vocab_size - 1}"
+        )
+    return ids
+
+
+def _row_keys(key: Key[Array, "*B"], batch_size: int) -> Key[Array, "B"]:
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    if key.shape != (batch_size,):
+        raise ValueError(f"generate: give one key, or one for each of the {batch_size} prompts; got shape {key.shape}")
+    return key
+
+
+def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
+    """The start of every row: batched, wkv in float32, shifts in the compute dtype."""
+    zero = zero_state(model.config, batch_size)
+    if state is None:
+        return zero
+
+    def fit(leaf, like):
+        leaf = jnp.asarray(leaf)
+        if leaf.shape == like.shape[:1] + like.shape[2:]:
+            leaf = jnp.broadcast_to(leaf[:, None], like.shape)
+        if leaf.shape != like.shape:
+            raise ValueError(f"generate: a state leaf has shape {leaf.shape}, model and batch need {like.shape}")
+        return leaf.astype(like.dtype)
+
+    state = State(*state)
+    if not isinstance(state.wkv, Memory):
+        return jax.tree.map(fit, state, zero)
+    inner = 2 if jnp.ndim(state.wkv.s) == zero.wkv.ndim else 1
+
+    def like(leaf):
+        return jax.ShapeDtypeStruct((*zero.wkv.shape[:2], *jnp.shape(leaf)[inner:]), jnp.float32)
+
+    memory = jax.tree.map(lambda leaf: fit(leaf, like(leaf)), state.wkv)
+    fit(memory.s, zero.wkv)
+    return State(fit(state.att_shift, zero.att_shift), fit(state.ffn_shift, zero.ffn_shift), memory)

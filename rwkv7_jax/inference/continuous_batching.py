@@ -1,0 +1,128 @@
+"""Greedy generation of many answers in one compiled loop: a row that ends takes the next prompt from a queue at once.
+
+The queue holds prompts that were read already, as their states and first tokens. The loop gives the queue back when a
+row wants more than it holds, and goes on with the same rows once it is filled again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from rwkv7_jax import RWKV7, State
+from rwkv7_jax.inference.stop_automaton import HIT, START
+
+IDLE = -1
+
+
+class Queue(NamedTuple):
+    """Prompts that wait; prompt i of the queue is number `first + i` of all."""
+
+    state: State
+    token: Int[Array, "B"]
+    first: Int[Array, ""]
+    count: Int[Array, ""]
+    taken: Int[Array, ""]
+    last: Bool[Array, ""]
+    """No prompts come after these."""
+
+
+class Rows(NamedTuple):
+    """Answers in the making. `token` is chosen, but neither noted nor fed."""
+
+    state: State
+    token: Int[Array, "B"]
+    owner: Int[Array, "B"]
+    """Number of the prompt, or IDLE."""
+    length: Int[Array, "B"]
+    stop: Int[Array, "B"]
+
+
+class Answers(NamedTuple):
+    """Tokens of each prompt's answer, the one that completes a stop string included and the end token not."""
+
+    tokens: Int[Array, "M N"]
+    length: Int[Array, "M"]
+    steps: Int[Array, ""]
+    """Passes of the loop, each over all rows."""
+
+
+class Ends(NamedTuple):
+    """When an answer ends: after `limit` tokens, before the end token, or when a stop string is complete."""
+
+    table: Int[Array, "S vocab"]
+    eos_id: Int[Array, ""]
+    limit: Int[Array, ""]
+
+
+Carry = tuple[Rows, Queue, Answers]
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames=("rows", "answers"))
+def run(model: RWKV7, params: Any, rows: Rows, queue: Queue, answers: Answers, ends: Ends) -> Carry:
+    """Decode until all is done or, if the queue is not the last, until a row finds it empty."""
+
+    def going(carry: Carry) -> Bool[Array, ""]:
+        rows, queue, _ = carry
+        waiting = queue.taken < queue.count
+        starving = (rows.owner == IDLE).any() & ~waiting & ~queue.last
+        return ((rows.owner != IDLE).any() | waiting) & ~starving
+
+    def body(carry: Carry) -> Carry:
+        rows, queue, answers = carry
+        wanted = (rows.owner == IDLE).any() & (queue.taken < queue.count)
+        rows, queue = jax.lax.cond(wanted, _take, lambda rows, queue: (rows, queue), rows, queue)
+        rows, answers = _step(model, params, rows, answers, ends)
+        return rows, queue, answers
+
+    return jax.lax.while_loop(going, body, (rows, queue, answers))
+
+
+def _take(rows: Rows, queue: Queue) -> tuple[Rows, Queue]:
+    """Idle rows take the next prompts, in order."""
+    idle = rows.owner == IDLE
+    index = queue.taken + jnp.cumsum(idle, dtype=jnp.int32) - 1
+    new = idle & (index < queue.count)
+    index = jnp.where(new, index, 0)
+
+    def pick(waiting: Array, present: Array) -> Array:
+        chosen = new.reshape(1, -1, *[1] * (present.ndim - 2))
+        return jnp.where(chosen, jnp.take(waiting, index, axis=1), present)
+
+    taken = Rows(
+        state=jax.tree.map(pick, queue.state, rows.state),
+        token=jnp.where(new, queue.token[index], rows.token),
+        owner=jnp.where(new, queue.first + index, rows.owner),
+        length=jnp.where(new, 0, rows.length),
+        stop=jnp.where(new, START, rows.stop),
+    )
+    return taken, queue._replace(taken=queue.taken + new.sum(dtype=jnp.int32))
+
+
+def _step(model: RWKV7, params: Any, rows: Rows, answers: Answers, ends: Ends) -> tuple[Rows, Answers]:
+    """Note each row's token, end rows, feed the others' and choose the next."""
+    active = rows.owner != IDLE
+    noted = active & (rows.token != ends.eos_id)
+    nowhere = answers.tokens.shape[0]
+    place = jnp.where(noted, rows.owner, nowhere)
+    tokens = answers.tokens.at[place, rows.length].set(rows.token, mode="drop")
+    length = rows.length + noted.astype(jnp.int32)
+    lengths = answers.length.at[place].set(length, mode="drop")
+    stop = ends.table[rows.stop, rows.token].astype(jnp.int32)
+    feed = noted & (stop != HIT) & (length < ends.limit)
+    apply: Callable[..., Any] = model.apply
+    logits, state = apply({"params": params}, rows.token[:, None], rows.state, valid=feed[:, None])
+    best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+    after = Rows(state, best, jnp.where(feed, rows.owner, IDLE), length, stop)
+    return after, Answers(tokens, lengths, answers.steps + 1)
+
+
+@jax.jit
+def put(target: State, source: State, rows: Int[Array, "B"], places: Int[Array, "B"]) -> State:
+    """`target` with rows `rows` of `source` at `places`; a place outside is no place."""
+    return jax.tree.map(
+        lambda into, out: into.at[:, places].set(jnp.take(out, rows, axis=1), mode="drop"), target, source
+    )

@@ -1,0 +1,62 @@
+"""Text to the token sequences of requests, as lm-evaluation-harness does it (`TemplateLM._encode_pair`)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rwkv7_jax.inference.prefix_tree import Asked
+from rwkv7_jax.tokenizer.tokenizers import Tokenizer, WorldTokenizer
+
+
+class Encoder:
+    """Encodes texts of which many begin alike.
+
+    A greedy longest-match tokenizer (World) decides each token from at most as many bytes as its longest token has: of
+    two texts that begin alike, all tokens are the same that end at least so far before they part. Those are kept.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self._data, self._ids, self._ends = b"", [], np.zeros(0, np.int64)
+        greedy = isinstance(tokenizer, WorldTokenizer)
+        lengths = [len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)] if greedy else []
+        self._sizes = np.asarray(lengths, np.int64)
+
+    def encode(self, text: str) -> list[int]:
+        """`tokenizer.encode(text)`."""
+        if not len(self._sizes):
+            return self.tokenizer.encode(text)
+        data = text.encode()
+        kept = int(np.searchsorted(self._ends, _common(self._data, data) - self._sizes.max(), side="right"))
+        start = int(self._ends[kept - 1]) if kept else 0
+        rest = self.tokenizer.encode_bytes(data[start:])
+        self._data, self._ids = data, self._ids[:kept] + rest
+        self._ends = np.concatenate([self._ends[:kept], start + np.cumsum(self._sizes[rest])])
+        return list(self._ids)
+
+    def prompt(self, context: str, prefix: Sequence[int] = ()) -> tuple[int, ...]:
+        """Tokens of a prompt after the prefix tokens; an empty one stands for the end token."""
+        return (*prefix, *self.encode(context)) or (self.tokenizer.eos_id,)
+
+    def pair(self, context: str, continuation: str, prefix: Sequence[int] = (), state: int = 0) -> Asked:
+        """The tokens of both as one text, scored from where the context's own tokens end.
+
+        White space at the context's end counts as the continuation's. With neither prefix nor context the end token,
+        which separates texts in training, comes first.
+        Raises: ValueError if the continuation has no token of its own.
+        """
+        stripped = context.rstrip()
+        context, continuation = stripped, context[len(stripped) :] + continuation
+        before = self.prompt(context, prefix)
+        ids = self.encode(context + continuation)
+        own = ids[len(before) - len(prefix) :] if context else ids
+        if not own:
+            raise ValueError(f"the continuation {continuation!r} of {context[-40:]!r} has no token of its own")
+        return Asked((*before, *own), len(before), state)
+
+
+def _common(a: bytes, b: bytes) -> int:
+    """Bytes in which two texts begin alike."""
+    size = min(len(a), len(b))
+    differs = np.flatnonzero(np.frombuffer(a, np.uint8, size) != np.frombuffer(b, np.uint8, size))
+    return int(differs[0]) if len(differs) else size

@@ -1,0 +1,113 @@
+"""Answers to many prompts, greedy: prompts read by forking, rows refilled as they end."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.build import Built
+from rwkv7_jax import State
+from rwkv7_jax.generation.decode_loop import bucket
+from rwkv7_jax.generation.generate import for_decoding
+from rwkv7_jax.inference import continuous_batching
+from rwkv7_jax.inference.prefix_tree import Asked, forest
+from rwkv7_jax.inference.scoring import Forker, Placed, Tick
+from rwkv7_jax.inference.state_pool import kinds, stack_states
+from rwkv7_jax.inference.stop_automaton import cut, token_table
+from rwkv7_jax.sharding import host
+
+
+class Prompt(NamedTuple):
+    """Tokens to continue, from the initial state number `state`."""
+
+    tokens: tuple[int, ...]
+    state: int = 0
+
+
+class Generator:
+    """Generates on one model. `steps` counts passes of the decoding loop, each over all rows."""
+
+    def __init__(self, built: Built, forker: Forker):
+        self.built, self.forker, self.steps = built, forker, 0
+        self.model, self.params = for_decoding(built.model, built.params)
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        states: Sequence[State],
+        stops: Sequence[str],
+        limit: int,
+        tick: Tick = lambda count: None,
+    ) -> list[str]:
+        """The greedy continuation of each prompt, of at most `limit` tokens, cut before the first stop string.
+
+        Raises: ValueError for an empty prompt.
+        """
+        if not all(prompt.tokens for prompt in prompts):
+            raise ValueError("a prompt has no token: give a prefix token")
+        ends = continuous_batching.Ends(
+            jnp.asarray(token_table(self.built.tokenizer, self.built.model.config.vocab_size, stops)),
+            jnp.asarray(self.built.tokenizer.eos_id, jnp.int32),
+            jnp.asarray(limit, jnp.int32),
+        )
+        texts = [""] * len(prompts)
+        for members in kinds(list(states)):
+            chosen = [i for i, prompt in enumerate(prompts) if prompt.state in members]
+            found = self._of_one_kind(prompts, chosen, states, members, ends, tick) if chosen else []
+            for index, ids in zip(chosen, found, strict=True):
+                texts[index] = cut(self.built.tokenizer.decode(ids), stops)
+        return texts
+
+    def _of_one_kind(self, prompts, chosen: list[int], states, members: list[int], ends, tick) -> list[list[int]]:
+        """Generated tokens for the prompts `chosen`, whose states can lie in one pool."""
+        order = sorted(range(len(chosen)), key=lambda i: (len(prompts[chosen[i]].tokens), prompts[chosen[i]].tokens))
+        size = self.forker.batch_size
+        pool = stack_states(self.built.model, [states[number] for number in members], size)
+        # Donated to the loop, so a copy: the pool is read again.
+        zero = jnp.zeros(size, jnp.int32)
+        rows = continuous_batching.Rows(
+            jax.tree.map(jnp.copy, pool), zero, zero + continuous_batching.IDLE, jnp.copy(zero), jnp.copy(zero)
+        )
+        room = 1 << (len(order) - 1).bit_length()
+        answers = continuous_batching.Answers(
+            jnp.zeros((room, bucket(int(ends.limit))), jnp.int32), jnp.zeros(room, jnp.int32), jnp.zeros((), jnp.int32)
+        )
+        done = 0
+        for begin in range(0, len(order), size):
+            part = [prompts[chosen[i]] for i in order[begin : begin + size]]
+            state, token = self._read(part, [members.index(prompt.state) for prompt in part], pool)
+            last = begin + size >= len(order)
+            first, count = (jnp.asarray(x, jnp.int32) for x in (begin, len(part)))
+            queue = continuous_batching.Queue(state, token, first, count, jnp.zeros((), jnp.int32), jnp.asarray(last))
+            rows, queue, answers = continuous_batching.run(self.model, self.params, rows, queue, answers, ends)
+            finished = min(begin + size, len(order)) - int((host(rows.owner) != continuous_batching.IDLE).sum())
+            tick(finished - done)
+            done = finished
+        self.steps += int(host(answers.steps))
+        tokens, length = host((answers.tokens, answers.length))
+        found: list[list[int]] = [[]] * len(order)
+        for place, index in enumerate(order):
+            found[index] = tokens[place, : length[place]].tolist()
+        return found
+
+    def _read(self, part: list[Prompt], at: list[int], pool: State) -> tuple[State, jax.Array]:
+        """(states [L,B,...], most likely first tokens [B]) after the prompts."""
+        size = self.forker.batch_size
+        best = np.zeros(size, np.int32)
+        asked = [Asked((*prompt.tokens, 0), len(prompt.tokens), row) for prompt, row in zip(part, at, strict=True)]
+
+        def found(query, log_probability: float, token: int) -> None:
+            best[query.owner] = token
+
+        placed = [Placed(root.state, root) for root in forest(asked, self.forker.min_saved)]
+        state = pool
+        for nodes, after in self.forker.visit(placed, pool, found):
+            ends = [(row, owner) for row, one in enumerate(nodes) for owner in one.node.ending]
+            for begin in range(0, len(ends), size):
+                block = ends[begin : begin + size]
+                rows, places = np.zeros(size, np.int32), np.full(size, size, np.int32)
+                rows[: len(block)], places[: len(block)] = np.asarray(block).T
+                state = continuous_batching.put(state, after, jnp.asarray(rows), jnp.asarray(places))
+        return state, jnp.asarray(best)

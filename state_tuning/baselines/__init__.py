@@ -1,0 +1,1 @@
+"""What state tuning is compared with, through the same `Method` and train step."""

@@ -1,0 +1,112 @@
+"""LoRA (arXiv 2106.09685) on a model's projections: the baseline that does change the function's weights, by W + B A.
+
+The frozen W is never differentiated: `W x + B (A x)` needs products with A and B alone. B is zero at start.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.model import RWKV7
+from rwkv7_jax.state import State, zero_state
+from state_tuning.baselines.adapters import DOWN, UP
+from state_tuning.core.train import Method
+
+PROJECTIONS = ("att/receptance", "att/key", "att/value", "att/output")
+
+
+class Pair(NamedTuple):
+    """A and B of one projection in all layers."""
+
+    down: Float[Array, "L R I"]
+    up: Float[Array, "L O R"]
+
+
+Pairs = dict[str, Pair]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which projections, and how large."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    """The matrices enter as `alpha / rank * B A`."""
+    projections: tuple[str, ...] = PROJECTIONS
+    """Of each block: `att/receptance`, ..., also `ffn/key` and `ffn/value`."""
+
+    def __post_init__(self):
+        known = (*PROJECTIONS, "ffn/key", "ffn/value")
+        if self.rank < 1 or not self.projections:
+            raise ValueError(f"rank {self.rank} of {len(self.projections)} projections: both must be at least 1")
+        if wrong := [name for name in self.projections if name not in known]:
+            raise ValueError(f"projection {wrong[0]!r} is unknown: choose from {', '.join(known)}")
+
+
+class LowRank(NamedTuple):
+    """An `Entry`: the zero state of a batch, and weights with small matrices beside them."""
+
+    pairs: Pairs
+    rows: int
+
+    def enter(self, model: RWKV7, params: PyTree) -> tuple[PyTree, State]:
+        return insert(params, self.pairs), zero_state(model.config, self.rows)
+
+
+def method(config: RWKV7Config, lora: Lora, key: Key[Array, ""]) -> Method:
+    """Trains the pairs; the state stays zero. Needs an `entry.Entered` model; `merge` gives weights for any other."""
+
+    def init() -> Pairs:
+        keys = jax.random.split(key, len(lora.projections))
+        return {name: _start(config, name, lora.rank, k) for name, k in zip(lora.projections, keys, strict=True)}
+
+    def graft(pairs: Pairs, batch_size: int) -> LowRank:
+        return LowRank(_scaled(pairs, lora), batch_size)
+
+    return Method(init, graft)  # pyright: ignore[reportArgumentType]
+
+
+def insert(params: PyTree, pairs: Pairs) -> PyTree:
+    """Weights with the pairs beside them, for `entry.Entered`. Copies no weight."""
+    return _edited(params, pairs, lambda linear, pair: linear | {DOWN: pair.down, UP: pair.up})
+
+
+def merge(params: PyTree, pairs: Pairs, lora: Lora) -> PyTree:
+    """New weights W + alpha / rank B A of the same dtypes, for any model; the others are shared with `params`."""
+
+    def merged(linear: dict, pair: Pair) -> dict:
+        extra = jnp.einsum("...or,...ri->...oi", pair.up, pair.down, precision="highest")
+        weight = jnp.asarray(linear["weight"])
+        return linear | {"weight": (weight.astype(jnp.float32) + extra).astype(weight.dtype)}
+
+    return _edited(params, _scaled(pairs, lora), merged)
+
+
+def _edited(params: PyTree, pairs: Pairs, edit) -> PyTree:
+    """The tree with `edit(linear layer's dict, its Pair)` in the place of each layer named in `pairs`."""
+    out = dict(params)
+    for block in [name for name in params if name.startswith("block")]:
+        index = slice(1, None) if block == "blocks" else int(block.removeprefix("block_"))
+        out[block] = {part: dict(layers) for part, layers in params[block].items()}
+        for name, pair in pairs.items():
+            part, layer = name.split("/")
+            out[block][part][layer] = edit(params[block][part][layer], Pair(pair.down[index], pair.up[index]))
+    return out
+
+
+def _start(config: RWKV7Config, name: str, rank: int, key: Key[Array, ""]) -> Pair:
+    wide = config.dim_ffn
+    inner, outer = {"ffn/key": (config.n_embd, wide), "ffn/value": (wide, config.n_embd)}.get(
+        name, (config.n_embd,) * 2
+    )
+    down = jax.random.normal(key, (config.n_layer, rank, inner), jnp.float32) * inner**-0.5
+    return Pair(down, jnp.zeros((config.n_layer, outer, rank), jnp.float32))
+
+
+def _scaled(pairs: Pairs, lora: Lora) -> Pairs:
+    factor = jnp.asarray(lora.alpha / lora.rank, jnp.float32)
+    return {name: pair._replace(up=pair.up * factor) for name, pair in pairs.items()}

@@ -1,0 +1,1 @@
+"""Decorrelated backpropagation (DBP) as optax transforms."""

@@ -1,0 +1,1 @@
+"""Test-time scaling: a larger model guides one prompt at a time."""

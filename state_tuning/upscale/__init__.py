@@ -1,0 +1,1 @@
+"""Kernel upscaling of the state."""

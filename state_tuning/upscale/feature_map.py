@@ -1,0 +1,70 @@
+"""Where a Gaussian feature map has its supports, and how wide it is: k-means or random, and the median heuristic.
+
+Points are calibration vectors [*, N, K]: the leading axes (layer, head) each get a map of their own.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+class Kernel(NamedTuple):
+    """`psi(x)_m = exp(-gamma |x - u_m|^2)`, see `rwkv7_jax.wkv_state.gaussian`."""
+
+    supports: Float[Array, "*L M K"]
+    gamma: Float[Array, "*L"]
+
+
+def fit(
+    points: Float[Array, "*L N K"],
+    size: int,
+    key: Key[Array, ""],
+    supports: Literal["kmeans", "random"] = "kmeans",
+    bandwidth: float = 1.0,
+    iterations: int = 10,
+) -> Kernel:
+    """A kernel over `size` supports for every leading index, from its own points.
+
+    `gamma = 1 / (2 bandwidth^2 median(|x - u|^2))` over all pairs of a point and a support.
+    Raises: ValueError for fewer points than supports.
+    """
+    count, width = points.shape[-2:]
+    if size > count:
+        raise ValueError(f"{size} supports need as many calibration tokens, there are {count}: give more text")
+    flat = points.astype(jnp.float32).reshape(-1, count, width)
+    rounds = iterations if supports == "kmeans" else 0
+    kernel = _fit_all(flat, jax.random.split(key, flat.shape[0]), size, rounds, bandwidth)
+    return jax.tree.map(lambda x: x.reshape(*points.shape[:-2], *x.shape[1:]), kernel)
+
+
+def kmeans(points: Float[Array, "N K"], centres: Float[Array, "M K"], iterations: int) -> Float[Array, "M K"]:
+    """Lloyd's algorithm; a centre that no point is nearest to stays. The mean squared distance never rises."""
+
+    def step(centres, _):
+        member = jax.nn.one_hot(jnp.argmin(squared_distances(points, centres), axis=1), centres.shape[0])
+        count = member.sum(0)[:, None]
+        mean = jnp.einsum("nm,nk->mk", member, points, precision="highest") / jnp.maximum(count, 1.0)
+        return jnp.where(count > 0, mean, centres), None
+
+    return jax.lax.scan(step, centres, None, length=iterations)[0]
+
+
+def squared_distances(x: Float[Array, "N K"], u: Float[Array, "M K"]) -> Float[Array, "N M"]:
+    """|x_n - u_m|^2."""
+    inner = jnp.einsum("nk,mk->nm", x, u, precision="highest")
+    return jnp.maximum(jnp.sum(x * x, -1)[:, None] + jnp.sum(u * u, -1)[None] - 2 * inner, 0.0)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _fit_all(points: Float[Array, "L N K"], keys: Key[Array, "L"], size: int, iterations: int, bandwidth) -> Kernel:
+    def one(args) -> Kernel:
+        x, key = args
+        centres = jax.random.choice(key, x, (size,), replace=False)
+        centres = kmeans(x, centres, iterations)
+        median = jnp.median(squared_distances(x, centres))
+        return Kernel(centres, 1.0 / jnp.maximum(2.0 * bandwidth**2 * median, 1e-12))
+
+    return jax.lax.map(one, (points, keys))

@@ -1,0 +1,63 @@
+"""Is the recurrence of a memory a contraction? Measured per layer and head before anything is tuned.
+
+The transition `diag(w) - kk (iclr * kk)^T` is similar to a symmetric matrix `diag(w) - z z^T` with z_i = sqrt(iclr_i)
+kk_i. For w in (0, 1] its eigenvalues are real and at most 1, and by the matrix determinant lemma all lie above -1
+exactly while
+
+    sum_i iclr_i kk_i^2 / (1 + w_i) < 1.
+
+In the released model |kk| = 1 and w > 0.5453 keep the sum below 0.65. Gaussian features of kk have a length that grows
+with their number, so the literal lift breaks it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rwkv7_jax.wkv_state import Streams
+
+LIMIT = 1.0
+
+
+def criterion(x: Streams) -> Float[Array, "*B T H"]:
+    """The sum above for every token and head; below `LIMIT` the transition is a contraction."""
+    kk, iclr, w = x.kk.astype(jnp.float32), x.iclr.astype(jnp.float32), jnp.exp(x.log_w.astype(jnp.float32))
+    return jnp.sum(iclr * jnp.square(kk) / (1 + w), axis=-1)
+
+
+def worst(memory: Any, streams: Streams) -> Float[np.ndarray, "L H"]:
+    """The largest criterion over calibration tokens, per layer and head, of an unbatched memory.
+
+    streams: [L, N, H, *] of N tokens.
+    """
+
+    def layer(args):
+        memory, x = args
+        memory, x = jax.tree.map(lambda leaf: leaf[None], (memory, x))
+        return criterion(memory.lifted(x)).max((0, 1))
+
+    return np.asarray(jax.lax.map(layer, (memory, streams)))
+
+
+def summary(values: Float[np.ndarray, "L H"]) -> str:
+    """One line a layer: the largest value and its head."""
+    heads = values.argmax(1)
+    lines = [
+        f"  layer {i}: {row[head]:.3f} (head {head})" for i, (row, head) in enumerate(zip(values, heads, strict=True))
+    ]
+    return "\n".join([f"stability, largest sum of iclr kk^2 / (1 + w), a contraction below {LIMIT:g}:", *lines])
+
+
+def require(values: Float[np.ndarray, "L H"], what: str) -> None:
+    """Raises: ValueError, one line that names layer, head and value, unless every value is below `LIMIT`."""
+    if (values < LIMIT).all():
+        return
+    layer, head = np.unravel_index(int(np.argmax(np.nan_to_num(values, nan=np.inf))), values.shape)
+    count = int((~(values < LIMIT)).sum())
+    raise ValueError(
+        f"{what}: unstable in layer {layer}, head {head}: sum iclr kk^2 / (1 + w) is {values[layer, head]:.3g}, must "
+        f"be below {LIMIT:g} (violated in {count} of {values.size} heads); use the residual map, or allow_unstable"
+    )

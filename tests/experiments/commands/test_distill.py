@@ -1,0 +1,109 @@
+"""The command that compiles a prompt into a state: a file that works without the prompt, and the numbers it prints."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.build import Built
+from experiments.commands import distill
+from rwkv7_jax.checkpoint import load_state
+from state_tuning.core import surgery
+from state_tuning.observer import distill as method
+
+PROMPT = "Answer in capital letters. Be brief.\n"
+
+
+@pytest.fixture
+def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "system.txt").write_text(PROMPT)
+    found = ["--checkpoint", str(tiny_checkpoint), "--prompt-file", str(tmp_path / "system.txt"), "--no-cache"]
+    sizes = ["--texts", "6", "--length", "8", "--batch-size", "4", "--steps", "12", "--rate", "0.03"]
+    return [*found, *sizes, "--out", str(tmp_path / "state.safetensors")]
+
+
+def divergences(output: str) -> dict[str, float]:
+    lines = [line.split() for line in output.splitlines() if line.startswith("  ")]
+    return {" ".join(line[:-1]): float(line[-1]) for line in lines}
+
+
+def test_the_fitted_file_needs_no_prompt(words: list[str], tiny: Built, tmp_path: Path, capsys):
+    assert distill.main([*words, "--rank", "2"]) == 0
+    output = capsys.readouterr().out
+    kl = divergences(output)
+    assert kl["exact: matrices and token-shift states"] < 1e-5
+    assert kl["written: fitted, 12 steps"] < kl["no prompt (zero state)"]
+    assert {"rank 1, without token-shift states", "rank 2, not fitted"} <= set(kl)
+    assert f"saved in every request: {len(PROMPT)} prompt tokens" in output
+    loaded = load_state(tmp_path / "state.safetensors", config=tiny.model.config, base_model_hash=tiny.base_hash)
+    assert loaded.metadata["method"] == "distill"
+    assert f'"prompt_tokens": {len(PROMPT)}' in loaded.metadata["metrics"]
+    assert not loaded.state.att_shift.any()
+    assert np.linalg.matrix_rank(np.asarray(loaded.state.wkv), tol=1e-4).max() == 2
+
+
+def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: Built, tmp_path: Path, capsys):
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(f'{{"prompt": "say {i}", "completion": " {i}{i}"}}\n' for i in range(6)))
+    assert distill.main([*words, "--keep-shifts", "--text", str(data)]) == 0
+    assert "fitted" not in capsys.readouterr().out
+    state = load_state(tmp_path / "state.safetensors").state
+    exact = method.compile_prompt(tiny.model, tiny.params, tiny.tokenizer.encode(PROMPT))
+    np.testing.assert_allclose(state.wkv, exact.wkv, atol=1e-6)
+    np.testing.assert_allclose(state.att_shift, exact.att_shift, atol=1e-6)
+    text = jnp.asarray([tiny.tokenizer.encode("say it")], jnp.int32)
+    logits, _ = tiny.model.apply({"params": tiny.params}, text, surgery.broadcast(state, 1))
+    assert jnp.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--prompt-file", "nothing.txt"], "nothing.txt"),
+        (["--rank", "3", "--keep-shifts"], "exclude each other"),
+        (["--rate", "0"], "must be above 0"),
+        (["--out", "no/such/folder/state.st"], "--out: no folder"),
+        (["--out", "."], "is a folder; give the name of a file"),
+        (["--rank", "77"], "rank 77 is not in 1..4"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str], message: str, capsys):
+    assert distill.main([*words, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", [".", "s" * 250])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(words: list[str], out: str, monkeypatch, capsys):
+    monkeypatch.setattr(distill, "compile_prompt", lambda *_: pytest.fail("the prompt was compiled"))
+    assert distill.main([*words, "--out", out]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: ")
+
+
+def test_two_texts_are_too_few(words: list[str], tmp_path: Path, capsys):
+    data = tmp_path / "two.jsonl"
+    data.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert distill.main([*words, "--text", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --text: {data} has fewer than 3 different texts")
+    assert "--data.validation" not in error
+
+
+def test_the_home_folder_is_expanded_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert distill.parser().parse_args(["--prompt-file", "p", "--out", "~/s.st"]).out == "/home/me/s.st"
+
+
+def test_the_command_names_weights_and_tokenizer_as_generate_takes_them(tiny: Built, tiny_checkpoint: Path):
+    assert distill.command(tiny, "s.st").split()[3:] == [str(tiny_checkpoint), "--state", "s.st", "--prompt", "TEXT"]
+    spaced = tiny._replace(path=Path("my model.pth"), tokenizer_name="byte")
+    begin = "python -m experiments.commands.generate 'my model.pth' --state s.st"
+    assert distill.command(spaced, "s.st") == f"{begin} --tokenizer byte --prompt TEXT"
+
+
+def test_an_empty_prompt_is_refused(words: list[str], tmp_path: Path, capsys):
+    (tmp_path / "system.txt").write_text("")
+    assert distill.main(words) == 2
+    assert "the prompt is empty" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""The test-time command: a curve with every control, a killed run that goes on, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.commands import scale as command
+from experiments.config.overrides import UsageError
+from experiments.evaluation import problems
+from experiments.pocket import benchmarks
+from experiments.reporting import accuracy_curve
+from experiments.reporting.plots import _pyplot
+from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN
+
+
+@pytest.fixture
+def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    data = tmp_path / "my.jsonl"
+    data.write_text("".join(f'{{"prompt": "say {i}:", "completion": " {i}"}}\n' for i in range(5)))
+    model = ["--checkpoint", str(tiny_checkpoint), "--teacher", str(tiny_checkpoint), "--no-cache"]
+    sizes = ["--samples", "2", "--steps", "1", "--max-new-tokens", "3", "--batch-size", "2", "--max-records", "4"]
+    return [*model, "--data", str(data), *sizes, "--out", str(tmp_path / "out")]
+
+
+def rows(folder: Path) -> list[dict]:
+    """Without seconds, which are the only thing that may differ."""
+    found = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    for row in found:
+        for line in row["lines"]:
+            assert line.pop("seconds") > 0
+    return found
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert command.main(words) == 0
+    printed, whole = capsys.readouterr().out, rows(out)
+    assert [row["index"] for row in whole] == [0, 1, 2, 3]
+    methods = {(line["method"], line["n"]) for line in whole[0]["lines"]}
+    assert methods == {("greedy", 1), ("adapted", 3), ("self_consistency", 3), ("best_of_n", 3), ("larger", 1)}
+    assert "| best-of-N, same scorer | 3 |" in printed
+    assert (out / "curve.png").stat().st_size > 1000
+    points = json.loads((out / "curve.json").read_text())["points"]
+    assert [p["method"] for p in points] == list(accuracy_curve.NAMES)
+    log = out / "answers.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:20])
+    asked = []
+    real = command.answer
+    monkeypatch.setattr(command, "answer", lambda s, items: asked.append(len(items)) or real(s, items))
+    assert command.main(words) == 0
+    assert asked == [2]
+    assert rows(out) == whole
+    capsys.readouterr()
+    assert command.main([*words, "--seed", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "other settings" in told
+    assert "choose another --out, or" in told
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("x")
+    assert command.main([*words, "--out", str(other), "--overwrite"]) == 2
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "my_notes.txt").write_text("dear")
+    (out / "run.json").write_text('{"identity": "another"}')
+    (out / "answers.jsonl").write_text('{"index": 0, "lines": []}\n')
+    (out / "curve.md").write_text("old")
+    before = {path: path.read_text() for path in out.iterdir()}
+
+    def refuse(session, items):
+        raise ValueError("the server knows no such model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "answer", refuse)
+        assert command.main([*words, "--overwrite"]) == 2
+    assert "no such model" in capsys.readouterr().err
+    assert {path: path.read_text() for path in out.iterdir()} == before
+    (out / "answers.jsonl").unlink()
+    line = {"n": 1, "correct": 1.0, "student_tokens": 1, "teacher_tokens": 1, "seconds": 0.5}
+    monkeypatch.setattr(command, "answer", lambda session, items: [[{"method": "greedy", **line}]] * len(items))
+    assert command.main(words) == 0
+    assert (out / "my_notes.txt").read_text() == "dear"
+    assert len(rows(out)) == 4
+
+
+@pytest.mark.parametrize("name", ["mmlu", "gsm8k", "winogrande", "arc"])
+def test_benchmark_records_become_problems_that_judge_themselves(name):
+    (record,) = benchmarks.load(name, "validation")[:1]
+    (item,) = problems.load(name, None, "text", "validation", 1)
+    if name == "gsm8k":
+        assert item.problem.choices == ()
+        assert item.correct([record["answer"]]) == 1.0
+        assert item.correct(["no idea"]) == 0.0
+        assert item.answer("no idea") is None
+        assert item.answer(record["answer"]) is not None
+    else:
+        count = len(item.problem.choices)
+        judged = [item.correct([0.0 if i == k else NOT_CHOSEN for i in range(count)]) for k in range(count)]
+        assert sorted(judged) == [0.0] * (count - 1) + [1.0]
+
+
+def test_answers_of_a_file_are_compared_as_text_or_by_their_last_number(tmp_path: Path):
+    data = tmp_path / "my.jsonl"
+    data.write_text('{"prompt": "2+2?", "completion": " It is  4.0"}\n')
+    (text,) = problems.load(None, str(data), "text", "test", 9)
+    (number,) = problems.load(None, str(data), "number", "test", 9)
+    assert text.correct(["it is 4.0 "]) == 1.0
+    assert text.correct(["4"]) == 0.0
+    assert number.correct(["3 or 4"]) == 1.0
+    assert number.correct(["none"]) == 0.0
+    data.write_text('{"prompt": "?", "completion": "none"}\n')
+    with pytest.raises(UsageError, match=r"my\.jsonl:1: the completion has no number"):
+        problems.load(None, str(data), "number", "test", 9)
+
+
+def test_the_curve_averages_and_pairs():
+    def row(*correct):
+        cost = {"student_tokens": 10, "teacher_tokens": 4, "seconds": 0.5}
+        names = ("adapted", "best_of_n", "self_consistency")
+        return {"lines": [{"method": m, "n": 9, "correct": c, **cost} for m, c in zip(names, correct, strict=True)]}
+
+    found = [row(1.0, 0.0, 1.0), row(1.0, 0.0, 1.0), row(0.0, 0.0, 0.0), row(1.0, 1.0, 1.0)]
+    points = {p["method"]: p for p in accuracy_curve.curve(found)}
+    assert points["adapted"]["mean"] == 0.75
+    assert points["best_of_n"]["student_tokens"] == 10
+    gains = {g["against"]: g["mean"] for g in accuracy_curve.differences(found, 0)}
+    assert gains == {"self_consistency": 0.0, "best_of_n": 0.5}
+
+
+def test_the_legend_hides_nothing_of_the_curve(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(_pyplot(), "close", drawn.append)
+    cost = {"student_tokens": 10, "teacher_tokens": 4}
+    points = [{"method": "adapted", "n": n, "mean": 0.5, "low": 0.2, "high": 0.8, **cost} for n in (3, 5)]
+    accuracy_curve.picture(tmp_path / "curve.png", points)
+    (figure,) = drawn
+    assert not any(axis.get_legend() for axis in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adapted"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--teacher", "http://127.0.0.1:1/v1"], "--teacher-model"),
+        (["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--offline"], "--offline needs --replay FILE"),
+        (["--teacher", "nowhere.pth"], "--teacher: no file nowhere.pth"),
+        (["--checkpoint", "nowhere.pth"], "--checkpoint: no file nowhere.pth"),
+        (["--samples", "0"], "must be at least 1"),
+        (["--task", "chess"], "--task: no task 'chess'"),
+        (
+            ["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--replay", "no.jsonl", "--offline"],
+            "no replay",
+        ),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str], message: str, capsys):
+    assert command.main([*words, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

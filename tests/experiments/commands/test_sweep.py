@@ -1,0 +1,126 @@
+"""The learning-rate sweep: one row a cell, read back on the second run, and a table that shows the means."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.commands import sweep
+from experiments.reporting import plots
+from experiments.run import Tools
+from rwkv7_jax import checkpoint
+from state_tuning.core.non_finite import NonFiniteError
+
+Argv = list[str]
+
+
+@pytest.fixture
+def argv(tiny_checkpoint: Path, tmp_path: Path) -> Argv:
+    write_data(tmp_path, "say")
+    args = ["--config", "jsonl", "--model.checkpoint", str(tiny_checkpoint), "--data.train", str(tmp_path / "my.jsonl")]
+    args += ["--output_dir", str(tmp_path / "out"), "--tune.steps", "2", "--tune.warmup", "0", "--model.wkv", "scan"]
+    return [*args, "--seeds", "0", "--system.compilation_cache", "false"]
+
+
+def write_data(folder: Path, word: str) -> None:
+    lines = (f'{{"prompt": "{word} {i}:", "completion": " {i}{i}"}}\n' for i in range(12))
+    (folder / "my.jsonl").write_text("".join(lines))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "sweep.jsonl").read_text().splitlines()]
+
+
+def test_sweep_writes_each_cell_once(argv: Argv, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    args = [*argv, "--rates", "0.01,0.1"]
+    assert sweep.main(args) == 0
+    first, kept = capsys.readouterr().out, rows(tmp_path)
+    with (tmp_path / "out" / "sweep.jsonl").open("a") as log:
+        log.write('{"key": "cut o')
+    assert sweep.main(args) == 0
+    assert capsys.readouterr().out == first
+    assert rows(tmp_path) == kept
+    assert len(kept) == 2
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
+    assert "rate 0.01 | rate 0.1" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_other_data_or_weights_behind_the_same_path_are_measured_anew(
+    argv: Argv, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sweep, "losses", lambda *_: {"loss_vanilla": 3.0, "loss_tuned": 2.0})
+    model = tmp_path / "model.safetensors"
+    shutil.copy(tiny_checkpoint, model)
+
+    def known() -> int:
+        assert sweep.main([*argv, "--rates", "0.01", "--model.checkpoint", str(model)]) == 0
+        return len(rows(tmp_path))
+
+    assert (known(), known()) == (1, 1)
+    write_data(tmp_path, "shout")
+    assert (known(), known()) == (2, 2)
+    params = checkpoint.load(model).params
+    params["head"]["weight"] = params["head"]["weight"] * 2
+    checkpoint.save(model, params)
+    assert (known(), known()) == (3, 3)
+
+
+def test_a_rate_that_diverges_is_a_row_like_others(
+    argv: Argv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def tune(tools: Tools, *_: object) -> float:
+        if tools.config.tune.learning_rate == 1e38:
+            raise NonFiniteError("step 5: update skipped")
+        return tools.config.tune.learning_rate
+
+    monkeypatch.setattr(sweep, "tune", tune)
+    monkeypatch.setattr(sweep, "finished", lambda tools, rate: (tools, math.nan if rate == 1e37 else rate))
+    monkeypatch.setattr(sweep, "measure_losses", lambda _, state, __: state if isinstance(state, float) else 3.0)
+    assert sweep.main([*argv, "--rates", "1e38,1e37,0.01"]) == 0
+    assert [row["loss_tuned"] for row in rows(tmp_path)] == [math.inf, math.inf, 0.01]
+    assert "| jsonl | 3.000 | 0.010 | inf | inf |" in capsys.readouterr().out
+
+
+def test_a_picture_of_rates_that_all_diverge(tmp_path: Path):
+    assert sweep.finite({1.0: (math.inf, 2.0, math.inf), 0.1: (2.0, 1.0, 3.0)}) == {0.1: (2.0, 1.0, 3.0)}
+    plots.sweep_curves(tmp_path / "sweep.png", {"a": {}, "b": {0.1: (2.0, 1.0, 3.0)}}, {"a": 2.0, "b": 2.0})
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_table_shows_the_mean_over_seeds():
+    rows = [
+        {"task": "a", "rate": rate, "seed": seed, "loss_vanilla": 3.0, "loss_tuned": rate + seed}
+        for rate in (0.5, 1.0)
+        for seed in (0, 1)
+    ]
+    assert "| a | 3.000 | 1.000 | 1.500 |" in sweep.table(rows)
+    assert "| mean fall | | 2.000 | 1.500 |" in sweep.table(rows)
+
+
+@pytest.mark.parametrize("words", [["--rates"], ["--rates", "fast"], ["--seeds", "1,x"]])
+def test_lists_that_are_none_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert sweep.main(["--config", "quickstart", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words[0]} needs numbers")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--rates", "0.1,-1"], "--rates: -1 is not a number above 0"),
+        (["--rates", "nan"], "--rates: nan is not a number above 0"),
+        (["--rates", "inf"], "--rates: inf is not a number above 0"),
+        (["--seeds", "0,-1"], "--seeds: -1 is negative"),
+    ],
+)
+def test_wrong_rates_and_seeds_are_named(words: Argv, told: str, capsys: pytest.CaptureFixture[str]):
+    assert sweep.main(["--config", "none", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+def test_an_output_folder_that_is_a_file_is_named(argv: Argv, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "out").write_text("")
+    assert sweep.main([*argv, "--rates", "0.1"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: output_dir: {tmp_path / 'out'} is a file")

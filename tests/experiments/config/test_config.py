@@ -1,0 +1,156 @@
+"""Configs by name and path, dotted overrides, and the one line that each mistake gets."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import build, run
+from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
+from experiments.config.schema import RunConfig, check, config_hash, config_names, load_config, resolved
+from state_tuning.core import train
+
+
+@pytest.mark.parametrize("form", [["--tune.steps", "7"], ["--tune.steps=7"], ["tune.steps=7"]])
+def test_every_form_of_override(form):
+    assert apply_overrides(RunConfig(), form).tune.steps == 7
+
+
+def test_types_of_values():
+    words = ["--tune.learning-rate", "1e-3", "--data.tasks=mmlu, arc", "data.max_train=none", "--overwrite"]
+    config = apply_overrides(RunConfig(), [*words, "--report.plots", "false", "--output-dir", "x/y"])
+    assert config.tune.learning_rate == 1e-3
+    assert config.data.tasks == ("mmlu", "arc")
+    assert config.data.max_train is None
+    assert config.overwrite is True
+    assert config.report.plots is False
+    assert config.output_dir == "x/y"
+
+
+def test_negative_number_is_a_value():
+    with pytest.raises(UsageError, match=r"^tune\.l2: must not be negative$"):
+        apply_overrides(RunConfig(), ["--tune.l2", "-1"])
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_every_scalar_setting_round_trips(data):
+    """Writing a setting's own value as an override gives the same config."""
+    key, leaf = data.draw(st.sampled_from(list(leaves(RunConfig()))))
+    text = ",".join(leaf.value) if isinstance(leaf.value, tuple) else str(leaf.value)
+    assert apply_overrides(RunConfig(), [f"{key}={text}"]) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--tune.stepss", "3"], "unknown key 'tune.stepss'; did you mean tune.steps?"),
+        (["--tune.lr=3"], "unknown key 'tune.lr'; did you mean tune.learning_rate?"),
+        (["--learning_rate=3"], "unknown key 'learning_rate'; did you mean tune.learning_rate?"),
+        (["--tune.learning_rat=3"], "unknown key 'tune.learning_rat'; did you mean tune.learning_rate?"),
+        (["--zzz=3"], "unknown key 'zzz'; --help lists the keys"),
+        (["--tune=3"], "unknown key 'tune'; it is a group, name a setting such as tune.steps"),
+        (["--tune.steps"], "tune.steps needs a value: --tune.steps VALUE"),
+        (["--tune.steps", "--seed", "3"], "tune.steps needs a value: --tune.steps VALUE"),
+        (["--tune.steps=x"], "tune.steps: 'x' is not a whole number"),
+        (["--tune.steps=1.5"], "tune.steps: '1.5' is not a whole number"),
+        (["--tune.steps=0"], "tune.steps: must be at least 1"),
+        (["--tune.learning_rate=fast"], "tune.learning_rate: 'fast' is not a number"),
+        (["--report.plots=maybe"], "report.plots: 'maybe' is not true or false"),
+        (
+            ["--tune.schedule=cosin"],
+            "tune.schedule: 'cosin' is not one of constant, linear, cosine; did you mean cosine?",
+        ),
+        (["quickstart"], "argument 'quickstart' is not understood: write --key value or key=value"),
+    ],
+)
+def test_mistakes_are_one_line(words, line):
+    with pytest.raises(UsageError) as error:
+        apply_overrides(RunConfig(), words)
+    assert str(error.value) == line
+
+
+def test_suggestions_are_near_words_only():
+    assert suggest("quikstart", ["quickstart", "jsonl"]) == "; did you mean quickstart?"
+    assert suggest("banana", ["quickstart", "jsonl"]) == ""
+
+
+def test_all_configs_of_the_project_load():
+    for name in config_names(RunConfig):
+        assert isinstance(load_config(name), RunConfig)
+    assert check(load_config("quickstart")).data.tasks == ("mmlu", "gsm8k", "winogrande", "arc")
+
+
+def test_config_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from experiments.config.schema import RunConfig\ndef get_config():\n    return RunConfig(name='mine')\n"
+    )
+    assert load_config(str(path), ["--seed", "3"]) == RunConfig(name="mine", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("config = 3\n", "defines no `config = RunConfig(...)`"),
+        ("import nothing_like_this\n", "ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("config = (\n", "mine.py, line 1)"),
+    ],
+)
+def test_wrong_config_file_is_one_line(tmp_path, text, end):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        load_config(str(path))
+    assert str(error.value).startswith(str(path))
+    assert str(error.value).endswith(end)
+    assert "\n" not in str(error.value)
+
+
+def test_resolved_config_is_plain_and_the_hash_ignores_bookkeeping():
+    base = RunConfig()
+    assert resolved(base)["tune"]["steps"] == base.tune.steps
+    moved = apply_overrides(base, ["--output-dir", "b", "--overwrite", "--system.log_every", "3", "--resume", "no"])
+    assert config_hash(moved) == config_hash(base)
+    assert config_hash(apply_overrides(base, ["--tune.l2", "0.5"])) != config_hash(base)
+
+
+def test_tune_settings_reach_state_tuning_unchanged():
+    mine = apply_overrides(RunConfig(), ["--tune.l2", "0.5", "--tune.tune_shifts", "--tune.alpha", "2"]).tune
+    theirs = build.tune_config(mine)
+    assert {f.name for f in dataclasses.fields(mine)} <= {f.name for f in dataclasses.fields(theirs)}
+    assert (theirs.l2, theirs.tune_shifts, theirs.alpha, theirs.steps) == (0.5, True, 2.0, mine.steps)
+    assert isinstance(theirs, train.TuneConfig)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--config", "quikstart"], "error: no config 'quikstart'; did you mean quickstart?"),
+        (["--config", "no/such.py"], "error: no config 'no/such.py'"),
+        (["--confg", "quickstart"], "error: say what to run: --config NAME"),
+        (["--config", "quickstart", "--data.train", "x.jsonl"], "error: data.train goes with one task at most"),
+        (["--config", "jsonl"], "error: nothing to tune on: give --data.train my.jsonl"),
+        (["--config", "jsonl", "--data.train", "/no/such.jsonl"], "error: no file /no/such.jsonl"),
+        (["--config", "quickstart", "--data.tasks", "arcc"], "error: data.tasks: no task 'arcc'; did you mean arc?"),
+        (["--config", "quickstart", "--tune.accumulate", "3"], "error: data.batch_size (16) is no multiple of"),
+        (["--config", "quickstart", "--model.checkpoint", "pocket/studnt"], "error: model.checkpoint: no file"),
+    ],
+)
+def test_command_line_mistakes_exit_with_2_and_one_line(argv, line, capsys, tmp_path):
+    assert run.main([*argv, "--output-dir", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_configs_and_keys_without_loading_jax():
+    code = "import sys; from experiments import run; assert run.main(['--help']) == 0; assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+    assert "--tune.learning_rate" in done.stdout

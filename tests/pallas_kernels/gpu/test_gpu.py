@@ -1,0 +1,118 @@
+"""The GPU kernels, interpreted on a CPU: beyond the shared suite, what their tuning must not change; refusals."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import gpu, wkv7
+from pallas_kernels.bench.shapes import Shape, make_example
+from pallas_kernels.gpu.launch import tile, value_tile
+from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32
+
+NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
+RELEASED = Shape(4, 97, 2, 64, 64)
+
+
+@functools.cache
+def value_and_gradients(tuning, state_only=False):
+    op = gpu.make_op(tuning, interpret=True)
+
+    def run(arrays, dy, ds, reset):
+        if state_only:
+            _, pull = jax.vjp(lambda s0: op(*arrays[:6], s0, reset), arrays[6])
+            return dict(zip(["s0"], pull((dy, ds)), strict=True))
+        (y, s_last), pull = jax.vjp(lambda *x: op(*x, reset), *arrays)
+        return {"y": y, "s_T": s_last, **dict(zip(NAMES, pull((dy, ds)), strict=True))}
+
+    return jax.jit(run)
+
+
+def run(tuning, example, reset, state_only=False):
+    arrays = [jnp.asarray(x) for x in example.inputs.values()]
+    dy, ds = jnp.asarray(example.dy), jnp.asarray(example.ds)
+    return value_and_gradients(tuning, state_only)(arrays, dy, ds, jnp.asarray(reset))
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        FLOAT32._replace(chunk=32, checkpoint=32, value_block=64),
+        FLOAT32._replace(checkpoint=16),
+    ],
+    ids=["chunk 32", "state of every chunk, value axis divided"],
+)
+def test_tuning_changes_speed_only(tuning, rng, oracle, error):
+    shape = Shape(2, 65, 1, 16, 48)
+    example = make_example(rng, shape)
+    reset = rng.random((2, 65)) < 0.1
+    expected = oracle(example, np.ones_like(reset), reset)
+    result = run(tuning, example, reset)
+    errors = {n: error.max(result[n], x) for n, x in expected.items()}
+    assert max(errors.values()) <= 1e-5, errors
+    assert error.max(run(tuning, example, reset, state_only=True)["s0"], expected["s0"]) <= 1e-5
+
+
+@pytest.mark.parametrize("regime", ["model", "strong", "aligned"])
+def test_bfloat16_at_the_released_head_size(regime, rng, oracle, error):
+    """Divided over the value axis too, as it is where there are so few heads."""
+    example = make_example(rng, RELEASED, regime)
+    inputs = {n: x if n == "s0" else x.astype(jnp.bfloat16) for n, x in example.inputs.items()}
+    example = example._replace(inputs=inputs, dy=example.dy.astype(jnp.bfloat16))
+    nowhere = np.zeros((RELEASED.batch, RELEASED.length), bool)
+    result = run(BFLOAT16, example, nowhere)
+    for name, expected in oracle(example, ~nowhere, nowhere).items():
+        limit = 8e-2 if regime == "aligned" and name in ("a", "b") else 5e-3
+        assert error.l2(result[name], expected) <= limit, name
+
+
+def test_what_is_saved_is_bfloat16_every_64_tokens():
+    x = jax.ShapeDtypeStruct((2, 130, 3, 64), jnp.bfloat16)
+    s0 = jax.ShapeDtypeStruct((2, 3, 64, 64), jnp.float32)
+    op = gpu.make_op(interpret=True)
+    residuals = jax.eval_shape(lambda *z: jax.vjp(op, *z)[1], *[x] * 6, s0)
+    shapes = {(z.shape, z.dtype.type) for z in jax.tree.leaves(residuals)}
+    assert ((3, 2, 3, 64, 64), jnp.bfloat16) in shapes
+    assert all(z.dtype == jnp.bfloat16 for z in jax.tree.leaves(residuals))
+
+
+def test_few_heads_divide_the_value_axis():
+    assert [value_tile(heads, 64) for heads in (1, 32, 64, 65, 256)] == [16, 16, 32, 64, 64]
+    assert value_tile(1, 16) == 16
+    assert [tile(size) for size in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 128]
+
+
+def test_refusals():
+    def call(implementation, key):
+        x = jnp.zeros((1, 3, 1, key))
+        return wkv7(*[x] * 6, jnp.zeros((1, 1, key, key)), implementation=implementation)
+
+    with pytest.raises(ValueError, match="K and V up to 64, got K = 128") as caught:
+        call("gpu", 128)
+    assert "\n" not in str(caught.value)
+    assert gpu.supports(64, 48)
+    assert not gpu.supports(64, 65)
+    with pytest.raises(ValueError, match="'gpu' runs on an NVIDIA GPU only, but this program is compiled for cpu"):
+        call("gpu", 64)
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("some_gpu")
+@pytest.mark.parametrize(("size", "kernels"), [(64, ["wkv7_forward", "wkv7_backward"]), (128, [])])
+def test_auto_on_cuda_is_this_kernel_where_it_fits(size, kernels):
+    x, s0 = jax.ShapeDtypeStruct((1, 40, 2, size), jnp.bfloat16), jax.ShapeDtypeStruct((1, 2, size, size), jnp.float32)
+
+    def loss(*arrays):
+        y, s_last = wkv7(*arrays, implementation="auto")
+        return jnp.sum(y.astype(jnp.float32)) + jnp.sum(s_last)
+
+    text = (
+        jax.jit(jax.grad(loss, argnums=tuple(range(7))))
+        .trace(*[x] * 6, s0)
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
+    assert text.count("__gpu$xla.gpu.triton") == len(kernels)
+    assert all(name in text for name in kernels)

@@ -1,0 +1,88 @@
+"""The Triton kernels: their numbers in Triton's own interpreter, and what is said where they cannot run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import wkv7
+from pallas_kernels.bench.shapes import Shape, make_example
+from pallas_kernels.triton import launch as triton
+
+NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
+
+INTERPRET = """
+import json, sys
+import numpy as np
+import torch
+from pallas_kernels import triton_backward, triton_kernels
+triton_kernels.EXACT = "ieee"  # the interpreter knows no products of parts
+constants, paths = json.loads(sys.argv[1]), sys.argv[2:]
+x = {n: torch.tensor(z) for n, z in np.load(paths[0]).items()}
+c = constants
+blocks, saved = -(-c["V"] // c["VT"]), -(-(-(-c["T"] // c["C"])) // c["EVERY"])
+grid, nan = (c["H"], blocks, c["B"]), float("nan")
+vectors = [x[n] for n in ("r", "log_w", "k", "v", "a", "b")]
+y, u, dv = (torch.full(x["v"].shape, nan) for _ in range(3))
+s_last, ds0, state_only = (torch.full(x["s0"].shape, nan) for _ in range(3))
+states = torch.full((saved, *x["s0"].shape), nan)
+parts = [torch.full((blocks, *x["r"].shape), nan) for _ in range(5)]
+triton_kernels.forward[grid](*vectors, x["reset"], x["s0"], y, s_last, states, u, **c, SAVE=True)
+grads = [*parts[:3], dv, *parts[3:]]
+triton_backward.backward[grid](*vectors, x["reset"], states, u, x["dy"], x["ds"], *grads, ds0, **c)
+fewer = {n: z for n, z in c.items() if n not in ("B", "EVERY")}
+triton_kernels.state_backward[grid](
+    x["r"], x["log_w"], x["a"], x["b"], x["reset"], x["dy"], x["ds"], state_only, **fewer
+)
+summed = [g if g is dv else g.sum(0) for g in grads]
+out = dict(zip(("r", "log_w", "k", "v", "a", "b"), summed)) | {"y": y, "s_T": s_last, "s0": ds0, "alone": state_only}
+np.savez(paths[1], **{n: z.numpy() for n, z in out.items()})
+"""
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("triton", "torch")),
+    reason="Triton's interpreter needs the packages triton and torch",
+)
+def test_kernels_match_the_oracle_in_the_interpreter(tmp_path, rng, oracle, error):
+    """With resets, a ragged last chunk, sizes that are no power of two, and the value axis in two blocks."""
+    shape = Shape(1, 37, 2, 8, 20)
+    example = make_example(rng, shape)
+    reset = rng.random((1, 37)) < 0.1
+    arrays = {**example.inputs, "dy": example.dy, "ds": example.ds, "reset": reset.astype(np.int32)}
+    np.savez(tmp_path / "in.npz", **arrays)
+    constants = {
+        "B": 1, "T": 37, "H": 2, "K": 8, "V": 20, "KT": 16, "VT": 16, "C": 16, "EVERY": 2, "HALF": False, "RESET": True,
+    }  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", INTERPRET, json.dumps(constants), tmp_path / "in.npz", tmp_path / "out.npz"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=True,
+    )
+    result = dict(np.load(tmp_path / "out.npz"))
+    expected = oracle(example, np.ones_like(reset), reset)
+    errors = {n: error.max(result[n], x) for n, x in (expected | {"alone": expected["s0"]}).items()}
+    assert max(errors.values()) <= 1e-5, errors
+
+
+def test_refusals():
+    x, s0 = jnp.zeros((1, 3, 1, 16)), jnp.zeros((1, 1, 16, 16))
+    expected = "'triton' needs jax-triton" if triton.missing() else "'triton' runs on an NVIDIA GPU only"
+    with pytest.raises(ValueError, match=expected) as caught:
+        wkv7(*[x] * 6, s0, implementation="triton")
+    assert "\n" not in str(caught.value)
+
+
+def test_more_saved_states_than_can_be_addressed_are_refused():
+    def saving(vector, s0):
+        return triton.Launch().forward_saving(triton.OpInputs(*[vector] * 6, None), s0)
+
+    shapes = [jax.ShapeDtypeStruct(size, jnp.float32) for size in ((4096, 4096, 64, 64), (4096, 64, 64, 64))]
+    with pytest.raises(ValueError, match="fewer than 2\\^31"):
+        jax.eval_shape(saving, *shapes)

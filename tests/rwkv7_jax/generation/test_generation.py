@@ -1,0 +1,488 @@
+"""Generation against naive loops, sampling against its formulas; rows, chunks and batches that must not matter."""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rwkv7_jax import RWKV7, RWKV7Config, State, zero_state
+from rwkv7_jax.generation import decode_loop
+from rwkv7_jax.generation import generate as sampling
+from rwkv7_jax.generation import sampling as token_choice
+from rwkv7_jax.generation.generate import SamplingConfig, for_decoding, generate, generate_text, sample_logits, stream
+from rwkv7_jax.generation.sampling import Knobs, Occurrences, keep_top_k, keep_top_p
+from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
+from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+
+VOCAB = 256
+CONFIG = RWKV7Config(VOCAB, 2, 32, head_size=16, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8, scan_layers=False)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
+RANDOM = SamplingConfig(
+    temperature=0.9, top_p=0.9, top_k=20, frequency_penalty=0.4, presence_penalty=0.2, max_new_tokens=12
+)
+PROMPTS = [[5, 6, 7], [9], [101, 7, 43, 11, 12, 200, 3]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return RWKV7(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    """Random weights, no two alike, about as large as trained ones."""
+    rng = np.random.default_rng(1)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, tokens, zero_state(CONFIG, 1))["params"]
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def state():
+    keys = jax.random.split(jax.random.key(3), 3)
+    return State(*(jax.random.normal(k, x.shape) for k, x in zip(keys, zero_state(CONFIG, len(PROMPTS)), strict=True)))
+
+
+def run(model, params, config=GREEDY, *, state=None, prompts=PROMPTS, key=0, **options):
+    """`generate` with this file's usual arguments: the same few programs serve all tests."""
+    return generate(model, params, prompts, state, jax.random.key(key), config, **options)
+
+
+def row(state, i):
+    return jax.tree.map(lambda leaf: leaf[:, i : i + 1], state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(model, params, tokens, state):
+    return model.apply({"params": params}, tokens, state)
+
+
+def read(model, params, ids, state):
+    """One token after another: the naive prefill."""
+    logits = None
+    for token in ids:
+        logits, state = step(model, params, jnp.full((1, 1), token, jnp.int32), state)
+    assert logits is not None
+    return np.asarray(logits[0, 0]), state
+
+
+def naive_greedy(model, params, prompt, state, count):
+    logits, state = read(model, params, prompt, state)
+    out = []
+    for _ in range(count):
+        out.append(int(np.argmax(logits)))
+        logits, state = read(model, params, out[-1:], state)
+    return out, logits, state
+
+
+def naive_cut(tokens, stops):
+    """Up to the first place where a stop sequence is complete, without the longest one that ends there."""
+    for end in range(1, len(tokens) + 1):
+        lengths = [len(stop) for stop in stops if tokens[:end][-len(stop) :] == stop]
+        if lengths:
+            return tokens[: end - max(lengths)]
+    return tokens
+
+
+def assert_close(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_greedy_is_argmax_token_by_token_with_a_state_a_row(model, params, state):
+    result = generate(model, params, PROMPTS, state, jax.random.key(0), GREEDY, eos_id=None)
+    for i, prompt in enumerate(PROMPTS):
+        tokens, logits, end = naive_greedy(model, params, prompt, row(state, i), GREEDY.max_new_tokens)
+        assert result.tokens[i] == tokens
+        assert_close(result.logits[i], logits)
+        assert_close(row(result.state, i), end)
+    assert result.finished == [False] * 3
+    assert len({tuple(t) for t in result.tokens}) == 3
+
+
+@pytest.mark.parametrize("config", [GREEDY, RANDOM], ids=["greedy", "random"])
+def test_a_row_does_not_depend_on_its_neighbours(model, params, state, config):
+    keys = jax.random.split(jax.random.key(5), len(PROMPTS))
+    together = generate(model, params, PROMPTS, state, keys, config)
+    for i, prompt in enumerate(PROMPTS):
+        alone = generate(model, params, [prompt], row(state, i), keys[i : i + 1], config)
+        assert alone.tokens[0] == together.tokens[i]
+        assert_close(alone.state, row(together.state, i))
+
+
+def test_one_key_is_folded_with_the_row(model, params):
+    key = jax.random.key(11)
+    keys = jnp.stack([jax.random.fold_in(key, i) for i in range(3)])
+    one = generate(model, params, [[5]] * 3, None, key, RANDOM)
+    assert one.tokens == generate(model, params, [[5]] * 3, None, keys, RANDOM).tokens
+    assert one.tokens[0] != one.tokens[1]
+    assert one.tokens == run(model, params, RANDOM, prompts=[[5]] * 3, key=11).tokens
+    assert one.tokens != run(model, params, RANDOM, prompts=[[5]] * 3, key=12).tokens
+
+
+def test_an_unbatched_state_starts_every_row(model, params, state):
+    single = jax.tree.map(lambda leaf: leaf[:, 1], state)
+    result = run(model, params, state=single)
+    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, 1:2], 3, axis=1), state)
+    assert result.tokens == run(model, params, state=repeated).tokens
+    assert result.tokens != run(model, params).tokens
+
+
+def test_going_on_from_the_returned_state_equals_one_long_run(model, params, state):
+    short = dataclasses.replace(GREEDY, max_new_tokens=6)
+    first = run(model, params, short, state=state, eos_id=None)
+    more = run(model, params, state=first.state, prompts=[[1, 2]] * 3, eos_id=None)
+    joined = [[*p, *t, 1, 2] for p, t in zip(PROMPTS, first.tokens, strict=True)]
+    whole = run(model, params, state=state, prompts=joined, eos_id=None)
+    assert more.tokens == whole.tokens
+    assert_close(more.state, whole.state)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_stop_sequence_is_left_out_of_tokens_and_state(model, params, state, length):
+    free = run(model, params, state=state, eos_id=None)
+    stop = free.tokens[0][5 : 5 + length]
+    cut = run(model, params, state=state, stop=[[9, 9, 9, 9], stop], eos_id=None)
+    for i, prompt in enumerate(PROMPTS):
+        tokens = free.tokens[i]
+        assert cut.tokens[i] == naive_cut(tokens, [stop])
+        assert cut.finished[i] == (cut.tokens[i] != tokens)
+        logits, end = read(model, params, [*prompt, *cut.tokens[i]], row(state, i))
+        assert_close(row(cut.state, i), end)
+        assert_close(cut.logits[i], logits)
+    assert cut.finished[0]
+
+
+def test_the_longest_of_several_stop_sequences_is_left_out(model, params):
+    free = run(model, params, eos_id=None).tokens
+    stops = [free[0][8:9], free[0][6:9], free[0][7:9]]
+    cut = run(model, params, stop=stops, eos_id=None)
+    assert cut.tokens == [naive_cut(tokens, stops) for tokens in free]
+    assert cut.tokens[0] != free[0]
+
+
+def test_a_stop_sequence_does_not_reach_into_the_prompt(model, params):
+    free = run(model, params, eos_id=None).tokens[0]
+    assert run(model, params, stop=[[PROMPTS[0][-1], free[0]]], eos_id=None).tokens[0] == free
+
+
+def test_the_end_token_ends_a_row_and_is_not_fed(model, params, state):
+    free = run(model, params, state=state, eos_id=None)
+    eos = free.tokens[1][4]
+    cut = run(model, params, state=state, eos_id=eos)
+    for i, prompt in enumerate(PROMPTS):
+        tokens = free.tokens[i]
+        assert cut.tokens[i] == (tokens[: tokens.index(eos)] if eos in tokens else tokens)
+        assert_close(row(cut.state, i), read(model, params, [*prompt, *cut.tokens[i]], row(state, i))[1])
+    assert cut.finished[1]
+
+
+def test_no_new_tokens_is_a_prefill(model, params, state):
+    result = run(model, params, dataclasses.replace(RANDOM, max_new_tokens=0), state=state)
+    assert result.tokens == [[], [], []]
+    for i, prompt in enumerate(PROMPTS):
+        assert_close(row(result.state, i), read(model, params, prompt, row(state, i))[1])
+
+
+def test_the_callers_state_is_left_alone(model, params, state):
+    before = jax.tree.map(np.array, state)  # np.array copies
+    run(model, params, state=state)
+    assert all(np.array_equal(a, b) for a, b in zip(before, state, strict=True))
+
+
+def test_nothing_is_compiled_twice(model, params, state):
+    generate(model, params, [[1, 2]], None, jax.random.key(0), RANDOM, stop=[[1, 1, 1]])
+    text = list(stream(model, params, ByteTokenizer(), "ab", None, jax.random.key(0), RANDOM, stop=["never"]))
+    assert text
+    functions = (decode_loop.prefill_and_decode, decode_loop.prefill, decode_loop.decode)
+    sizes = [f._cache_size() for f in functions]
+    other = SamplingConfig(temperature=1.3, top_p=0.5, frequency_penalty=1.0, max_new_tokens=15)
+    generate(model, params, [[3] * 14], row(state, 0), jax.random.key(7), other, stop=[[4, 4, 4, 4]], eos_id=9)
+    generate(RWKV7(CONFIG), params, [[3] * 16], None, jax.random.key(7), RANDOM, stop=[[4, 4, 4]])
+    list(stream(model, params, ByteTokenizer(), "another text", None, jax.random.key(8), other, stop=["x"]))
+    assert [f._cache_size() for f in functions] == sizes
+
+
+def test_weights_are_arguments(model, params):
+    """Other weights of the same shapes, other tokens, with no new program."""
+    first = run(model, params).tokens
+    size = decode_loop.prefill_and_decode._cache_size()
+    other = jax.tree.map(lambda x: x * 0.9, params)
+    assert run(model, other).tokens != first
+    assert decode_loop.prefill_and_decode._cache_size() == size
+
+
+def test_layers_one_by_one_generate_the_same(model, params, state):
+    scanned = RWKV7(dataclasses.replace(CONFIG, scan_layers=True))
+    stacked = {name: value for name, value in params.items() if name != "block_1"}
+    stacked["blocks"] = jax.tree.map(lambda leaf: leaf[None], params["block_1"])
+    fast, unstacked = for_decoding(scanned, stacked)
+    assert fast == model
+    assert jax.tree.all(jax.tree.map(np.array_equal, unstacked, params))
+    assert run(scanned, stacked, state=state).tokens == run(model, params, state=state).tokens
+
+
+@pytest.mark.parametrize(
+    ("prompts", "stop", "message"),
+    [
+        ([], (), "no prompts"),
+        ([[1], []], (), "prompt 1 is empty"),
+        ([[1], [VOCAB]], (), "prompt 1 has ids 256..256"),
+        ([[-1]], (), "prompt 0 has ids -1"),
+        ([[1]], [[]], "stop sequence 0 is empty"),
+    ],
+)
+def test_wrong_arguments_get_one_line(model, params, prompts, stop, message):
+    with pytest.raises(ValueError, match=message) as error:
+        generate(model, params, prompts, None, jax.random.key(0), GREEDY, stop=stop)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misfitting_state_or_key_gets_one_line(model, params, state):
+    with pytest.raises(ValueError, match="state leaf has shape"):
+        generate(model, params, [[1], [2]], state, jax.random.key(0), GREEDY)
+    with pytest.raises(ValueError, match="one for each of the 1 prompts"):
+        generate(model, params, [[1]], None, jax.random.split(jax.random.key(0), 2), GREEDY)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 1.1}, {"top_k": -1}, {"temperature": float("nan")}, {"max_new_tokens": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingConfig(**wrong)
+
+
+# Text: strings in, strings out.
+
+
+def letters(params):
+    """The weights of a model that writes lower-case letters and spaces alone, so that its bytes are readable text."""
+    allowed = np.zeros(VOCAB, bool)
+    allowed[[ord(" "), *range(ord("a"), ord("z") + 1)]] = True
+    head = params["head"]["weight"]
+    bias = jnp.where(jnp.asarray(allowed)[:, None], head, 0.0)
+    ln_out = {"weight": params["ln_out"]["weight"], "bias": jnp.ones_like(params["ln_out"]["bias"])}
+    lift = jnp.where(jnp.asarray(allowed)[:, None], 0.0, -2.0) * jnp.ones_like(head)
+    return params | {"head": {"weight": bias + lift}, "ln_out": ln_out}
+
+
+@pytest.mark.parametrize(("config", "chunk"), [(RANDOM, 1), (RANDOM, 5), (GREEDY, 8)])
+def test_streamed_text_is_the_generated_text(model, params, config, chunk):
+    key, tokenizer = jax.random.key(21), ByteTokenizer()
+    uncounted = sampling.uncounted_ids(tokenizer)
+    whole = generate(model, params, [list(b"hello")], None, key, config, uncounted=uncounted)
+    pieces = stream(model, params, tokenizer, "hello", None, key, config, chunk=chunk)
+    assert inspect.isgenerator(pieces)
+    text, result = exhaust(pieces)
+    assert text == result.texts[0] == tokenizer.decode(whole.tokens[0])
+    assert result.tokens == whole.tokens
+    assert_close(result.state, whole.state)
+    assert_close(result.logits, whole.logits)
+
+
+def exhaust(generator):
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(generator))
+        except StopIteration as end:
+            return "".join(pieces), end.value
+
+
+def test_stop_strings_across_chunks_and_rows(model, params):
+    readable, tokenizer, key = letters(params), ByteTokenizer(), jax.random.key(4)
+    config = dataclasses.replace(RANDOM, top_k=0, max_new_tokens=16)
+    prompts = ["one", "two", ""]
+    free = generate_text(model, readable, tokenizer, prompts, None, key, config)
+    assert all(len(text) == 16 for text in free.texts)
+    stops = [free.texts[0][6:9], free.texts[1][11:13]]
+    cut = generate_text(model, readable, tokenizer, prompts, None, key, config, stop=stops, chunk=4)
+    for i, prompt in enumerate(prompts):
+        ends = [at for at in map(free.texts[i].find, stops) if at >= 0]
+        expected = free.texts[i][: min(ends, default=None)]
+        assert cut.texts[i] == expected
+        assert tokenizer.decode(cut.tokens[i]) == expected
+        assert cut.finished[i] == bool(ends)
+        logits, end = read(model, readable, [*(prompt.encode() or [0]), *expected.encode()], zero_state(CONFIG, 1))
+        assert_close(row(cut.state, i), end)
+        assert_close(cut.logits[i], logits)
+    assert cut.finished[:2] == [True, True]
+    pieces = stream(model, readable, tokenizer, "one", None, key, config, stop=stops)
+    assert "".join(pieces) == cut.texts[0]
+
+
+@settings(max_examples=100)
+@given(
+    text=st.text(alphabet="ab\né", max_size=40),
+    stops=st.lists(st.text(alphabet="ab\né", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+)
+@example(text="\naa", stops=["a", "\naa"], cuts=[2])
+@example(text="\naa", stops=["a", "\naa"], cuts=[])
+def test_nothing_of_a_stop_string_is_ever_shown(text, stops, cuts):
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    bounds = [0, *sorted(cuts), len(ids)]
+    watch = StopText(tokenizer, stops)
+    shown = "".join(watch.push(ids[a:b]) for a, b in itertools.pairwise(bounds))
+    shown += watch.finish()
+    hits = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert shown == watch.text == text[: min(hits)[1] if hits else None]
+    assert watch.hit == bool(hits)
+    assert tokenizer.decode(cut_tokens(tokenizer, ids, shown)) == shown
+
+
+def test_half_a_token_before_a_stop_string_is_encoded_anew():
+    class Pairs(ByteTokenizer):
+        """Two letters a token."""
+
+        vocab_size = 1 << 16
+
+        def encode(self, text):
+            data = text.encode()
+            return [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
+
+        def decode_bytes(self, ids):
+            return b"".join(i.to_bytes(2 if i > 255 else 1, "big") for i in ids)
+
+    tokenizer = Pairs()
+    ids = tokenizer.encode("abcdef")
+    watch = StopText(tokenizer, ["de"])
+    assert watch.push(ids[:1]) + watch.push(ids[1:]) == "abc"
+    assert cut_tokens(tokenizer, ids, "abc") == [ids[0], ord("c")]
+
+
+def test_an_empty_stop_string_is_refused(model, params):
+    with pytest.raises(ValueError, match="stop string is empty"):
+        list(stream(model, params, ByteTokenizer(), "a", None, jax.random.key(0), GREEDY, stop=[""]))
+
+
+# The choice of one token.
+
+
+def distribution(logits, config, occurrences=None, draws=4000):
+    """Frequencies of the ids drawn from one row of logits."""
+    logits = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, len(logits)))
+    if occurrences is not None:
+        occurrences = Occurrences(*(jnp.broadcast_to(x, (draws, x.shape[-1])) for x in occurrences))
+    ids = sample_logits(logits, jax.random.split(jax.random.key(0), draws), config, occurrences)
+    return np.bincount(np.asarray(ids), minlength=logits.shape[-1]) / draws
+
+
+def chi_square(observed, expected, draws=4000):
+    support = expected > 0
+    assert not observed[~support].any()
+    gap = observed[support] - expected[support]
+    return draws * float((gap**2 / expected[support]).sum()), int(support.sum()) - 1
+
+
+def reference_probabilities(logits, config, seen=(), count=()):
+    """As PyPI rwkv's `sample_logits` works it out: penalties, softmax, top-p, top-k, temperature as a power."""
+    logits = np.asarray(logits, np.float64).copy()
+    for token, n in zip(seen, count, strict=True):
+        logits[token] -= config.presence_penalty + n * config.frequency_penalty
+    probs = np.exp(logits - logits.max())
+    probs /= probs.sum()
+    order = np.argsort(-probs, kind="stable")
+    cutoff = probs[order][np.argmax(np.cumsum(probs[order]) >= config.top_p - 1e-12)]
+    kept = np.where(probs < cutoff, 0, probs)
+    if config.top_k:
+        kept[order[config.top_k :]] = 0
+    powered = kept ** (1 / config.temperature)
+    return powered / powered.sum()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(),
+        SamplingConfig(temperature=0.5),
+        SamplingConfig(temperature=2.0, top_k=5),
+        SamplingConfig(top_p=0.7),
+        SamplingConfig(temperature=1.5, top_p=0.8, top_k=6),
+        SamplingConfig(presence_penalty=0.7, frequency_penalty=0.5),
+        SamplingConfig(temperature=0.8, top_p=0.9, presence_penalty=-0.5, frequency_penalty=0.3),
+    ],
+    ids=str,
+)
+def test_ids_are_drawn_from_the_documented_distribution(config):
+    logits = np.random.default_rng(3).normal(size=12) * 1.5
+    seen, count = [2, 5], [1.5, 3.0]
+    mask, counts = np.zeros(12, bool), np.zeros(12, np.float32)
+    mask[seen], counts[seen] = True, count
+    observed = distribution(logits, config, Occurrences(jnp.asarray(mask), jnp.asarray(counts)))
+    statistic, freedom = chi_square(observed, reference_probabilities(logits, config, seen, count))
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+PROBABILITIES = st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any).map(lambda w: np.array(w) / sum(w))
+
+
+@settings(max_examples=60)
+@given(probs=PROBABILITIES, top_k=st.integers(0, 32))
+def test_top_k_keeps_exactly_k_ties_to_the_lowest_ids(probs, top_k):
+    padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
+    kept = np.asarray(jitted_top_k(padded[None], jnp.asarray(top_k, jnp.int32)))[0]
+    expected = np.argsort(-padded, kind="stable")[: top_k or None]
+    assert np.flatnonzero(kept).tolist() == sorted(expected.tolist())
+
+
+@settings(max_examples=60)
+@given(probs=PROBABILITIES, top_p=st.integers(0, 999).map(lambda n: n / 1000))
+def test_top_p_keeps_the_fewest_that_reach_it_with_ties(probs, top_p):
+    padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
+    kept = np.asarray(jitted_top_p(padded[None], jnp.asarray(top_p, jnp.float32)))[0]
+    least = padded[kept].min()
+    np.testing.assert_array_equal(kept, padded >= least)
+    rounding = 1e-6
+    assert padded[kept].sum() >= top_p - rounding
+    assert padded[padded > least].sum() < top_p + rounding or top_p == 0
+
+
+jitted_top_k, jitted_top_p = jax.jit(keep_top_k), jax.jit(keep_top_p)
+
+
+def test_top_p_of_one_keeps_everything():
+    probs = jnp.asarray([[0.6, 0.4 - 1e-7, 1e-7, 0.0]], jnp.float32)
+    assert np.asarray(jitted_top_p(probs, jnp.asarray(1.0))).all()
+    assert np.asarray(jitted_top_p(probs, jnp.asarray(0.0))).tolist() == [[True, False, False, False]]
+
+
+def test_occurrences_decay_before_they_count():
+    weight = jnp.ones(4).at[3].set(0.0)
+    now = Occurrences.none(1, 4)
+    for token in (1, 1, 3):
+        now = now.add(jnp.asarray([token], jnp.int32), weight, jnp.asarray(0.5))
+    assert now.seen.tolist() == [[False, True, False, True]]
+    np.testing.assert_allclose(now.count, [[0, 0.75, 0, 0]])
+    config = SamplingConfig(presence_penalty=1, frequency_penalty=2)
+    logits = token_choice.penalise(jnp.zeros((1, 4)), now, Knobs.of(config))
+    np.testing.assert_allclose(logits, [[0, -2.5, 0, -1]])
+
+
+def test_penalties_reach_the_loop(model, params):
+    """A huge presence penalty forbids every repetition; a huge reward allows nothing else."""
+    for penalty, distinct in ((1e4, 16), (-1e4, 1)):
+        config = dataclasses.replace(RANDOM, presence_penalty=penalty, max_new_tokens=16)
+        assert [len(set(tokens)) for tokens in run(model, params, config, eos_id=None).tokens] == [distinct] * 3
+
+
+def test_uncounted_tokens_are_digits_and_blanks():
+    assert sampling.uncounted_ids(ByteTokenizer()) == sorted(b" \t0123456789")
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 20000))
+def test_a_bucket_holds_its_length_and_not_much_more(length):
+    size = decode_loop.bucket(length)
+    assert max(length, 16) <= size <= max(16, 2 * length)
+    assert length <= 256 or size <= 1.25 * length + 1
+    assert decode_loop.bucket(size) == size
