@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.build import Built
 from experiments.config.schema import BOOKKEEPING, RunConfig, resolved
 from experiments.data.jobs import Job
 from experiments.evaluation.evaluator import Evaluator
@@ -18,6 +17,7 @@ from experiments.training.metrics_log import MetricsLog
 from rwkv7_jax import State, checkpoint
 from rwkv7_jax.checkpoint.names import weights_hash
 from rwkv7_jax.checkpoint.states import save_state
+from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.sharding import host
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def save_job(
     ]
     outcome = Outcome(job.name, headline, *measured, samples, skipped)
     state = host(states[1])
-    weights = host(tuned.built.params) if tuned.built.params is not before.built.params else None
+    weights = host(tuned.lm.params) if tuned.lm.params is not before.lm.params else None
     if is_lead():
         write_job(before, outcome, state, weights)
     return outcome
@@ -57,7 +57,7 @@ def save_job(
 
 def write_job(tools: "Tools", outcome: Outcome, state: State, weights: Any) -> None:
     """The files of a job. weights: those that the method changed, None if it changed none."""
-    config, folder, base_hash = tools.config, tools.config.folder / outcome.name, tools.built.base_hash
+    config, folder, base_hash = tools.config, tools.config.folder / outcome.name, tools.lm.weights_hash
     if weights is not None:
         checkpoint.save(folder / WEIGHTS_FILE, weights)
         base_hash = weights_hash(weights)
@@ -89,24 +89,24 @@ def generate_samples(evaluator: Evaluator, state: State, prompts: Sequence[str],
     return evaluator.answers(state, prompts, (), config.report.sample_tokens)
 
 
-def command(built: Built, folder: Path) -> str:
+def command(lm: LanguageModel, folder: Path) -> str:
     """The shell command that continues the saved prompt from the saved state."""
-    weights = folder / WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else built.path
+    weights = folder / WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else lm.path
     words = ["python", "-m", "experiments.commands.generate", str(weights), "--state", str(folder / STATE_FILE)]
-    words += ["--tokenizer", built.tokenizer_name] if built.tokenizer_name != "auto" else []
+    words += ["--tokenizer", lm.tokenizer_name] if lm.tokenizer_name != "auto" else []
     return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
 
 
-def finish(config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
+def finish(config: RunConfig, lm: LanguageModel, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
     """Print and write the report. Returns 0 for PASS, 1 for FAIL."""
-    body = run_report.results(config, built.base_hash, protocol(outcomes), outcomes)
+    body = run_report.results(config, lm.weights_hash, protocol(outcomes), outcomes)
     if is_lead():
-        publish(config, built, outcomes, log, body)
+        publish(config, lm, outcomes, log, body)
     return 0 if body["verdict"] == "PASS" else 1
 
 
 def publish(
-    config: RunConfig, built: Built, outcomes: Sequence[Outcome], log: MetricsLog, body: dict[str, Any]
+    config: RunConfig, lm: LanguageModel, outcomes: Sequence[Outcome], log: MetricsLog, body: dict[str, Any]
 ) -> None:
     """Draw, write and print it."""
     pictures = []
@@ -115,7 +115,7 @@ def publish(
         held_out = {name: (row["loss_vanilla"], row["loss_tuned"]) for name, row in body["jobs"].items()}
         plots.loss_curves(config.folder / "loss.png", curves, held_out)
         pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
-    commands = [command(built, config.folder / outcome.name) for outcome in outcomes]
+    commands = [command(lm, config.folder / outcome.name) for outcome in outcomes]
     run_report.write(config.folder, body, outcomes, pictures, commands)
     print(f"\n{run_report.text_table(run_report.table_rows(body))}\n\n{body['protocol']}")
     for outcome in outcomes:

@@ -13,9 +13,10 @@ from experiments.config.overrides import UsageError, option
 if TYPE_CHECKING:
     import optax
 
-    from experiments.build import Built
     from experiments.data.jobs import Job
-    from rwkv7_jax import State
+    from rwkv7_jax import RWKV7, State
+    from rwkv7_jax.functional import Params
+    from rwkv7_jax.tokenizer import Tokenizer
     from state_tuning.core.train import Method, TuneConfig
 
 
@@ -108,7 +109,12 @@ class Chosen(NamedTuple):
 
 
 def build(
-    config: MethodConfig, built: "Built", tune: "TuneConfig", calibration: "Callable[[int], Any]", seed: int
+    config: MethodConfig,
+    model: "RWKV7",
+    params: "Params",
+    tune: "TuneConfig",
+    calibration: "Callable[[int], Any]",
+    seed: int,
 ) -> Chosen:
     """The method with its optimiser; upscaling fits its map and prints how stable it is.
 
@@ -119,20 +125,25 @@ def build(
 
     optimizer = train.make_optimizer(tune)
     if isinstance(config, BaselineMethod):
-        return _baseline(config, built, tune, optimizer, seed)
-    method = train.standard(built.model.config, tune)
+        return _baseline(config, model, params, tune, optimizer, seed)
+    method = train.standard(model.config, tune)
     if isinstance(config, UpscaleMethod):
-        method = _upscaled(config, built, tune, calibration, seed)
+        method = _upscaled(config, model, params, tune, calibration, seed)
     correlate = None
     if isinstance(config, DBPMethod):
-        method, optimizer, correlate = _decorrelated(config, built, method, optimizer)
+        method, optimizer, correlate = _decorrelated(config, model, method, optimizer)
     full = method.full
     assert full is not None
-    return Chosen(built.model, method, optimizer, correlate, lambda params, tree: (params, full(tree)))
+    return Chosen(model, method, optimizer, correlate, lambda weights, tree: (weights, full(tree)))
 
 
 def _baseline(
-    config: BaselineMethod, built: "Built", tune: "TuneConfig", optimizer: "optax.GradientTransformation", seed: int
+    config: BaselineMethod,
+    model: "RWKV7",
+    params: "Params",
+    tune: "TuneConfig",
+    optimizer: "optax.GradientTransformation",
+    seed: int,
 ) -> Chosen:
     import jax
 
@@ -141,12 +152,12 @@ def _baseline(
     if config.name == "lora" and jax.process_count() > 1:
         raise UsageError("method.name lora: it merges weights, which needs them in one process: run it in one")
     sizes = methods.Sizes(config.prefix, methods.Lora(config.rank))
-    made = methods.build(config.name, built.model, built.params, tune, jax.random.key(seed), sizes)
+    made = methods.build(config.name, model, params, tune, jax.random.key(seed), sizes)
     return Chosen(made.model, made.method, optimizer, None, made.finish)
 
 
 def _decorrelated(
-    config: DBPMethod, built: "Built", method: "Method", optimizer: "optax.GradientTransformation"
+    config: DBPMethod, model: "RWKV7", method: "Method", optimizer: "optax.GradientTransformation"
 ) -> "tuple[Method, optax.GradientTransformation, Callable[..., Any]]":
     """(method, optimiser around `optimizer`, function that measures correlations)."""
     from state_tuning.dbp import correlations as probe
@@ -158,15 +169,16 @@ def _decorrelated(
         method, make = literal.method(method), literal.decorrelated
     else:
         make = transform.whitened if config.form == "whitened" else transform.decorrelated
-    return method, make(optimizer, **settings), probe.correlations(built.model, method, config.sample)
+    return method, make(optimizer, **settings), probe.correlations(model, method, config.sample)
 
 
-def calibration_batch(built: "Built", jobs: "Sequence[Job]", data: Any, tokens: int) -> Any:
+def calibration_batch(tokenizer: "Tokenizer", jobs: "Sequence[Job]", data: Any, tokens: int) -> Any:
     """About so many tokens of the jobs' training text in one batch, in equal parts.
 
     Raises: UsageError if there is no job.
     """
-    from experiments.data.batching import bucket_of, encode_pairs
+    from experiments.data.batching import encode_pairs
+    from rwkv7_jax.bucketing import padded_length
     from state_tuning.core.objective import collate
 
     if not jobs:
@@ -174,15 +186,17 @@ def calibration_batch(built: "Built", jobs: "Sequence[Job]", data: Any, tokens: 
     chosen = []
     for job in jobs:
         left = tokens / len(jobs)
-        for example in encode_pairs(built.tokenizer, job.train[: max(1, int(left))], data):
+        for example in encode_pairs(tokenizer, job.train[: max(1, int(left))], data):
             chosen.append(example)
             left -= len(example.tokens)
             if left <= 0:
                 break
-    return collate(chosen, bucket_of(max(len(example.tokens) for example in chosen) - 1))
+    return collate(chosen, padded_length(max(len(example.tokens) for example in chosen) - 1))
 
 
-def _upscaled(config: UpscaleMethod, built: "Built", tune: "TuneConfig", calibration: Any, seed: int) -> "Method":
+def _upscaled(
+    config: UpscaleMethod, model: "RWKV7", params: "Params", tune: "TuneConfig", calibration: Any, seed: int
+) -> "Method":
     import jax
 
     from state_tuning.upscale import method as upscale
@@ -190,6 +204,6 @@ def _upscaled(config: UpscaleMethod, built: "Built", tune: "TuneConfig", calibra
 
     names = [field.name for field in dataclasses.fields(upscale.Upscale)]
     settings = upscale.Upscale(**{name: getattr(config, name) for name in names})
-    fitted = upscale.fit(built.model, built.params, calibration(config.tokens), settings, jax.random.key(seed))
+    fitted = upscale.fit(model, params, calibration(config.tokens), settings, jax.random.key(seed))
     print(stability.summary(fitted.stability), flush=True)
     return upscale.method(fitted, tune, settings)

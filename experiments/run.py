@@ -20,7 +20,6 @@ from experiments.study import run as table
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from experiments.build import Built
     from experiments.data.jobs import Job
     from experiments.evaluation.evaluator import Evaluator
     from experiments.methods import Chosen
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from experiments.training.metrics_log import MetricsLog
     from experiments.training.preemption import Interrupt
     from rwkv7_jax import State
+    from rwkv7_jax.language_model import LanguageModel
     from state_tuning.core import train
 
 VALUES = ("loss", "grad_norm")
@@ -38,7 +38,7 @@ class Tools(NamedTuple):
     """What all jobs of a run share; each jitted function compiles once a shape."""
 
     config: RunConfig
-    built: "Built"
+    lm: "LanguageModel"
     evaluator: "Evaluator"
     settings: "train.TuneConfig"
     chosen: "Chosen"
@@ -115,15 +115,18 @@ def run_jobs(config: RunConfig, interrupt: "Interrupt", mesh: "Mesh | None" = No
 
     use_compilation_cache(config.system.compilation_cache)
     jobs = load_jobs(config)
-    built = build.build(config.model)
-    identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
+    lm = build.build(config.model)
+    identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
     resumed = distributed.lead_first(lambda lead: lead and run_folder.check(config, identity))
-    print(f"{built.summary}, {distributed.describe(mesh)}" + ("; resuming" if resumed else ""), flush=True)
+    print(
+        f"{config.model.checkpoint}: {lm.summary}, {distributed.describe(mesh)}" + ("; resuming" if resumed else ""),
+        flush=True,
+    )
     check_loop(config, mesh)
-    tools = make_tools(config, built, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
+    tools = make_tools(config, lm, identity, MetricsLog(config.folder / "metrics.jsonl"), interrupt, jobs)
     distributed.lead_first(lambda lead: (run_folder.claim if lead else run_folder.join)(config, identity))
     outcomes = [run_job(tools, job) for job in jobs]
-    return finish(config, built, outcomes, tools.log)
+    return finish(config, lm, outcomes, tools.log)
 
 
 def check_loop(config: RunConfig, mesh: "Mesh | None") -> None:
@@ -145,7 +148,7 @@ def check_loop(config: RunConfig, mesh: "Mesh | None") -> None:
 
 def make_tools(
     config: RunConfig,
-    built: "Built",
+    lm: "LanguageModel",
     identity: str,
     log: "MetricsLog",
     interrupt: "Interrupt",
@@ -158,15 +161,15 @@ def make_tools(
     from state_tuning.core import train
 
     limits = config.evaluate
-    evaluator = Evaluator(built, make_scorer(built.model), limits.batch_size, limits.max_new_tokens)
+    evaluator = Evaluator(lm, make_scorer(lm.model), limits.batch_size, limits.max_new_tokens)
     settings = tune_config(config.tune)
 
     def calibration(tokens: int) -> Any:
-        return methods.calibration_batch(built, jobs, config.data, tokens)
+        return methods.calibration_batch(lm.tokenizer, jobs, config.data, tokens)
 
-    chosen = methods.build(config.method, built, settings, calibration, config.seed)
+    chosen = methods.build(config.method, lm.model, lm.params, settings, calibration, config.seed)
     step = train.make_train_step(chosen.model, chosen.optimizer, settings, chosen.method, chosen.correlate)
-    return Tools(config, built, evaluator, settings, chosen, step, identity, log, interrupt)
+    return Tools(config, lm, evaluator, settings, chosen, step, identity, log, interrupt)
 
 
 def run_job(tools: Tools, job: "Job") -> "Outcome":
@@ -180,7 +183,7 @@ def run_job(tools: Tools, job: "Job") -> "Outcome":
     if (folder / "outcome.json").is_file():
         return Outcome.read(folder / "outcome.json")
     folder.mkdir(exist_ok=True)
-    model = tools.built.model.config
+    model = tools.lm.model.config
     tools.interrupt.place = f"step 0 of {job.name}"
     zero = zero_state(model, None)
     vanilla = measure(tools, job, zero, "vanilla")
@@ -194,9 +197,9 @@ def finished(tools: Tools, tuned: "train.TuneState") -> "tuple[Tools, State]":
     """The tools with the weights, and the unbatched state, that a tuned tree stands for. Only LoRA changes weights."""
     from rwkv7_jax.sharding import host
 
-    params, state = tools.chosen.finish(tools.built.params, host(tuned.trainable))
-    built = tools.built._replace(params=params)
-    return tools._replace(built=built, evaluator=tools.evaluator._replace(built=built)), state
+    params, state = tools.chosen.finish(tools.lm.params, host(tuned.trainable))
+    lm = tools.lm.replace(params=params)
+    return tools._replace(lm=lm, evaluator=tools.evaluator._replace(lm=lm)), state
 
 
 def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measurement":
@@ -207,7 +210,7 @@ def measure(tools: Tools, job: "Job", state: "State", label: str) -> "Measuremen
     from experiments.reporting.run_report import Measurement
     from experiments.training.metrics_log import progress_bar
 
-    parts = [encode_pairs(tools.built.tokenizer, [pair], tools.config.data) for pair in job.held_out]
+    parts = [encode_pairs(tools.lm.tokenizer, [pair], tools.config.data) for pair in job.held_out]
     examples = [example for part in parts for example in part]
     first = np.cumsum([0, *map(len, parts[:-1])])
     total = len(examples) + sum(len(job.task.requests(record)) for record in job.records if job.task)
@@ -227,7 +230,7 @@ def measure_losses(tools: Tools, state: "State", job: "Job") -> float:
     """Mean held-out completion loss from one initial state, nats per token."""
     from experiments.data.batching import encode_pairs
 
-    nll, tokens = tools.evaluator.losses(state, encode_pairs(tools.built.tokenizer, job.held_out, tools.config.data))
+    nll, tokens = tools.evaluator.losses(state, encode_pairs(tools.lm.tokenizer, job.held_out, tools.config.data))
     return float(nll.sum() / tokens.sum())
 
 
@@ -240,20 +243,20 @@ def tune(tools: Tools, job: "Job", folder: Path) -> "train.TuneState":
     from rwkv7_jax import flops
     from state_tuning.core import train
 
-    config, built = tools.config, tools.built
-    examples = batching.encode_pairs(built.tokenizer, job.train, config.data)
+    config, lm = tools.config, tools.lm
+    examples = batching.encode_pairs(lm.tokenizer, job.train, config.data)
     mesh = jax.sharding.get_mesh()
     spread = distributed.Spread(None if mesh.empty else mesh, config.data.batch_size)
     task = loop.Task(
         job.name,
-        lambda tuned, batch: tools.step(built.params, tuned, batch),
+        lambda tuned, batch: tools.step(lm.params, tuned, batch),
         batching.training_batches(examples, config.data.batch_size, config.seed, spread.rows),
         config.tune.steps,
         tools.identity,
         tokens=lambda batch: int(batch["valid"].sum()) * config.data.batch_size / len(spread.rows),
         put=spread.put,
         values=VALUES,
-        flops=flops.tuning(built.model.config),
+        flops=flops.tuning(lm.model.config),
         title=f"{job.name}: tuning",
     )
     place = loop.Place(folder, folder / "checkpoints", tools.log, tools.interrupt)

@@ -37,10 +37,10 @@ def ours(path: Path, batch_size: int) -> dict[str, Contender]:
     from experiments.evaluation.lm_eval_model import ForkingLM
     from rwkv7_jax.inference.scoring import Forker
 
-    built = build(ModelConfig(str(path), dtype="float32"))
-    forking, once = ForkingLM(built, batch_size=batch_size), ForkingLM(built, batch_size=batch_size)
-    once.forker = Forker(built.model, built.params, batch_size, min_saved=10**9)
-    whole = plain(Evaluator(built, make_scorer(built.model), batch_size))
+    lm = build(ModelConfig(str(path), dtype="float32"))
+    forking, once = ForkingLM(lm, batch_size=batch_size), ForkingLM(lm, batch_size=batch_size)
+    once.forker = Forker(lm.model, lm.params, batch_size, min_saved=10**9)
+    whole = plain(Evaluator(lm, make_scorer(lm.model), batch_size))
     return {
         FORKING: Contender(forking, lambda: forking.forker.cost.tokens),
         ONCE: Contender(once, lambda: once.forker.cost.tokens),

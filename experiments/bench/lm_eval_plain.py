@@ -42,5 +42,5 @@ class PlainLM(TemplateLM):
 
 def plain(evaluator: Evaluator, state: State | None = None) -> PlainLM:
     """Ours without forking, batched by length."""
-    start = zero_state(evaluator.built.model.config, None) if state is None else state
-    return PlainLM(evaluator.built.tokenizer, lambda examples: (-evaluator.losses(start, examples)[0]).tolist())
+    start = zero_state(evaluator.lm.model.config, None) if state is None else state
+    return PlainLM(evaluator.lm.tokenizer, lambda examples: (-evaluator.losses(start, examples)[0]).tolist())

@@ -10,10 +10,15 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.bench.inputs import SHAPES, random_weights, tokens
 from experiments.methods import BaselineMethod, DBPMethod, MethodConfig, StandardMethod, UpscaleDBPMethod, UpscaleMethod
+
+if TYPE_CHECKING:
+    from rwkv7_jax import RWKV7
+    from rwkv7_jax.functional import Params
+    from state_tuning.core.objective import Batch
 
 METHODS: dict[str, MethodConfig] = {
     "standard": StandardMethod(),
@@ -31,14 +36,14 @@ METHODS: dict[str, MethodConfig] = {
 class Runner:
     """One method: its compiled step and the state that it is at."""
 
-    def __init__(self, method: MethodConfig, built: Any, batch: Any):
+    def __init__(self, method: MethodConfig, model: "RWKV7", params: "Params", batch: "Batch"):
         from experiments import methods
         from state_tuning.core import train
 
         tune = train.TuneConfig()
-        chosen = methods.build(method, built, tune, lambda count: batch, 0)
+        chosen = methods.build(method, model, params, tune, lambda count: batch, 0)
         self.step = train.make_train_step(chosen.model, chosen.optimizer, tune, chosen.method, chosen.correlate)
-        self.params, self.batch = built.params, batch
+        self.params, self.batch = params, batch
         self.state = train.init(chosen.optimizer, chosen.method.init())
         self.pair()
 
@@ -54,18 +59,16 @@ def measure(shape: str, rows: int, length: int, rounds: int, names: list[str]) -
     """method -> median seconds per step."""
     import numpy as np
 
-    from experiments.build import Built
     from rwkv7_jax import RWKV7
     from state_tuning.core.objective import Example, collate
 
     config, params = random_weights(shape)
     text = np.asarray(tokens(length + 1, config.vocab_size), np.int32)
     batch = collate([Example(np.roll(text, row), 1, 0) for row in range(rows)], length)
-    built = Built(RWKV7(config), params, *[None] * 5)  # pyright: ignore[reportArgumentType]
     runners = {}
     for name in names:
         print(f"compiling {name}", file=sys.stderr, flush=True)
-        runners[name] = Runner(METHODS[name], built, batch)
+        runners[name] = Runner(METHODS[name], RWKV7(config), params, batch)
         assert runners[name].step._cache_size() == 1, f"{name} was compiled twice"
     times: dict[str, list[float]] = {name: [] for name in runners}
     for index in range(rounds):

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from experiments.config.cli import exit_status
 
 if TYPE_CHECKING:
-    from experiments.build import Built
     from rwkv7_jax import State
+    from rwkv7_jax.language_model import LanguageModel
 
 RANKS = (1, 4, 16)
 
@@ -66,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         prompt = _read_prompt(args.prompt_file)
-        built = _build(args)
-        found = compile_prompt(args, built, prompt)
-        save(args, built, found)
-        print(report(args, built, found))
+        lm = _build(args)
+        found = compile_prompt(args, lm, prompt)
+        save(args, lm, found)
+        print(report(args, lm, found))
         return 0
 
     return exit_status(run, "interrupted; nothing was written")
 
 
-def compile_prompt(args: argparse.Namespace, built: "Built", prompt: str) -> Compiled:
+def compile_prompt(args: argparse.Namespace, lm: "LanguageModel", prompt: str) -> Compiled:
     """Exact state, portable forms, the fit, and the divergence of each.
 
     Raises:
@@ -84,34 +84,36 @@ def compile_prompt(args: argparse.Namespace, built: "Built", prompt: str) -> Com
     from state_tuning.core import surgery
     from state_tuning.observer import distill
 
-    tokens = built.tokenizer.encode(prompt)
-    exact = distill.compile_prompt(built.model, built.params, tokens)
+    tokens = lm.tokenizer.encode(prompt)
+    exact = distill.compile_prompt(lm.model, lm.params, tokens)
     begin = time.perf_counter()
-    distill.compile_prompt(built.model, built.params, tokens).wkv.block_until_ready()
+    distill.compile_prompt(lm.model, lm.params, tokens).wkv.block_until_ready()
     seconds = time.perf_counter() - begin
-    fit_on, held_out = _texts(args, built, tokens)
+    fit_on, held_out = _texts(args, lm, tokens)
     start = exact if args.keep_shifts else distill.portable(exact)
     if args.rank:
         start = start._replace(wkv=distill.portable(exact, args.rank).wkv)
     forms = {"no prompt (zero state)": surgery.scale(exact, 0.0), "exact: matrices and token-shift states": exact}
     forms["without token-shift states"] = distill.portable(exact)
-    ranks = [rank for rank in RANKS if rank < built.model.config.head_size and rank != args.rank]
+    ranks = [rank for rank in RANKS if rank < lm.model.config.head_size and rank != args.rank]
     forms |= {f"rank {rank}, without token-shift states": distill.portable(exact, rank) for rank in ranks}
     if args.rank:
         forms[f"rank {args.rank}, not fitted"] = start
     state = start
     if args.steps and (args.rank or not args.keep_shifts):
-        state = forms[f"written: fitted, {args.steps} steps"] = fit(args, built, exact, start, fit_on)
-    measure = distill.make_divergence(built.model)
+        state = forms[f"written: fitted, {args.steps} steps"] = fit(args, lm, exact, start, fit_on)
+    measure = distill.make_divergence(lm.model)
     batch = distill.text_batch(held_out, args.length)
     kl = {}
     for name, form in forms.items():
-        total, count = measure(built.params, exact, form, batch)
+        total, count = measure(lm.params, exact, form, batch)
         kl[name] = float(total.sum() / count.sum())
     return Compiled(state, kl, len(tokens), seconds)
 
 
-def fit(args: argparse.Namespace, built: "Built", exact: "State", start: "State", texts: list[list[int]]) -> "State":
+def fit(
+    args: argparse.Namespace, lm: "LanguageModel", exact: "State", start: "State", texts: list[list[int]]
+) -> "State":
     """S_0 from `start`, so that texts read from it get the logits that they get from `exact`."""
     import jax
     import numpy as np
@@ -123,15 +125,15 @@ def fit(args: argparse.Namespace, built: "Built", exact: "State", start: "State"
     tune = train.TuneConfig(
         learning_rate=args.rate, steps=args.steps, warmup=min(10, args.steps), tune_shifts=args.keep_shifts
     )
-    method = distill.method(built.model, start, tune, args.rank)
+    method = distill.method(lm.model, start, tune, args.rank)
     optimizer = train.make_optimizer(tune)
-    step = distill.make_step(built.model, optimizer, tune, method)
+    step = distill.make_step(lm.model, optimizer, tune, method)
     tuned, rng = train.init(optimizer, method.init()), np.random.default_rng(args.seed)
     with progress_bar(args.steps, "fitting", "step") as bar:
         for index in range(1, args.steps + 1):
             rows = rng.permutation(len(texts))[: args.batch_size]
             batch = distill.text_batch([texts[i] for i in rows], args.length, args.batch_size)
-            tuned, metrics = step(built.params, exact, tuned, jax.device_put(batch))
+            tuned, metrics = step(lm.params, exact, tuned, jax.device_put(batch))
             if not bool(metrics["applied"]):
                 raise non_finite.NonFiniteError(f"step {index}: the loss or its gradient is not finite; lower --rate")
             bar.update()
@@ -140,17 +142,17 @@ def fit(args: argparse.Namespace, built: "Built", exact: "State", start: "State"
     return method.full(tuned.trainable)
 
 
-def save(args: argparse.Namespace, built: "Built", found: Compiled) -> None:
+def save(args: argparse.Namespace, lm: "LanguageModel", found: Compiled) -> None:
     """Write the state file with what was measured."""
     from rwkv7_jax.checkpoint import save_state
 
     settings: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "out"}
     metrics = {"prompt_tokens": found.prompt_tokens, "kl_nats_per_token": found.kl}
-    metadata = {"base_model_hash": built.base_hash, "method": "distill", "config": settings, "metrics": metrics}
+    metadata = {"base_model_hash": lm.weights_hash, "method": "distill", "config": settings, "metrics": metrics}
     save_state(args.out, found.state, metadata=metadata)
 
 
-def report(args: argparse.Namespace, built: "Built", found: Compiled) -> str:
+def report(args: argparse.Namespace, lm: "LanguageModel", found: Compiled) -> str:
     """What was lost and saved, and the command that uses the file."""
     lines = ["KL(after the prompt | from the state), nats per token on held-out text:"]
     lines += [f"  {name:<42} {value:.5f}" for name, value in found.kl.items()]
@@ -159,18 +161,18 @@ def report(args: argparse.Namespace, built: "Built", found: Compiled) -> str:
         f"saved in every request: {found.prompt_tokens} prompt tokens, {1000 * found.read_seconds:.1f} ms of reading "
         f"them here; the state file has {size:.0f} KiB"
     )
-    lines.append(f"use it: {command(built, args.out)}")
+    lines.append(f"use it: {command(lm, args.out)}")
     return "\n".join(lines)
 
 
-def command(built: "Built", out: str) -> str:
+def command(lm: "LanguageModel", out: str) -> str:
     """The shell command that starts from the state file."""
-    words = ["python", "-m", "experiments.commands.generate", str(built.path), "--state", out]
-    words += ["--tokenizer", built.tokenizer_name] if built.tokenizer_name != "auto" else []
+    words = ["python", "-m", "experiments.commands.generate", str(lm.path), "--state", out]
+    words += ["--tokenizer", lm.tokenizer_name] if lm.tokenizer_name != "auto" else []
     return shlex.join([*words, "--prompt", "TEXT"])
 
 
-def _build(args: argparse.Namespace) -> "Built":
+def _build(args: argparse.Namespace) -> "LanguageModel":
     from experiments import build
     from experiments.config.overrides import UsageError
     from experiments.config.schema import ModelConfig
@@ -208,7 +210,7 @@ def _read_prompt(name: str) -> str:
     return text
 
 
-def _texts(args: argparse.Namespace, built: "Built", prompt: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+def _texts(args: argparse.Namespace, lm: "LanguageModel", prompt: list[int]) -> tuple[list[list[int]], list[list[int]]]:
     """(texts to fit on, held-out texts) as tokens; a model that mostly ends at once is made to go on."""
     import jax
 
@@ -224,13 +226,13 @@ def _texts(args: argparse.Namespace, built: "Built", prompt: list[int]) -> tuple
             few = f"--text: {args.text} has fewer than 3 different texts, too few to hold some out"
             raise UsageError(f"{few}; give more, or leave --text out") from None
         found = [
-            [built.tokenizer.encode(row["prompt"] + row["completion"])[: args.length] for row in part] for part in parts
+            [lm.tokenizer.encode(row["prompt"] + row["completion"])[: args.length] for row in part] for part in parts
         ]
         return [row for row in found[0] if row][: args.texts], [row for row in found[1] if row][: args.texts]
     key = jax.random.key(args.seed)
     total = args.texts + max(1, args.texts // 2)
-    settings = (built.model, built.params, prompt, key, total, args.length)
-    rows = distill.sample_texts(*settings, built.tokenizer.eos_id)
+    settings = (lm.model, lm.params, prompt, key, total, args.length)
+    rows = distill.sample_texts(*settings, lm.tokenizer.eos_id)
     if len(rows) <= total // 2:
         rows = distill.sample_texts(*settings, None)
     cut = min(args.texts, len(rows) * 2 // 3)

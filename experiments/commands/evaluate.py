@@ -17,12 +17,12 @@ from experiments.config.cli import exit_status
 from experiments.config.overrides import UsageError
 
 if TYPE_CHECKING:
-    from experiments.build import Built
     from experiments.evaluation.engine import Engine
     from experiments.evaluation.suite import Bench
     from experiments.reporting.result_store import Sample, Store
     from experiments.training.preemption import Interrupt
     from rwkv7_jax import State
+    from rwkv7_jax.language_model import LanguageModel
 
 NO_STATE = "none"
 
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
     names = dict.fromkeys(name.strip() for name in args.tasks.split(",") if name.strip())
     benches = suite.load(list(names), options(args))
     use_compilation_cache(not args.no_cache)
-    built = build(ModelConfig(args.checkpoint, args.tokenizer, args.dtype, args.wkv))
-    print(built.summary, flush=True)
-    states, hashes = load_states(args, built)
-    engine = Engine(built, states, args.batch_size, args.max_new_tokens)
-    dtype = built.model.config.dtype
-    settings = [built.base_hash, hashes, built.tokenizer_name, dtype, args.batch_size, args.max_new_tokens]
+    lm = build(ModelConfig(args.checkpoint, args.tokenizer, args.dtype, args.wkv))
+    print(f"{args.checkpoint}: {lm.summary}", flush=True)
+    states, hashes = load_states(args, lm)
+    engine = Engine(lm, states, args.batch_size, args.max_new_tokens)
+    dtype = lm.model.config.dtype
+    settings = [lm.weights_hash, hashes, lm.tokenizer_name, dtype, args.batch_size, args.max_new_tokens]
     data = [[bench.name, bench.protocol, bench.prefix, bench.parts] for bench in benches]
     identity = digest([settings, data])
     store = Store(args.folder / f"{identity[:16]}.jsonl", identity, args.overwrite)
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     files = dict.fromkeys(args.state or [NO_STATE])
     body = {
-        "checkpoint": args.checkpoint, "base_model_sha256": built.base_hash, "dtype": dtype, "identity": identity,
+        "checkpoint": args.checkpoint, "base_model_sha256": lm.weights_hash, "dtype": dtype, "identity": identity,
         "states": {name: {"file": file, "sha256": hashes[name]} for name, file in zip(states, files, strict=True)},
         "results": show(benches, found, list(states)),
     }  # fmt: skip
@@ -136,7 +136,7 @@ def _number(option: str, text: str) -> int:
     return int(text)
 
 
-def load_states(args: argparse.Namespace, built: "Built") -> tuple[dict[str, "State"], dict[str, str]]:
+def load_states(args: argparse.Namespace, lm: "LanguageModel") -> tuple[dict[str, "State"], dict[str, str]]:
     """The initial states by short name, and the SHA-256 of each file."""
     import hashlib
 
@@ -147,11 +147,11 @@ def load_states(args: argparse.Namespace, built: "Built") -> tuple[dict[str, "St
     files = list(dict.fromkeys(args.state or [NO_STATE]))
     for name, file in zip(short_names(files), files, strict=True):
         if file == NO_STATE:
-            states[name], hashes[name] = zero_state(built.model.config, None), ""
+            states[name], hashes[name] = zero_state(lm.model.config, None), ""
             continue
         hashes[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         states[name] = checkpoint.load_state(
-            file, layout=args.state_layout, config=built.model.config, base_model_hash=built.base_hash
+            file, layout=args.state_layout, config=lm.model.config, base_model_hash=lm.weights_hash
         ).state
     return states, hashes
 

@@ -19,8 +19,8 @@ from experiments.config.cli import exit_status
 from experiments.training.preemption import Interrupt
 
 if TYPE_CHECKING:
-    from experiments.build import Built
     from experiments.evaluation.problems import Item
+    from rwkv7_jax.language_model import LanguageModel
     from state_tuning.test_time_scaling.adapt import Answered
     from state_tuning.test_time_scaling.policy_gradient import AdaptConfig
     from state_tuning.test_time_scaling.rollouts import Session, Student
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace, interrupt: Any) -> str:
     config = _adapt_config(args)
     with _named("data.tasks", "--task"):
         items = test_time_problems.load(args.task, args.data, args.match, args.split, args.max_records)
-    built, student = _student(args)
+    lm, student = _student(args)
     teacher, teacher_id = _teacher(args)
     folder = Path(args.out).expanduser()
-    described = _described(args, [built.base_hash, teacher_id, [item.problem for item in items]])
+    described = _described(args, [lm.weights_hash, teacher_id, [item.problem for item in items]])
     rows = _earlier(folder, described["identity"], args.overwrite)
     program, keys = make_program(student.model, config), jax.random.split(jax.random.key(args.seed), len(items))
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +183,7 @@ def _named(setting: str, option: str) -> Iterator[None]:
         raise UsageError(str(error).replace(setting, option, 1)) from None
 
 
-def _student(args: argparse.Namespace) -> "tuple[Built, Student]":
+def _student(args: argparse.Namespace) -> "tuple[LanguageModel, Student]":
     from experiments.build import build
     from experiments.config.schema import ModelConfig
     from rwkv7_jax import zero_state
@@ -191,11 +191,11 @@ def _student(args: argparse.Namespace) -> "tuple[Built, Student]":
     from state_tuning.test_time_scaling.rollouts import Student
 
     with _named("model.checkpoint", "--checkpoint"):
-        built = build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer))
-    state = zero_state(built.model.config, None)
+        lm = build(ModelConfig(checkpoint=args.checkpoint, tokenizer=args.tokenizer))
+    state = zero_state(lm.model.config, None)
     if args.state:
-        state = load_state(args.state, config=built.model.config, base_model_hash=built.base_hash).state
-    return built, Student(built.model, built.params, built.tokenizer, state)
+        state = load_state(args.state, config=lm.model.config, base_model_hash=lm.weights_hash).state
+    return lm, Student(lm.model, lm.params, lm.tokenizer, state)
 
 
 def _teacher(args: argparse.Namespace) -> "tuple[Teacher, str]":
@@ -218,8 +218,8 @@ def _teacher(args: argparse.Namespace) -> "tuple[Teacher, str]":
     from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher
 
     with _named("model.checkpoint", "--teacher"):
-        built = build(ModelConfig(checkpoint=args.teacher, tokenizer=args.teacher_tokenizer))
-    return InProcessTeacher(built.model, built.params, built.tokenizer), built.base_hash
+        lm = build(ModelConfig(checkpoint=args.teacher, tokenizer=args.teacher_tokenizer))
+    return InProcessTeacher(lm.model, lm.params, lm.tokenizer), lm.weights_hash
 
 
 def _adapt_config(args: argparse.Namespace) -> "AdaptConfig":

@@ -35,13 +35,13 @@ def cells(config: RunConfig, rates: Sequence[float], seeds: Sequence[int], log: 
     from rwkv7_jax.compile_cache import use_compilation_cache
 
     use_compilation_cache(config.system.compilation_cache)
-    built, jobs = build.build(config.model), load_jobs(config)
-    identity = digest([config_hash(config), built.base_hash, [job.fingerprint for job in jobs]])
+    lm, jobs = build.build(config.model), load_jobs(config)
+    identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
     store = Store(log)
     with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
         for rate in rates:
             changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, learning_rate=rate))
-            tools = make_tools(changed, built, identity, MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs)
+            tools = make_tools(changed, lm, identity, MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs)
             for seed in seeds:
                 tools = tools._replace(config=dataclasses.replace(changed, seed=seed))
                 for job in jobs:
@@ -57,7 +57,7 @@ def losses(tools: Tools, job: "Job", folder: Path) -> dict[str, float]:
     from rwkv7_jax import zero_state
     from state_tuning.core.non_finite import NonFiniteError
 
-    before = measure_losses(tools, zero_state(tools.built.model.config, None), job)
+    before = measure_losses(tools, zero_state(tools.lm.model.config, None), job)
     try:
         after = measure_losses(*finished(tools, tune(tools, job, folder)), job)
     except NonFiniteError:

@@ -8,6 +8,7 @@ import numpy as np
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
 from experiments.data.jsonl import Pair
+from rwkv7_jax.bucketing import padded_length
 from rwkv7_jax.tokenizer.tokenizers import Tokenizer
 from state_tuning.core.objective import Batch, Example, collate, encode_example
 
@@ -41,20 +42,13 @@ def _windows(tokenizer: Tokenizer, text: str, config: DataConfig) -> Iterator[Ex
         yield Example(np.concatenate([head, body[begin : begin + size]]), start, 0)
 
 
-def bucket_of(length: int) -> int:
-    """The smallest of 16, 32, 48, 64, 96, 128, 192, ... that holds `length` positions: few shapes to compile, the same
-    for all data, and at most a third of padding above 32."""
-    power = 1 << max(4, (length - 1).bit_length())
-    return power * 3 // 4 if power >= 64 and length <= power * 3 // 4 else power
-
-
 def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Example]]:
     """Examples by padded length, short to long. One of less than a batch or an eighth of all joins the next longer;
     the longest, if less than a batch, the next shorter."""
     least = max(batch_size, len(examples) // 8)
     by_length: dict[int, list[Example]] = {}
     for example in examples:
-        by_length.setdefault(bucket_of(len(example.tokens) - 1), []).append(example)
+        by_length.setdefault(padded_length(len(example.tokens) - 1), []).append(example)
     merged: dict[int, list[Example]] = {}
     waiting: list[Example] = []
     for length in sorted(by_length):
@@ -95,5 +89,5 @@ def padded(examples: Sequence[Example], batch_size: int) -> Iterator[tuple[list[
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].tokens), i))
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
-        length = bucket_of(len(examples[chosen[-1]].tokens) - 1)
+        length = padded_length(len(examples[chosen[-1]].tokens) - 1)
         yield chosen, collate([examples[i] for i in chosen], length, batch_size)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments.build import Built
 from experiments.evaluation.suite import Bench, Part
 from experiments.reporting.result_store import Sample, Store
 from experiments.tasks import Generate, Loglikelihood
@@ -11,6 +10,7 @@ from rwkv7_jax import State
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.greedy import Generator, Prompt
 from rwkv7_jax.inference.scoring import Forker, Tick
+from rwkv7_jax.language_model import LanguageModel
 
 PORTION = 512
 """Records between two writes to disk, a quarter where answers are generated. Fixed, so that a resumed evaluation
@@ -18,18 +18,18 @@ computes the same batches."""
 
 
 class Engine:
-    """A built model, initial states by name, and how much of it at once."""
+    """A model, initial states by name, and how much of it at once."""
 
-    def __init__(self, built: Built, states: dict[str, State], batch_size: int, max_new_tokens: int):
-        self.built, self.names, self.states = built, list(states), list(states.values())
-        self.forker = Forker(built.model, built.params, max(batch_size, len(states)))
-        self.encoder, self.max_new_tokens = Encoder(built.tokenizer), max_new_tokens
+    def __init__(self, lm: LanguageModel, states: dict[str, State], batch_size: int, max_new_tokens: int):
+        self.lm, self.names, self.states = lm, list(states), list(states.values())
+        self.forker = Forker(lm.model, lm.params, max(batch_size, len(states)))
+        self.encoder, self.max_new_tokens = Encoder(lm.tokenizer), max_new_tokens
         self._generator: Generator | None = None
 
     @property
     def generator(self) -> Generator:
         """Made when first needed: it holds the weights once more, in the layout for decoding."""
-        self._generator = self._generator or Generator(self.built, self.forker)
+        self._generator = self._generator or Generator(self.lm.model, self.lm.params, self.lm.tokenizer, self.forker)
         return self._generator
 
     def run(self, bench: Bench, store: Store, tick: Tick) -> list[Sample]:

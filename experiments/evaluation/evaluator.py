@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.build import Built
 from experiments.data.batching import padded
 from experiments.tasks import Generate, Loglikelihood, Record, Request, Task
 from rwkv7_jax import RWKV7, State
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.greedy import Generator, Prompt
 from rwkv7_jax.inference.scoring import Answer, Forker, Tick
+from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.sharding import host
 from state_tuning.core import surgery, train
 from state_tuning.core.objective import Example
@@ -35,9 +35,9 @@ def make_scorer(model: RWKV7) -> Scorer:
 
 
 class Evaluator(NamedTuple):
-    """A built model with its scorer, rows at once, and the longest answer in tokens."""
+    """A model with its scorer, rows at once, and the longest answer in tokens."""
 
-    built: Built
+    lm: LanguageModel
     scorer: Scorer
     batch_size: int
     max_new_tokens: int = 96
@@ -47,13 +47,13 @@ class Evaluator(NamedTuple):
     @property
     def forker(self) -> Forker:
         """A new one, with its own count of tokens."""
-        return Forker(self.built.model, self.built.params, self.batch_size)
+        return Forker(self.lm.model, self.lm.params, self.batch_size)
 
     def losses(self, state: State, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
         """(summed completion NLL in nats, completion tokens), float64 [N] each, in the order of `examples`."""
         nll, count = np.zeros(len(examples)), np.zeros(len(examples))
         for chosen, batch in padded(examples, self.batch_size):
-            rows, tokens = host(self.scorer.nll(self.built.params, state, batch))
+            rows, tokens = host(self.scorer.nll(self.lm.params, state, batch))
             nll[chosen], count[chosen] = rows[: len(chosen)], tokens[: len(chosen)]
             self.tick(len(chosen))
         return nll, count
@@ -63,15 +63,16 @@ class Evaluator(NamedTuple):
         return [answer.log_likelihood for answer in self._answers_to(state, [Loglikelihood(*pair) for pair in pairs])]
 
     def _answers_to(self, state: State, requests: Sequence[Loglikelihood]) -> list[Answer]:
-        encoder = Encoder(self.built.tokenizer)
+        encoder = Encoder(self.lm.tokenizer)
         asked = [encoder.pair(request.context, request.continuation) for request in requests]
         return self.forker.score(asked, [state], self.tick)
 
     def answers(self, state: State, prompts: Sequence[str], stop: Sequence[str], max_tokens: int) -> list[str]:
         """Greedy continuations, cut before the first stop string."""
-        encoder = Encoder(self.built.tokenizer)
+        encoder = Encoder(self.lm.tokenizer)
         asked = [Prompt(encoder.prompt(prompt)) for prompt in prompts]
-        return Generator(self.built, self.forker).answers(asked, [state], stop, max_tokens, self.tick)
+        generator = Generator(self.lm.model, self.lm.params, self.lm.tokenizer, self.forker)
+        return generator.answers(asked, [state], stop, max_tokens, self.tick)
 
     def results(self, state: State, requests: Sequence[Request]) -> list[Any]:
         """The answer to each request of benchmark tasks, in order: a float to a Loglikelihood, a str to a Generate."""

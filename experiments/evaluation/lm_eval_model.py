@@ -1,6 +1,6 @@
 """Our model as a language model of lm-evaluation-harness (extra `lm-eval`): every task of it, with state forking.
 
-results = lm_eval.simple_evaluate(model=ForkingLM(built, state), tasks=["hellaswag"])
+results = lm_eval.simple_evaluate(model=ForkingLM(lm, state), tasks=["hellaswag"])
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
-from experiments.build import Built
 from experiments.training.metrics_log import progress_bar
 from rwkv7_jax import State, zero_state
 from rwkv7_jax.generation.generate import SamplingConfig, generate_text
@@ -17,19 +16,20 @@ from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.greedy import Generator, Prompt
 from rwkv7_jax.inference.prefix_tree import Asked
 from rwkv7_jax.inference.scoring import Forker
+from rwkv7_jax.language_model import LanguageModel
 
 MAX_NEW_TOKENS = 256
 
 
 class ForkingLM(LM):
-    """A built model from one unbatched initial state, the zero state if none is given."""
+    """A model from one unbatched initial state, the zero state if none is given."""
 
-    def __init__(self, built: Built, state: State | None = None, batch_size: int = 32, prefix: Sequence[int] = ()):
+    def __init__(self, lm: LanguageModel, state: State | None = None, batch_size: int = 32, prefix: Sequence[int] = ()):
         super().__init__()
-        self.built, self.prefix = built, tuple(prefix)
-        self.state = zero_state(built.model.config, None) if state is None else state
-        self.encoder = Encoder(built.tokenizer)
-        self.forker = Forker(built.model, built.params, batch_size)
+        self.lm, self.prefix = lm, tuple(prefix)
+        self.state = zero_state(lm.model.config, None) if state is None else state
+        self.encoder = Encoder(lm.tokenizer)
+        self.forker = Forker(lm.model, lm.params, batch_size)
         self._generator: Generator | None = None
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -39,7 +39,7 @@ class ForkingLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """Log-likelihood of each whole text after the prefix (the end token if there is none); of any length."""
-        prefix = self.prefix or (self.built.tokenizer.eos_id,)
+        prefix = self.prefix or (self.lm.tokenizer.eos_id,)
         texts = [tuple(self.encoder.encode(request.args[0])) for request in requests]
         answers = iter(self._score([Asked((*prefix, *ids), len(prefix)) for ids in texts if ids]))
         return self._kept("loglikelihood_rolling", requests, [next(answers)[0] if ids else 0.0 for ids in texts])
@@ -64,7 +64,7 @@ class ForkingLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        return self.built.tokenizer_name
+        return self.lm.tokenizer_name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """RWKV's chat format: `User: ...` and `Assistant: ...`, an empty line between."""
@@ -76,7 +76,7 @@ class ForkingLM(LM):
             return self.forker.score(asked, [self.state], bar.update)
 
     def _greedy(self, contexts: list[str], stops, limit: int, sampling: None, tick: Callable) -> list[str]:
-        self._generator = self._generator or Generator(self.built, self.forker)
+        self._generator = self._generator or Generator(self.lm.model, self.lm.params, self.lm.tokenizer, self.forker)
         prompts = [Prompt(self.encoder.prompt(context, self.prefix)) for context in contexts]
         return self._generator.answers(prompts, [self.state], stops, limit, tick)
 
@@ -90,7 +90,7 @@ class ForkingLM(LM):
             key = jax.random.fold_in(jax.random.key(0), begin)
             rows = part + part[-1:] * (size - len(part))
             found = generate_text(
-                self.built.model, self.built.params, self.built.tokenizer, rows, self.state, key, config, stop=stops
+                self.lm.model, self.lm.params, self.lm.tokenizer, rows, self.state, key, config, stop=stops
             )
             texts += found.texts[: len(part)]
             tick(len(part))

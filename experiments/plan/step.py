@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from experiments import build, methods
 from experiments.config.overrides import UsageError
 from experiments.config.schema import PretrainConfig, RunConfig
-from experiments.data.batching import bucket_of
 from experiments.training import pretraining as pretrain
 from rwkv7_jax import RWKV7, RWKV7Config, flops, sharding
+from rwkv7_jax.bucketing import padded_length
+from rwkv7_jax.language_model import is_matrix
 from rwkv7_jax.model import init_params
 from state_tuning.core import train
 
@@ -74,12 +75,11 @@ def tuning(config: RunConfig, model: RWKV7Config, mesh: Mesh) -> Step:
         raise UsageError("method: an upscaling map is fitted to text with real weights: plan standard, dbp or baseline")
     shapes = jax.eval_shape(init(model), jax.random.key(0))
     weights = abstract(jax.tree_util.tree_map_with_path(partial_cast(model.dtype), shapes), mesh)
-    built = build.Built(RWKV7(model), weights, *[None] * 5)  # pyright: ignore[reportArgumentType]
     settings = build.tune_config(config.tune)
-    chosen = methods.build(config.method, built, settings, lambda tokens: None, 0)
+    chosen = methods.build(config.method, RWKV7(model), weights, settings, lambda tokens: None, 0)
     function = train.make_train_step(chosen.model, chosen.optimizer, settings, chosen.method, chosen.correlate)
     tuned = abstract(jax.eval_shape(lambda: train.init(chosen.optimizer, chosen.method.init())), mesh)
-    rows, length = config.data.batch_size, bucket_of(config.data.max_length)
+    rows, length = config.data.batch_size, padded_length(config.data.max_length)
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "loss_mask": jnp.float32, "valid": jnp.bool_}
     batch = {name: _rows(mesh, (rows, length), kind) for name, kind in kinds.items()}
     groups = {"frozen weights": weights, "state and optimiser": tuned, "batch": batch}
@@ -127,7 +127,7 @@ def partial_cast(dtype: str) -> Callable[[Any, Any], jax.ShapeDtypeStruct]:
     """(path, leaf) -> the leaf as `build` would place it: matrices in the compute dtype, the rest float32."""
 
     def one(at: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if build.is_matrix(at) else jnp.float32)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if is_matrix(at) else jnp.float32)
 
     return one
 

@@ -164,7 +164,7 @@ class Worker:
         program = self.lab.program(row, seed)
         look = None
         if diagnostics.watchable(self.lab, row) and self.config.rows[row].seconds_of is None:
-            look = diagnostics.Conditions(self.correlate, side.built.params, self.config.watch_every)
+            look = diagnostics.Conditions(self.correlate, side.lm.params, self.config.watch_every)
         done = tuning.tune(self.lab, side, program, task, seed, rate, steps, look)
         after, state = tuning.finished(side, program, done.tuned)
         found = tuning.measure(self.lab, after, state, task)
@@ -181,9 +181,9 @@ class Worker:
         """The model and the state of an untrained row."""
         lab, row, task, seed = self.lab, cell.row, cell.task, cell.seed
         side = lab.larger if row.startswith("larger") else lab.student
-        model = side.built.model
+        model = side.lm.model
         if row == "few_shot":
-            return side, baselines.few_shot(model, side.built.params, self._shots(task, seed))
+            return side, baselines.few_shot(model, side.lm.params, self._shots(task, seed))
         if row == "soup":
             return side, baselines.soup([lab.load_state("standard", task, s) for s in self.config.seeds])
         if row == "soup_tasks":
@@ -198,7 +198,7 @@ class Worker:
         """Tokens of solved training records, drawn by the seed."""
         import random
 
-        job, tokenizer = self.lab.jobs[task], self.lab.student.built.tokenizer
+        job, tokenizer = self.lab.jobs[task], self.lab.student.lm.tokenizer
         chosen = random.Random(f"{task}/{seed}").sample(job.train, self.config.shots)
         return tokenizer.encode("".join(f"{pair.prompt}{pair.completion}\n\n" for pair in chosen))
 
@@ -207,7 +207,7 @@ class Worker:
 
     def _queries(self, cell: Cell) -> dict[str, Any]:
         lab = self.lab
-        states = {"vanilla": zero_state(lab.student.built.model.config, None)}
+        states = {"vanilla": zero_state(lab.student.lm.model.config, None)}
         for row in ("standard", "upscale"):
             if row in self.config.rows:
                 states[row] = lab.load_state(row, cell.task, cell.seed)

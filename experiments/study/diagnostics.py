@@ -65,22 +65,22 @@ def watchable(lab: Lab, row: str) -> bool:
 
 def correlations(lab: Lab) -> probe.Correlate:
     """The jitted measurement of C for S_0 on whole batches; make it once."""
-    return jax.jit(probe.correlations(lab.student.built.model, _standard(lab), 1.0))
+    return jax.jit(probe.correlations(lab.student.lm.model, _standard(lab), 1.0))
 
 
 def _standard(lab: Lab) -> train.Method:
-    return train.standard(lab.student.built.model.config, train.TuneConfig())
+    return train.standard(lab.student.lm.model.config, train.TuneConfig())
 
 
 def spectra(lab: Lab) -> dict[str, dict[str, float]]:
     """What trained matrices read: {"q" or an upscaled row's name: how E[x x^T] of its input x is spread}."""
-    built, seed = lab.student.built, lab.config.seeds[0]
-    batch = calibration_batch(built, list(lab.jobs.values()), lab.config.data, UpscaleMethod().tokens)
-    found = {"q": spread(jax.device_get(correlations(lab)(built.params, _standard(lab).init(), batch).wkv))}
+    lm, seed = lab.student.lm, lab.config.seeds[0]
+    batch = calibration_batch(lm.tokenizer, list(lab.jobs.values()), lab.config.data, UpscaleMethod().tokens)
+    found = {"q": spread(jax.device_get(correlations(lab)(lm.params, _standard(lab).init(), batch).wkv))}
     for name, row in lab.config.rows.items():
         if type(row.method) is UpscaleMethod and row.model == "student" and row.method.map == "residual":
             method = lab.program(name, seed).chosen.method
-            c = jax.jit(probe.correlations(built.model, method, 1.0))(built.params, method.init(), batch)
+            c = jax.jit(probe.correlations(lm.model, method, 1.0))(lm.params, method.init(), batch)
             found[name] = spread(jax.device_get(getattr(c.wkv, "s_ext")))  # noqa: B009
     return found
 
@@ -108,7 +108,7 @@ def queries(lab: Lab, task: str, states: dict[str, State]) -> dict[str, dict[str
 
 def _norms(side: Side, state: State, batch: Batch) -> dict[str, Any]:
     data = [jnp.asarray(batch[name]) for name in ("tokens", "valid")]
-    return _measured(side.built.model, side.built.params, state, *data)
+    return _measured(side.lm.model, side.lm.params, state, *data)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -19,6 +19,7 @@ from experiments.study.adjustable_rate import rated
 from experiments.training.preemption import Interrupt
 from rwkv7_jax import State
 from rwkv7_jax.checkpoint.states import load_state, save_state
+from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import train
 from state_tuning.core.objective import Example
 
@@ -26,7 +27,7 @@ from state_tuning.core.objective import Example
 class Side(NamedTuple):
     """A frozen model and what measures it."""
 
-    built: build.Built
+    lm: LanguageModel
     evaluator: Evaluator
 
 
@@ -65,8 +66,8 @@ class Lab:
         return self._side(dataclasses.replace(self.config.model, checkpoint=str(self.config.larger)))
 
     def _side(self, model: ModelConfig) -> Side:
-        built, limits = build.build(model), self.config.evaluate
-        return Side(built, Evaluator(built, make_scorer(built.model), limits.batch_size, limits.max_new_tokens))
+        lm, limits = build.build(model), self.config.evaluate
+        return Side(lm, Evaluator(lm, make_scorer(lm.model), limits.batch_size, limits.max_new_tokens))
 
     def make_room(self) -> None:
         """Drop compiled programs if there are very many; what is needed again comes from the cache on disk."""
@@ -82,18 +83,17 @@ class Lab:
     def examples(self, task: str) -> list[Example]:
         """Training examples; both models read with one tokenizer."""
         if task not in self._examples:
-            self._examples[task] = encode_pairs(self.student.built.tokenizer, self.jobs[task].train, self.config.data)
+            self._examples[task] = encode_pairs(self.student.lm.tokenizer, self.jobs[task].train, self.config.data)
         return self._examples[task]
 
     def program(self, row: str, seed: int) -> Program:
         """How to tune `row`. A feature map belongs to its seed and is compiled into the step; other starts are not."""
-        built, method = self.side(row).built, self.config.rows[row].method
+        lm, method = self.side(row).lm, self.config.rows[row].method
         constant = dataclasses.replace(self.config.tune, learning_rate=1.0, schedule="constant", warmup=0)
         settings, data, jobs = build.tune_config(constant), self.config.data, list(self.jobs.values())
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            chosen = methods.build(
-                method, built, settings, lambda tokens: methods.calibration_batch(built, jobs, data, tokens), seed
-            )
+            calibration = lambda tokens: methods.calibration_batch(lm.tokenizer, jobs, data, tokens)  # noqa: E731
+            chosen = methods.build(method, lm.model, lm.params, settings, calibration, seed)
         optimizer = rated(chosen.optimizer)
         key = digest(
             [vars(method), str(chosen.model.config), seed if isinstance(method, methods.UpscaleMethod) else None]
@@ -112,11 +112,11 @@ class Lab:
         path.parent.mkdir(exist_ok=True)
         method = self.config.rows[cell[0]].method
         settings = {"row": cell[0], "method": vars(method), "seed": cell[2]}
-        metadata = {"base_model_hash": side.built.base_hash, "method": method.kind, "task": cell[1]}
+        metadata = {"base_model_hash": side.lm.weights_hash, "method": method.kind, "task": cell[1]}
         save_state(path, state, metadata={**metadata, "config": settings, "metrics": metrics})
 
     def load_state(self, row: str, task: str, seed: int) -> State:
         """A state that an earlier cell has tuned."""
-        built = self.side(row).built
+        lm = self.side(row).lm
         path = self.state_file(row, task, seed)
-        return load_state(path, config=built.model.config, base_model_hash=built.base_hash).state
+        return load_state(path, config=lm.model.config, base_model_hash=lm.weights_hash).state

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.data.batching import bucket_of, encode_pairs
+from experiments.data.batching import encode_pairs
 from experiments.data.jsonl import Pair
 from experiments.study.lab import Lab, Side
+from rwkv7_jax.bucketing import padded_length
 from state_tuning.core.objective import Batch, collate
 from state_tuning.observer import observe as observer
 
@@ -39,11 +40,11 @@ def report(lab: Lab, maps: observer.Observer) -> dict[str, Any]:
 
 def batches(lab: Lab, pairs: list[Pair], size: int = BATCH) -> list[Batch]:
     """The pairs in order, one length for all."""
-    examples = encode_pairs(lab.student.built.tokenizer, pairs, lab.config.data)
-    length = bucket_of(max(len(example.tokens) for example in examples) - 1)
+    examples = encode_pairs(lab.student.lm.tokenizer, pairs, lab.config.data)
+    length = padded_length(max(len(example.tokens) for example in examples) - 1)
     return [collate(examples[i : i + size], length, size) for i in range(0, len(examples), size)]
 
 
 def frozen(side: Side) -> observer.Frozen:
     """Model and weights."""
-    return observer.Frozen(side.built.model, side.built.params)
+    return observer.Frozen(side.lm.model, side.lm.params)

@@ -104,7 +104,7 @@ class Search:
         """What a try depends on, weights and data included."""
         return [
             rate_settings(self.config, row, rate),
-            self.lab.side(row).built.base_hash,
+            self.lab.side(row).lm.weights_hash,
             self.lab.jobs[task].fingerprint,
         ]
 

@@ -67,9 +67,9 @@ def run_cells(config: TableRunConfig, interrupt: object) -> int:
     use_compilation_cache(config.system.compilation_cache)
     lab = Lab(config, interrupt)  # pyright: ignore[reportArgumentType]
     jobs = [job.fingerprint for job in lab.jobs.values()]
-    identity = digest([shared_identity(config), lab.student.built.base_hash, jobs])
+    identity = digest([shared_identity(config), lab.student.lm.weights_hash, jobs])
     resumed = run_folder.check(config, identity)
-    print(lab.student.built.summary + ("; resuming" if resumed else ""), flush=True)
+    print(f"{config.model.checkpoint}: {lab.student.lm.summary}" + ("; resuming" if resumed else ""), flush=True)
     if config.overwrite and run_folder.has_results(config.folder):
         check_programs(lab)
     run_folder.claim(config, identity)

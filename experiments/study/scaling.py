@@ -25,7 +25,7 @@ def adapt_config(lab: Lab) -> AdaptConfig:
 
 def program(lab: Lab) -> Program:
     """The jitted parts, for every step size; make them once."""
-    return make_program(lab.student.built.model, adapt_config(lab), rated(optax.adam(1.0, eps=EPSILON)))
+    return make_program(lab.student.lm.model, adapt_config(lab), rated(optax.adam(1.0, eps=EPSILON)))
 
 
 def with_rate(made: Program, rate: float) -> Program:
@@ -47,7 +47,7 @@ def run(lab: Lab, made: Program, task: str, seed: int, rate: float) -> list[dict
     settings, job = lab.config.scaling, lab.jobs.get(task)
     if job is None or job.task is None:
         raise UsageError(f"scaling.tasks: {task!r} is not among data.tasks")
-    student, larger = lab.student.built, lab.larger.built
+    student, larger = lab.student.lm, lab.larger.lm
     start = lab.load_state("standard", task, seed)
     teacher_state = lab.load_state("larger_standard", task, seed) if settings.tuned_teacher else None
     teacher = InProcessTeacher(larger.model, larger.params, larger.tokenizer, state=teacher_state)

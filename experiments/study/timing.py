@@ -42,7 +42,7 @@ def measure(lab: Lab) -> dict[str, dict[str, float]]:
         times: dict[str, list[float]] = {row: [] for row in rows}
         for turn in range(lab.config.timing_rounds + 1):
             for row, program in programs.items():
-                tuned[row], seconds = take_pair(program.step, lab.student.built.params, tuned[row], batch)
+                tuned[row], seconds = take_pair(program.step, lab.student.lm.params, tuned[row], batch)
                 times[row] += [seconds] if turn else []
             lab.interrupt.check()
         for row in rows:

@@ -50,7 +50,7 @@ def tune(
             watch(index - 1, tuned, batch)
         tuned = tuned._replace(opt_state=set_rate(tuned.opt_state, rates[index - 1]))
         begin = time.perf_counter()
-        tuned, metrics = program.step(side.built.params, tuned, batch)
+        tuned, metrics = program.step(side.lm.params, tuned, batch)
         non_finite.check_finite(metrics, index)
         seconds.append((batch["tokens"].shape, time.perf_counter() - begin))
         losses.append(round(float(metrics["loss"]), DIGITS))
@@ -75,14 +75,14 @@ def typical(seconds: Sequence[tuple[Any, float]]) -> float:
 
 def finished(side: Side, program: Program, tuned: train.TuneState) -> tuple[Side, State]:
     """The model and the unbatched state that a tuned tree stands for; LoRA's model has other weights."""
-    params, state = program.chosen.finish(side.built.params, tuned.trainable)
-    built = side.built._replace(params=params)
-    return Side(built, side.evaluator._replace(built=built)), state
+    params, state = program.chosen.finish(side.lm.params, tuned.trainable)
+    lm = side.lm.replace(params=params)
+    return Side(lm, side.evaluator._replace(lm=lm)), state
 
 
 def held_out_loss(lab: Lab, side: Side, state: State, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """(summed completion NLL in nats, completion tokens) of each held-out record."""
-    return side.evaluator.losses(state, batching.encode_pairs(side.built.tokenizer, job.held_out, lab.config.data))
+    return side.evaluator.losses(state, batching.encode_pairs(side.lm.tokenizer, job.held_out, lab.config.data))
 
 
 def measure(lab: Lab, side: Side, state: State, task: str) -> dict[str, Any]:

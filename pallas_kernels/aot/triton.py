@@ -48,7 +48,7 @@ def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -
     from triton.compiler import ASTSource
 
     from pallas_kernels.chunked.layout import OpInputs
-    from pallas_kernels.triton import kernels
+    from pallas_kernels.triton import backward, kernels
     from pallas_kernels.triton.launch import Launch
 
     full = name == "backward"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rwkv7_jax.bucketing import next_power_of_two
 from rwkv7_jax.generation.sampling import Knobs, Mode, Occurrences, choose
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
@@ -189,20 +190,8 @@ def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"]
 
 def pad_stops(stops: list[list[int]]) -> Int[np.ndarray, "N S"]:
     """Stop sequences as one array whose sides are powers of two from 4 by 8 on, so that few shapes occur."""
-    shape = (max(4, _power_of_two(len(stops))), max(8, _power_of_two(max(map(len, stops), default=1))))
+    shape = (max(4, next_power_of_two(len(stops))), max(8, next_power_of_two(max(map(len, stops), default=1))))
     out = np.full(shape, NO_MATCH, np.int32)
     for i, stop in enumerate(stops):
         out[i] = [ANY_TOKEN] * (shape[1] - len(stop)) + stop
     return out
-
-
-def bucket(length: int) -> int:
-    """The length compiled for: a power of two from 16 to 256, from there on four buckets an octave."""
-    if length <= 256:
-        return max(16, _power_of_two(length))
-    quarter = _power_of_two(length) // 8
-    return -(-length // quarter) * quarter
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from rwkv7_jax import bucketing
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.decode_loop import Decoding, Rules
 from rwkv7_jax.generation.sampling import Knobs, Mode, SamplingConfig, sample_logits
@@ -77,7 +78,7 @@ def generate(
     Raises: ValueError for an empty prompt or stop sequence, an id outside the vocabulary, or a misfitting state or key.
     """
     batch = _Batch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
-    size = decode_loop.bucket(config.max_new_tokens)
+    size = bucketing.padded_prompt_length(config.max_new_tokens)
     start, end = decode_loop.prefill_and_decode(
         model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), mode=batch.mode, size=size
     )
@@ -156,7 +157,7 @@ def _text_pieces(
     start = end = decode_loop.prefill(
         model, params, *batch.prompt, batch.state, batch.rules(0), penalised=batch.mode.penalised
     )
-    left, size = config.max_new_tokens, decode_loop.bucket(chunk)
+    left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
     active = np.ones(len(rows), bool)
     while left > 0 and active.any():
         end = end._replace(active=jnp.asarray(active))
@@ -195,7 +196,7 @@ class _Batch:
         if not rows:
             raise ValueError("generate: no prompts")
         stops = [_checked_ids(row, vocab, f"stop sequence {i}") for i, row in enumerate(stop)]
-        self.prompt = jax.device_put(decode_loop.pad_left(rows, decode_loop.bucket(max(map(len, rows)))))
+        self.prompt = jax.device_put(decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows)))))
         self.state = _fit_state(model, state, len(rows))
         self.keys = _row_keys(key, len(rows))
         weight = np.ones(vocab if self.mode.penalised else 0, np.float32)
@@ -221,7 +222,7 @@ class _Batch:
         if not cut.any():
             return end.logits, end.state
         rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
-        padded = decode_loop.pad_left(rows, decode_loop.bucket(max(map(len, rows))))
+        padded = decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows))))
         tokens, valid, again = jax.device_put((*padded, np.asarray(cut)))
         return decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.build import Built
-from rwkv7_jax import State
-from rwkv7_jax.generation.decode_loop import bucket
+from rwkv7_jax import RWKV7, State
+from rwkv7_jax.bucketing import padded_prompt_length
+from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
 from rwkv7_jax.inference import continuous_batching
 from rwkv7_jax.inference.prefix_tree import Asked, forest
@@ -17,6 +17,7 @@ from rwkv7_jax.inference.scoring import Forker, Placed, Tick
 from rwkv7_jax.inference.state_pool import kinds, stack_states
 from rwkv7_jax.inference.stop_automaton import cut, token_table
 from rwkv7_jax.sharding import host
+from rwkv7_jax.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):
@@ -29,9 +30,9 @@ class Prompt(NamedTuple):
 class Generator:
     """Generates on one model. `steps` counts passes of the decoding loop, each over all rows."""
 
-    def __init__(self, built: Built, forker: Forker):
-        self.built, self.forker, self.steps = built, forker, 0
-        self.model, self.params = for_decoding(built.model, built.params)
+    def __init__(self, model: RWKV7, params: Params, tokenizer: Tokenizer, forker: Forker):
+        self.tokenizer, self.forker, self.steps = tokenizer, forker, 0
+        self.model, self.params = for_decoding(model, params)
 
     def answers(
         self,
@@ -48,8 +49,8 @@ class Generator:
         if not all(prompt.tokens for prompt in prompts):
             raise ValueError("a prompt has no token: give a prefix token")
         ends = continuous_batching.Ends(
-            jnp.asarray(token_table(self.built.tokenizer, self.built.model.config.vocab_size, stops)),
-            jnp.asarray(self.built.tokenizer.eos_id, jnp.int32),
+            jnp.asarray(token_table(self.tokenizer, self.model.config.vocab_size, stops)),
+            jnp.asarray(self.tokenizer.eos_id, jnp.int32),
             jnp.asarray(limit, jnp.int32),
         )
         texts = [""] * len(prompts)
@@ -57,14 +58,14 @@ class Generator:
             chosen = [i for i, prompt in enumerate(prompts) if prompt.state in members]
             found = self._of_one_kind(prompts, chosen, states, members, ends, tick) if chosen else []
             for index, ids in zip(chosen, found, strict=True):
-                texts[index] = cut(self.built.tokenizer.decode(ids), stops)
+                texts[index] = cut(self.tokenizer.decode(ids), stops)
         return texts
 
     def _of_one_kind(self, prompts, chosen: list[int], states, members: list[int], ends, tick) -> list[list[int]]:
         """Generated tokens for the prompts `chosen`, whose states can lie in one pool."""
         order = sorted(range(len(chosen)), key=lambda i: (len(prompts[chosen[i]].tokens), prompts[chosen[i]].tokens))
         size = self.forker.batch_size
-        pool = stack_states(self.built.model, [states[number] for number in members], size)
+        pool = stack_states(self.model, [states[number] for number in members], size)
         # Donated to the loop, so a copy: the pool is read again.
         zero = jnp.zeros(size, jnp.int32)
         rows = continuous_batching.Rows(
@@ -72,7 +73,9 @@ class Generator:
         )
         room = 1 << (len(order) - 1).bit_length()
         answers = continuous_batching.Answers(
-            jnp.zeros((room, bucket(int(ends.limit))), jnp.int32), jnp.zeros(room, jnp.int32), jnp.zeros((), jnp.int32)
+            jnp.zeros((room, padded_prompt_length(int(ends.limit))), jnp.int32),
+            jnp.zeros(room, jnp.int32),
+            jnp.zeros((), jnp.int32),
         )
         done = 0
         for begin in range(0, len(order), size):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.batching import bucket_of
 from rwkv7_jax import RWKV7, State
+from rwkv7_jax.bucketing import padded_length, padded_queries, padded_rows
 from rwkv7_jax.inference.prefix_tree import MIN_SAVED, Asked, Node, Query, forest
 from rwkv7_jax.inference.state_pool import advance, fork, kinds, stack_states
 from rwkv7_jax.sharding import host
@@ -89,7 +89,7 @@ class Forker:
 
     def _feed(self, batch: list[Placed], pool: State, found: Callable[[Query, float, int], None]) -> State:
         """One batch of nodes, piece by piece; the states after each."""
-        rows = bucket_of_rows(len(batch), self.batch_size)
+        rows = padded_rows(len(batch), self.batch_size)
         parents = np.zeros(rows, np.int32)
         parents[: len(batch)] = [one.row for one in batch]
         state = fork(pool, jnp.asarray(parents))
@@ -102,8 +102,8 @@ class Forker:
 
     def _pass(self, parts, queries: list[list[Query]], start: State, rows: int, found) -> State:
         """One call of the compiled program, and its findings told."""
-        length = bucket_of(max(map(len, parts)))
-        looks = bucket_of_looks(max(map(len, queries)))
+        length = padded_length(max(map(len, parts)))
+        looks = padded_queries(max(map(len, queries)))
         tokens, positions, targets = (np.zeros((rows, n), np.int32) for n in (length, looks, looks))
         valid = np.zeros((rows, length), bool)
         for row, (part, asked) in enumerate(zip(parts, queries, strict=True)):
@@ -125,13 +125,3 @@ class Forker:
 def _between(queries: list[Query], begin: int, end: int) -> list[Query]:
     """Those of a node's piece, their positions counted in it."""
     return [query._replace(position=query.position - begin) for query in queries if begin <= query.position < end]
-
-
-def bucket_of_looks(count: int) -> int:
-    """Looks compiled for: a power of two from 4 on."""
-    return 1 << max(2, (count - 1).bit_length())
-
-
-def bucket_of_rows(count: int, batch_size: int) -> int:
-    """Rows compiled for: the batch size, or a quarter or a sixteenth of it where that holds them."""
-    return next(size for size in (-(-batch_size // 16), -(-batch_size // 4), batch_size) if count <= size)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from rwkv7_jax.generation.decode_loop import bucket
+from rwkv7_jax.bucketing import padded_prompt_length
 from rwkv7_jax.generation.generate import SamplingConfig, generate
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
@@ -43,7 +43,7 @@ def compile_prompt(model: RWKV7, params: PyTree, tokens: Sequence[int], state: S
     now = _like_compute(start, model)
     for begin in range(0, len(tokens), SEGMENT):
         part = tokens[begin : begin + SEGMENT]
-        padded = np.zeros((1, SEGMENT if len(tokens) > SEGMENT else bucket(len(part))), np.int32)
+        padded = np.zeros((1, SEGMENT if len(tokens) > SEGMENT else padded_prompt_length(len(part))), np.int32)
         padded[0, : len(part)] = part
         now = _read(model, params, padded, np.arange(padded.shape[1])[None] < len(part), now)
     return jax.tree.map(lambda leaf: leaf[:, 0].astype(jnp.float32), now)

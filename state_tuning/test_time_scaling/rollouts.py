@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from rwkv7_jax.generation.decode_loop import bucket
+from rwkv7_jax.bucketing import padded_prompt_length
 from rwkv7_jax.generation.generate import SamplingConfig, TextResult, generate_text
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
@@ -206,7 +206,7 @@ class Closed:
 
 def batch_of(examples: Sequence[Example]) -> Batch:
     """Rows padded to one of few lengths."""
-    return collate(examples, bucket(max(len(example.tokens) for example in examples)))
+    return collate(examples, padded_prompt_length(max(len(example.tokens) for example in examples)))
 
 
 def reward(scores: Scores, config: AdaptConfig) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, methods
+from experiments import methods
 from experiments.config.overrides import UsageError, apply_overrides
 from experiments.config.schema import DataConfig, RunConfig, help_lines, resolved
 from experiments.data.jobs import Job
@@ -64,14 +64,14 @@ def test_settings_are_those_of_state_tuning():
     assert theirs == {name: value for name, value in mine.items() if name != "kind"}
 
 
-def test_build_makes_what_the_step_takes(tiny: build.Built):
+def test_build_makes_what_the_step_takes(tiny: LanguageModel):
     job = Job("x", [Pair("a prompt ", "and its completion")] * 4, [])
 
     def calibration(tokens):
-        return methods.calibration_batch(tiny, [job], DataConfig(), tokens)
+        return methods.calibration_batch(tiny.tokenizer, [job], DataConfig(), tokens)
 
     config = methods.UpscaleDBPMethod(size=7)
-    made = methods.build(config, tiny, TuneConfig(), calibration, 0)
+    made = methods.build(config, tiny.model, tiny.params, TuneConfig(), calibration, 0)
     trainable = made.method.init()
     assert trainable.wkv.s_ext.shape == (2, 2, 4, 3)
     state = jax.eval_shape(made.optimizer.init, trainable)
@@ -79,15 +79,17 @@ def test_build_makes_what_the_step_takes(tiny: build.Built):
     assert made.correlate is not None
     c = jax.eval_shape(made.correlate, tiny.params, trainable, calibration(50))
     assert c.wkv.s_ext.shape == state.r.wkv.s_ext.shape == (2, 2, 3, 3)
-    literal = methods.build(methods.DBPMethod(form="literal"), tiny, TuneConfig(), calibration, 0)
+    literal = methods.build(methods.DBPMethod(form="literal"), tiny.model, tiny.params, TuneConfig(), calibration, 0)
     assert isinstance(literal.method.init(), dbp_literal.Rotated)
-    assert methods.build(methods.StandardMethod(), tiny, TuneConfig(), calibration, 0).correlate is None
+    assert (
+        methods.build(methods.StandardMethod(), tiny.model, tiny.params, TuneConfig(), calibration, 0).correlate is None
+    )
 
 
-def test_calibration_takes_part_of_every_job(tiny: build.Built):
+def test_calibration_takes_part_of_every_job(tiny: LanguageModel):
     jobs = [Job(name, [Pair(name * 10, name * 9)] * 50, []) for name in "ab"]
-    batch = methods.calibration_batch(tiny, jobs, DataConfig(), 100)
+    batch = methods.calibration_batch(tiny.tokenizer, jobs, DataConfig(), 100)
     first = np.asarray(batch["tokens"])[:, 0].tolist()
     assert first.count(ord("a")) == first.count(ord("b")) == 3
     with pytest.raises(UsageError, match="fitted to training text"):
-        methods.calibration_batch(tiny, [], DataConfig(), 100)
+        methods.calibration_batch(tiny.tokenizer, [], DataConfig(), 100)

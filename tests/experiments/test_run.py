@@ -269,8 +269,8 @@ def test_a_long_text_counts_as_one_record():
 
     config = load_config("jsonl", ["--data.max_length", "64", "--report.plots", "no"])
     job = Job("jsonl", [], [Pair("", "a" * 999), Pair("q", "b" * 9), Pair("", "c" * 499)])
-    built = SimpleNamespace(tokenizer=ByteTokenizer())
-    tools: Any = SimpleNamespace(built=built, config=config, evaluator=Told(), interrupt=Interrupt())
+    lm = SimpleNamespace(tokenizer=ByteTokenizer())
+    tools: Any = SimpleNamespace(lm=lm, config=config, evaluator=Told(), interrupt=Interrupt())
     nothing: Any = None
     found = run.measure(tools, job, nothing, "vanilla")
     assert (found.nll, found.tokens) == ([2000.0, 20.0, 1000.0], [1000.0, 10.0, 500.0])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key
 
-from rwkv7_jax.generation.decode_loop import bucket
+from rwkv7_jax.bucketing import padded_prompt_length
 from rwkv7_jax.generation.generate import SamplingConfig, generate_text
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
@@ -144,7 +144,7 @@ class InProcessTeacher:
         """(summed log-probability of the chain, margin) of each row of one batch."""
         whole = [objective.Example(_joined(row.tokens, suffix), row.completion_start, 0) for row in rows]
         # One token more than is scored: the last one read has no target.
-        length = bucket(max(len(row.tokens) for row in whole))
+        length = padded_prompt_length(max(len(row.tokens) for row in whole))
         padded = [row._replace(tokens=_joined(row.tokens, [0])) for row in whole]
         batch = objective.collate(padded, length, self.batch_size)
         chain = np.zeros_like(batch["loss_mask"])

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.build import Built
 from experiments.commands import distill
 from rwkv7_jax.checkpoint import load_state
+from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import surgery
 from state_tuning.observer import distill as method
 
@@ -28,7 +28,7 @@ def divergences(output: str) -> dict[str, float]:
     return {" ".join(line[:-1]): float(line[-1]) for line in lines}
 
 
-def test_the_fitted_file_needs_no_prompt(words: list[str], tiny: Built, tmp_path: Path, capsys):
+def test_the_fitted_file_needs_no_prompt(words: list[str], tiny: LanguageModel, tmp_path: Path, capsys):
     assert distill.main([*words, "--rank", "2"]) == 0
     output = capsys.readouterr().out
     kl = divergences(output)
@@ -36,14 +36,14 @@ def test_the_fitted_file_needs_no_prompt(words: list[str], tiny: Built, tmp_path
     assert kl["written: fitted, 12 steps"] < kl["no prompt (zero state)"]
     assert {"rank 1, without token-shift states", "rank 2, not fitted"} <= set(kl)
     assert f"saved in every request: {len(PROMPT)} prompt tokens" in output
-    loaded = load_state(tmp_path / "state.safetensors", config=tiny.model.config, base_model_hash=tiny.base_hash)
+    loaded = load_state(tmp_path / "state.safetensors", config=tiny.model.config, base_model_hash=tiny.weights_hash)
     assert loaded.metadata["method"] == "distill"
     assert f'"prompt_tokens": {len(PROMPT)}' in loaded.metadata["metrics"]
     assert not loaded.state.att_shift.any()
     assert np.linalg.matrix_rank(np.asarray(loaded.state.wkv), tol=1e-4).max() == 2
 
 
-def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: Built, tmp_path: Path, capsys):
+def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: LanguageModel, tmp_path: Path, capsys):
     data = tmp_path / "text.jsonl"
     data.write_text("".join(f'{{"prompt": "say {i}", "completion": " {i}{i}"}}\n' for i in range(6)))
     assert distill.main([*words, "--keep-shifts", "--text", str(data)]) == 0
@@ -96,7 +96,7 @@ def test_the_home_folder_is_expanded_once(monkeypatch: pytest.MonkeyPatch):
     assert distill.parser().parse_args(["--prompt-file", "p", "--out", "~/s.st"]).out == "/home/me/s.st"
 
 
-def test_the_command_names_weights_and_tokenizer_as_generate_takes_them(tiny: Built, tiny_checkpoint: Path):
+def test_the_command_names_weights_and_tokenizer_as_generate_takes_them(tiny: LanguageModel, tiny_checkpoint: Path):
     assert distill.command(tiny, "s.st").split()[3:] == [str(tiny_checkpoint), "--state", "s.st", "--prompt", "TEXT"]
     spaced = tiny._replace(path=Path("my model.pth"), tokenizer_name="byte")
     begin = "python -m experiments.commands.generate 'my model.pth' --state s.st"

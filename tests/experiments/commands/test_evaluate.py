@@ -20,7 +20,7 @@ def state_file(tiny, tmp_path_factory):
     zero = zero_state(tiny.model.config, None)
     path = tmp_path_factory.mktemp("state") / "tuned.safetensors"
     state = zero._replace(wkv=jax.random.normal(jax.random.key(0), zero.wkv.shape))
-    save_state(path, state, metadata={"base_model_hash": tiny.base_hash, "method": "random"})
+    save_state(path, state, metadata={"base_model_hash": tiny.weights_hash, "method": "random"})
     return path
 
 

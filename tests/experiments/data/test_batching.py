@@ -11,6 +11,7 @@ from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
 from experiments.data import batching
 from experiments.data.jsonl import Pair, hold_out, read_pairs
+from rwkv7_jax import bucketing
 from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
 from state_tuning.core.objective import Example
 
@@ -81,10 +82,10 @@ def test_hold_out_keeps_equal_records_together(pairs, fraction, seed, random):
 @settings(max_examples=100)
 @given(st.integers(1, 5000))
 def test_padded_lengths_hold_and_waste_little(length):
-    padded = batching.bucket_of(length)
+    padded = bucketing.padded_length(length)
     assert padded >= length
     assert length <= 32 or padded - length <= padded / 3
-    assert batching.bucket_of(padded) == padded
+    assert bucketing.padded_length(padded) == padded
 
 
 @settings(max_examples=50)

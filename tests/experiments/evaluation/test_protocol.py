@@ -130,22 +130,22 @@ CHECKPOINTS = ["tiny-rwkv-7v0-834K-FP32.bin", "pocket/student"]
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS, ids=["real", "student"])
-def built(request, shared_data):
+def lm(request, shared_data):
     name = request.param
     path = name if name.startswith("pocket") else str(shared_data / "checkpoints" / "rwkv_cpp_tiny7" / name)
     return build(ModelConfig(path, dtype="float32"))
 
 
 @pytest.mark.parametrize(("name", "shots", "limit"), [("mmlu", 0, 1), ("winogrande", 2, 8), ("arc", 1, 6)])
-def test_the_same_log_likelihoods_and_scores(manager, data_dir, built, name, shots, limit):
+def test_the_same_log_likelihoods_and_scores(manager, data_dir, lm, name, shots, limit):
     """Forked against whole sequences through the harness: each item within 1e-4, and every number of the table."""
     from experiments.bench.lm_eval_plain import plain
     from experiments.evaluation.lm_eval_data import local_datasets
 
     (bench,) = suite.load([name], suite.Options(str(data_dir), {name: shots}, limit=limit))
-    engine = Engine(built, {"none": zero_state(built.model.config, None)}, 16, 8)
+    engine = Engine(lm, {"none": zero_state(lm.model.config, None)}, 16, 8)
     samples = engine.samples(bench, bench.items)
-    evaluator = Evaluator(built, make_scorer(built.model), 16)
+    evaluator = Evaluator(lm, make_scorer(lm.model), 16)
     with local_datasets(data_dir):
         found = lm_eval.simple_evaluate(
             model=plain(evaluator), tasks=[HARNESS[name]], num_fewshot=shots, limit=limit, task_manager=manager
@@ -202,17 +202,17 @@ def test_gsm8k_answers_are_scored_alike(manager, data_dir):
             assert scores[ours] == wanted, (text, theirs)
 
 
-def test_gsm8k_is_generated_alike(manager, data_dir, built):
+def test_gsm8k_is_generated_alike(manager, data_dir, lm):
     """The harness driving our adapter, against our own command's path: the same texts, tokens refilled either way."""
     from experiments.evaluation.lm_eval_data import local_datasets
     from experiments.evaluation.lm_eval_model import ForkingLM
 
     (bench,) = suite.load(["gsm8k"], suite.Options(str(data_dir), {"gsm8k": 0}, limit=3))
-    engine = Engine(built, {"none": zero_state(built.model.config, None)}, 2, 8)
+    engine = Engine(lm, {"none": zero_state(lm.model.config, None)}, 2, 8)
     samples = engine.samples(bench, bench.items)
     with local_datasets(data_dir):
         found = lm_eval.simple_evaluate(
-            model=ForkingLM(built, batch_size=2), tasks=["gsm8k"], num_fewshot=0, limit=3,
+            model=ForkingLM(lm, batch_size=2), tasks=["gsm8k"], num_fewshot=0, limit=3,
             gen_kwargs="max_gen_toks=8", task_manager=manager,
         )  # fmt: skip
     theirs = {sample["doc_id"]: sample["resps"][0][0] for sample in found["samples"]["gsm8k"]}

@@ -120,16 +120,16 @@ def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path,
     from experiments.data.jobs import load_jobs
     from state_tuning.core import train
 
-    built, (job,) = build.build(config.model), load_jobs(config)
+    lm, (job,) = build.build(config.model), load_jobs(config)
     tune = build.tune_config(config.tune)
     tune = train.dataclasses.replace(tune, learning_rate=0.1)
     optimizer = train.make_optimizer(tune)
-    step, tuned = train.make_train_step(built.model, optimizer, tune), None
-    tuned = train.init(optimizer, train.init_trainable(built.model.config, tune))
-    batches = batching.training_batches(batching.encode_pairs(built.tokenizer, job.train, config.data), 4, 0)
+    step, tuned = train.make_train_step(lm.model, optimizer, tune), None
+    tuned = train.init(optimizer, train.init_trainable(lm.model.config, tune))
+    batches = batching.training_batches(batching.encode_pairs(lm.tokenizer, job.train, config.data), 4, 0)
     losses = []
     for _ in range(2):
-        tuned, metrics = step(built.params, tuned, next(batches))
+        tuned, metrics = step(lm.params, tuned, next(batches))
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(mine["train"], losses, atol=2e-6)
 
@@ -182,7 +182,7 @@ def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_pa
     job, side = search.lab.jobs["winogrande"], search.lab.student
     search.lab.jobs["winogrande"] = job._replace(train=job.train[1:])
     assert (tries(), tries()) == (2, 2)
-    search.lab.student = side._replace(built=side.built._replace(base_hash="other"))
+    search.lab.student = side._replace(lm=side.lm.replace(weights_hash="other"))
     assert (tries(), tries()) == (3, 3)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import build, methods
+from experiments import methods
 from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig, PretrainConfig
 from experiments.data.packing import Batches
@@ -79,8 +79,7 @@ def tuned(method: str, mesh: Any) -> tuple[list[float], Any]:
     params = weights()
     places = jax.tree.map(lambda leaf: None, params) if mesh is None else sharding.shardings(params, mesh)
     params = jax.tree.map(sharding.place, params, places, is_leaf=lambda leaf: leaf is None)
-    built = build.Built(RWKV7(CONFIG), params, *[None] * 5)  # pyright: ignore[reportArgumentType]
-    chosen = methods.build(METHODS[method], built, TUNE, lambda tokens: batch_of(9), 0)
+    chosen = methods.build(METHODS[method], RWKV7(CONFIG), params, TUNE, lambda tokens: batch_of(9), 0)
     step = train.make_train_step(chosen.model, chosen.optimizer, TUNE, chosen.method, chosen.correlate)
     state, losses = train.init(chosen.optimizer, chosen.method.init()), []
     for index in range(TUNE.steps):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rwkv7_jax import RWKV7, RWKV7Config, State, zero_state
+from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation import generate as sampling
 from rwkv7_jax.generation import sampling as token_choice
@@ -482,7 +482,7 @@ def test_uncounted_tokens_are_digits_and_blanks():
 @settings(max_examples=100)
 @given(st.integers(0, 20000))
 def test_a_bucket_holds_its_length_and_not_much_more(length):
-    size = decode_loop.bucket(length)
+    size = bucketing.padded_prompt_length(length)
     assert max(length, 16) <= size <= max(16, 2 * length)
     assert length <= 256 or size <= 1.25 * length + 1
-    assert decode_loop.bucket(size) == size
+    assert bucketing.padded_prompt_length(size) == size

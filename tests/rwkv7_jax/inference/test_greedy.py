@@ -62,7 +62,7 @@ def wanted(tiny, states, prompts) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def generator(tiny):
-    return Generator(tiny, Forker(tiny.model, tiny.params, 3))
+    return Generator(tiny.model, tiny.params, tiny.tokenizer, Forker(tiny.model, tiny.params, 3))
 
 
 def decoded(texts):

@@ -24,7 +24,7 @@ KEY = jax.random.key(7)
 
 
 @functools.cache
-def built(name):
+def lm(name):
     return methods.build(name, MODEL, weights(), TUNE, KEY, SIZES)
 
 
@@ -42,7 +42,7 @@ def entered(baseline, tree, batch):
 
 @pytest.mark.parametrize("name", ["state_offset", "prefix", "lora"])
 def test_it_learns_through_the_same_step_and_finishes_as_what_was_trained(name):
-    baseline, batch = built(name), random_batch()
+    baseline, batch = lm(name), random_batch()
     optimizer = train.make_optimizer(TUNE)
     step = train.make_train_step(baseline.model, optimizer, TUNE, baseline.method)
     tuned = train.init(optimizer, baseline.method.init())
@@ -61,7 +61,7 @@ def test_it_learns_through_the_same_step_and_finishes_as_what_was_trained(name):
 
 @pytest.mark.parametrize("name", ["s0", "state_offset", "lora"])
 def test_at_its_start_it_is_the_model_bit_for_bit(name):
-    baseline, batch = built(name), random_batch()
+    baseline, batch = lm(name), random_batch()
     zero = logits(weights(), batch["tokens"], zero_state(CONFIG, 4))
     np.testing.assert_array_equal(entered(baseline, baseline.method.init(), batch), zero)
     assert not np.array_equal(entered(baseline, nudged(baseline.method.init()), batch), zero)

@@ -1,4 +1,4 @@
-"""`python -m experiments.commands.lm_eval --checkpoint model.pth --tasks hellaswag,lambada_openai`
+"""`python -m experiments.commands.harness --checkpoint model.pth --tasks hellaswag,lambada_openai`
 
 Any task of lm-evaluation-harness (`pip install -e ".[lm-eval]"`) on our model, with state forking. Data as the
 harness finds it; with --data-dir its mmlu, gsm8k, winogrande and arc_challenge read local files and need no network.
@@ -18,7 +18,7 @@ from experiments.config.cli import exit_status
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m experiments.commands.lm_eval",
+        prog="python -m experiments.commands.harness",
         description=(__doc__ or "").split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,14 +65,14 @@ def run(args: argparse.Namespace) -> int:
     from experiments.evaluation.lm_eval_model import ForkingLM
 
     use_compilation_cache()
-    built = build(ModelConfig(args.checkpoint, args.tokenizer, args.dtype))
-    print(built.summary, flush=True)
+    lm = build(ModelConfig(args.checkpoint, args.tokenizer, args.dtype))
+    print(f"{args.checkpoint}: {lm.summary}", flush=True)
     state = None
     if args.state:
         state = checkpoint.load_state(
-            args.state, layout=args.state_layout, config=built.model.config, base_model_hash=built.base_hash
+            args.state, layout=args.state_layout, config=lm.model.config, base_model_hash=lm.weights_hash
         ).state
-    model = ForkingLM(built, state, args.batch_size, args.prefix_token)
+    model = ForkingLM(lm, state, args.batch_size, args.prefix_token)
     with local_datasets(args.data_dir) if args.data_dir else nullcontext():
         simple_evaluate: Any = lm_eval.simple_evaluate
         found = simple_evaluate(

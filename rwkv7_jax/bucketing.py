@@ -1,0 +1,33 @@
+"""Lengths and numbers of rows that programs are compiled for, so that few shapes occur."""
+
+
+def next_power_of_two(n: int) -> int:
+    """Returns the smallest power of two that is at least `n`; 1 for `n` below 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def padded_length(length: int) -> int:
+    """Returns the smallest of 16, 32, 48, 64, 96, 128, 192, ... that holds `length` tokens.
+
+    These lengths are the same for all data, and leave at most a third of padding above 32.
+    """
+    power = max(16, next_power_of_two(length))
+    return power * 3 // 4 if power >= 64 and length <= power * 3 // 4 else power
+
+
+def padded_prompt_length(length: int) -> int:
+    """Returns a power of two from 16 to 256, from there on one of four lengths an octave."""
+    if length <= 256:
+        return max(16, next_power_of_two(length))
+    quarter = next_power_of_two(length) // 8
+    return -(-length // quarter) * quarter
+
+
+def padded_queries(count: int) -> int:
+    """Returns the number of log-probabilities a row that a scoring pass is compiled for: a power of two from 4 on."""
+    return max(4, next_power_of_two(count))
+
+
+def padded_rows(count: int, batch_size: int) -> int:
+    """Returns the batch size, or a quarter or a sixteenth of it where that holds `count` rows."""
+    return next(size for size in (-(-batch_size // 16), -(-batch_size // 4), batch_size) if count <= size)
