@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.bench.inputs import SHAPES, random_weights, tokens
-from experiments.methods import BaselineMethod, DBPMethod, MethodConfig, StandardMethod, UpscaleDBPMethod, UpscaleMethod
+from experiments.config.methods import (
+    BaselineMethod,
+    DBPMethod,
+    MethodConfig,
+    StandardMethod,
+    UpscaleDBPMethod,
+    UpscaleMethod,
+)
 
 if TYPE_CHECKING:
     from rwkv7_jax import RWKV7

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from experiments.config.loop import LoopConfig
+from experiments.config.methods import MethodConfig, StandardMethod
 from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, option, suggest, variants
-from experiments.methods import MethodConfig, StandardMethod
 
 C = TypeVar("C")
 STANDARD = StandardMethod()

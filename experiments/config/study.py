@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Literal
 
+from experiments.config.methods import MethodConfig
 from experiments.config.overrides import option
 from experiments.config.schema import STANDARD, RunConfig, digest, resolved
-from experiments.methods import MethodConfig
 
 LARGER = "larger"
 """Begins the names of rows that are about the larger model."""

@@ -5,9 +5,9 @@
 Writes report.md, results.json and pictures to runs/paper_table.
 """
 
+from experiments.config.methods import BaselineMethod, DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig
 from experiments.config.study import Learned, ScalingConfig, TableRunConfig
-from experiments.methods import BaselineMethod, DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 
 TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
 # python -m experiments.study.rate_search --config paper_table

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments import build, methods
+from experiments.config.methods import UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import PretrainConfig, RunConfig
 from experiments.training import pretraining as pretrain
@@ -71,7 +72,7 @@ def tuning(config: RunConfig, model: RWKV7Config, mesh: Mesh) -> Step:
     Raises:
       UsageError: the method needs text to be set up.
     """
-    if isinstance(config.method, methods.UpscaleMethod):
+    if isinstance(config.method, UpscaleMethod):
         raise UsageError("method: an upscaling map is fitted to text with real weights: plan standard, dbp or baseline")
     shapes = jax.eval_shape(init(model), jax.random.key(0))
     weights = abstract(jax.tree_util.tree_map_with_path(partial_cast(model.dtype), shapes), mesh)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from experiments.config.methods import UpscaleMethod
 from experiments.config.schema import resolved
 from experiments.config.study import TableRunConfig, shared_identity
-from experiments.methods import UpscaleMethod
 from experiments.study import diagnostics, scaling, timing, tuning
 from experiments.study import observer as observe
 from experiments.study.lab import Lab, Side

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.methods import DBPMethod, StandardMethod, UpscaleMethod, calibration_batch
+from experiments.config.methods import DBPMethod, StandardMethod, UpscaleMethod
+from experiments.methods import calibration_batch
 from experiments.study.lab import Lab, Side
 from rwkv7_jax import RWKV7, State
 from rwkv7_jax.wkv_state import Residual

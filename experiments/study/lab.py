@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import build, methods
+from experiments.config.methods import UpscaleMethod
 from experiments.config.schema import ModelConfig, digest
 from experiments.config.study import TableRunConfig
 from experiments.data.batching import encode_pairs
@@ -95,9 +96,7 @@ class Lab:
             calibration = lambda tokens: methods.calibration_batch(lm.tokenizer, jobs, data, tokens)  # noqa: E731
             chosen = methods.build(method, lm.model, lm.params, settings, calibration, seed)
         optimizer = rated(chosen.optimizer)
-        key = digest(
-            [vars(method), str(chosen.model.config), seed if isinstance(method, methods.UpscaleMethod) else None]
-        )
+        key = digest([vars(method), str(chosen.model.config), seed if isinstance(method, UpscaleMethod) else None])
         if key not in self._steps:
             self._steps[key] = train.make_train_step(chosen.model, optimizer, settings, chosen.method, chosen.correlate)
         return Program(chosen, optimizer, self._steps[key], said.getvalue().strip())

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from experiments import methods
+from experiments.config.methods import DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 from experiments.config.overrides import UsageError, apply_overrides
 from experiments.config.schema import DataConfig, RunConfig, help_lines, resolved
 from experiments.data.jobs import Job
 from experiments.data.jsonl import Pair
+from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core.train import TuneConfig
 from state_tuning.dbp import literal as dbp_literal
 from state_tuning.dbp import transform
@@ -22,17 +24,17 @@ def chosen(*words):
 
 
 def test_a_kind_brings_its_settings_in_any_order():
-    assert chosen("--method.size", "9", "--method.kind=upscale") == methods.UpscaleMethod(size=9)
-    assert chosen("--method.kind", "dbp", "method.rate=0.2") == methods.DBPMethod(rate=0.2)
+    assert chosen("--method.size", "9", "--method.kind=upscale") == UpscaleMethod(size=9)
+    assert chosen("--method.kind", "dbp", "method.rate=0.2") == DBPMethod(rate=0.2)
     both = chosen("method.kind=upscale_dbp", "--method.map", "recurrent", "--method.form=whitened")
-    assert both == methods.UpscaleDBPMethod(map="recurrent", form="whitened")
+    assert both == UpscaleDBPMethod(map="recurrent", form="whitened")
     assert resolved(RunConfig(method=both))["method"]["kind"] == "upscale_dbp"
 
 
 def test_a_config_keeps_its_own_settings_if_the_kind_stays():
-    config = RunConfig(method=methods.UpscaleMethod(size=9))
+    config = RunConfig(method=UpscaleMethod(size=9))
     assert apply_overrides(config, ["--method.kind", "upscale"]).method.size == 9
-    assert apply_overrides(config, ["--method.kind", "standard"]).method == methods.StandardMethod()
+    assert apply_overrides(config, ["--method.kind", "standard"]).method == StandardMethod()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_help_shows_the_settings_of_every_kind():
 
 
 def test_settings_are_those_of_state_tuning():
-    mine = {field.name: field.default for field in dataclasses.fields(methods.UpscaleMethod)}
+    mine = {field.name: field.default for field in dataclasses.fields(UpscaleMethod)}
     theirs = {field.name: field.default for field in dataclasses.fields(upscale.Upscale)}
     assert theirs == {name: value for name, value in mine.items() if name != "kind"}
 
@@ -70,7 +72,7 @@ def test_build_makes_what_the_step_takes(tiny: LanguageModel):
     def calibration(tokens):
         return methods.calibration_batch(tiny.tokenizer, [job], DataConfig(), tokens)
 
-    config = methods.UpscaleDBPMethod(size=7)
+    config = UpscaleDBPMethod(size=7)
     made = methods.build(config, tiny.model, tiny.params, TuneConfig(), calibration, 0)
     trainable = made.method.init()
     assert trainable.wkv.s_ext.shape == (2, 2, 4, 3)
@@ -79,11 +81,9 @@ def test_build_makes_what_the_step_takes(tiny: LanguageModel):
     assert made.correlate is not None
     c = jax.eval_shape(made.correlate, tiny.params, trainable, calibration(50))
     assert c.wkv.s_ext.shape == state.r.wkv.s_ext.shape == (2, 2, 3, 3)
-    literal = methods.build(methods.DBPMethod(form="literal"), tiny.model, tiny.params, TuneConfig(), calibration, 0)
+    literal = methods.build(DBPMethod(form="literal"), tiny.model, tiny.params, TuneConfig(), calibration, 0)
     assert isinstance(literal.method.init(), dbp_literal.Rotated)
-    assert (
-        methods.build(methods.StandardMethod(), tiny.model, tiny.params, TuneConfig(), calibration, 0).correlate is None
-    )
+    assert methods.build(StandardMethod(), tiny.model, tiny.params, TuneConfig(), calibration, 0).correlate is None
 
 
 def test_calibration_takes_part_of_every_job(tiny: LanguageModel):

@@ -25,7 +25,7 @@ from experiments.training.preemption import Interrupt
 
 CONFIG = """
 from experiments.config.schema import DataConfig, EvaluateConfig, ModelConfig, TuneConfig
-from experiments.methods import DBPMethod, StandardMethod, UpscaleMethod
+from experiments.config.methods import DBPMethod, StandardMethod, UpscaleMethod
 from experiments.config.study import Learned, ObserverConfig, ScalingConfig, TableRunConfig
 
 RATES = {{"winogrande": 0.1}}

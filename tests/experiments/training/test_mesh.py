@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import methods
+from experiments.config.methods import BaselineMethod, DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig, PretrainConfig
 from experiments.data.packing import Batches
@@ -22,17 +23,17 @@ from state_tuning.core import objective, train
 
 SHAPES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
 METHODS = {
-    "standard": methods.StandardMethod(),
-    "residual": methods.UpscaleMethod(size=6, tokens=64),
-    "recurrent": methods.UpscaleMethod(size=6, map="recurrent", tokens=64),
-    "literal": methods.UpscaleMethod(size=6, map="literal", tokens=64, bandwidth=0.5, allow_unstable=True),
-    "dbp": methods.DBPMethod(sample=1.0),
-    "whitened": methods.DBPMethod(sample=0.25, form="whitened"),
-    "literal_dbp": methods.DBPMethod(form="literal"),
-    "both": methods.UpscaleDBPMethod(size=6, tokens=64),
-    "offset": methods.BaselineMethod(name="state_offset"),
-    "prefix": methods.BaselineMethod(name="prefix", prefix=4),
-    "lora": methods.BaselineMethod(name="lora", rank=2),
+    "standard": StandardMethod(),
+    "residual": UpscaleMethod(size=6, tokens=64),
+    "recurrent": UpscaleMethod(size=6, map="recurrent", tokens=64),
+    "literal": UpscaleMethod(size=6, map="literal", tokens=64, bandwidth=0.5, allow_unstable=True),
+    "dbp": DBPMethod(sample=1.0),
+    "whitened": DBPMethod(sample=0.25, form="whitened"),
+    "literal_dbp": DBPMethod(form="literal"),
+    "both": UpscaleDBPMethod(size=6, tokens=64),
+    "offset": BaselineMethod(name="state_offset"),
+    "prefix": BaselineMethod(name="prefix", prefix=4),
+    "lora": BaselineMethod(name="lora", rank=2),
 }
 ALL = bool(os.environ.get("RWKV7_ALL_MESHES"))
 SOME = [("standard", "fsdp"), ("standard", "all"), ("residual", "tensor"), ("both", "all"), ("lora", "data")]
