@@ -6,16 +6,8 @@ from typing import Any, NamedTuple
 
 from experiments.evaluation.suite import Bench
 from experiments.reporting.result_store import Sample
+from experiments.reporting.statistics import Interval, Mean, bootstrap, mcnemar, mean, pooled
 from experiments.tasks.subjects import GROUP_OF, GROUPS
-from experiments.training.metrics_log import Interval, bootstrap
-
-
-class Mean(NamedTuple):
-    """A mean over `count` records, with its standard error."""
-
-    value: float
-    error: float
-    count: int
 
 
 class Paired(NamedTuple):
@@ -27,33 +19,6 @@ class Paired(NamedTuple):
     worse: int
     p: float
     """Exact two-sided McNemar test of better against worse (McNemar 1947)."""
-
-
-def mean(values: Sequence[float]) -> Mean:
-    """Mean and s / sqrt(n), s with n - 1; the error of a single value is NaN."""
-    value = sum(values) / len(values)
-    spread = sum((x - value) ** 2 for x in values)
-    error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
-    return Mean(value, error, len(values))
-
-
-def pooled(parts: Sequence[Mean]) -> Mean:
-    """The mean over all records of several parts, and the error by the parts' pooled variance."""
-    count = sum(part.count for part in parts)
-    value = sum(part.value * part.count for part in parts) / count
-    freedom = count - len(parts)
-    squares = sum((part.count - 1) * part.error**2 * part.count for part in parts if part.count > 1)
-    return Mean(value, math.sqrt(squares / freedom / count) if freedom else math.nan, count)
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """Two-sided p of as uneven a split of the `better + worse` changed answers, each way as likely."""
-    total, few = better + worse, min(better, worse)
-    term = tail = 1
-    for i in range(few):
-        term = term * (total - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / 2**total) if total else 1.0
 
 
 def by_part(bench: Bench, samples: Sequence[Sample], state: str, metric: str) -> dict[str, Mean]:

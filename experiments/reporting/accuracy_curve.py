@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.training.metrics_log import bootstrap, wilson
+from experiments.reporting.statistics import bootstrap, wilson
 
 NAMES = {
     "greedy": "greedy",

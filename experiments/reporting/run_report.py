@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config.schema import BOOKKEEPING, RunConfig, digest, resolved
-from experiments.training.metrics_log import Interval, bootstrap, wilson
+from experiments.config.schema import RunConfig, digest, identified
+from experiments.reporting.statistics import Interval, bootstrap, wilson
+from experiments.reporting.tables import markdown_table
 
 CRITERION = (
     "PASS: the held-out completion loss falls in every task, and with benchmarks "
@@ -88,7 +89,7 @@ def results(config: RunConfig, base_hash: str, protocol: str, outcomes: Sequence
     """Everything of a run that does not depend on clocks or folders, its verdict and its hash."""
     jobs = {outcome.name: summarise(outcome, config.seed) for outcome in outcomes}
     body: dict[str, Any] = {
-        "config": resolved(config, without=BOOKKEEPING),
+        "config": identified(config),
         "base_model_sha256": base_hash,
         "protocol": protocol,
         "jobs": jobs,
@@ -135,19 +136,6 @@ def table_rows(body: dict[str, Any]) -> list[list[str]]:
     if scored and len(body["jobs"]) > 1:
         rows.append(["mean gain", "", "", "", "", "", "", _points(body["mean_gain"])])
     return rows
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns, a rule under the header."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def sample_text(sample: dict[str, str], width: int = 400) -> str:

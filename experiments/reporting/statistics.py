@@ -1,5 +1,6 @@
-"""Intervals over items and seeds: both are drawn anew, crossed."""
+"""Means with standard errors and 95% intervals: of proportions, of records in groups, of items crossed with seeds."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -7,35 +8,133 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.training.metrics_log import Interval
+Z95 = 1.959963984540054
+"""The 97.5% quantile of the standard normal distribution."""
 
 
-class Sample(NamedTuple):
+class Interval(NamedTuple):
+    """A mean and the limits of its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Mean(NamedTuple):
+    """A mean over `count` records, with its standard error."""
+
+    value: float
+    error: float
+    count: int
+
+
+class ItemValues(NamedTuple):
     """Values of the same items under several seeds."""
 
     values: Float[np.ndarray, "S N"]
-    """Sums over an item's parts (correct answers, nats); one row where a method has no randomness."""
+    """Sums over an item's parts (correct answers, nats), a seed a line; one line where a method has no randomness."""
     parts: Float[np.ndarray, "N"]
     """How many parts an item has (1, or its tokens)."""
 
 
-def mean(sample: Sample) -> float:
-    """The mean over all parts of all items and seeds."""
+def mean(values: Sequence[float]) -> Mean:
+    """Computes the mean and s / sqrt(n), s with n - 1; the error of a single value is NaN."""
+    value = sum(values) / len(values)
+    spread = sum((x - value) ** 2 for x in values)
+    error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
+    return Mean(value, error, len(values))
+
+
+def pooled(parts: Sequence[Mean]) -> Mean:
+    """Computes the mean over all records of several parts, and its error by the parts' pooled variance."""
+    count = sum(part.count for part in parts)
+    value = sum(part.value * part.count for part in parts) / count
+    freedom = count - len(parts)
+    squares = sum((part.count - 1) * part.error**2 * part.count for part in parts if part.count > 1)
+    return Mean(value, math.sqrt(squares / freedom / count) if freedom else math.nan, count)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Computes the exact two-sided p of as uneven a split of the `better + worse` changed answers, each way as likely
+    (McNemar 1947)."""
+    total, few = better + worse, min(better, worse)
+    term = tail = 1
+    for i in range(few):
+        term = term * (total - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**total) if total else 1.0
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Computes the 95% score interval of a proportion (Wilson 1927), sound at 0 and 1 and for few trials."""
+    p, z2 = successes / trials, Z95 * Z95
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+
+
+def bootstrap(
+    groups: Sequence[Sequence[float]],
+    seed: int,
+    weights: Sequence[Sequence[float]] | None = None,
+    resamples: int = 4000,
+) -> Interval:
+    """Computes the mean over groups of each group's (weighted) mean, with a 95% percentile interval.
+
+    Records are drawn again within their group. Per-record differences give a paired comparison; one group is the plain
+    bootstrap (Efron 1979).
+
+    Args:
+      groups: the values of each group's records.
+      seed: of the draws.
+      weights: of the records of each group; None: all alike.
+      resamples: number of draws.
+
+    Returns:
+      The mean and its interval.
+    """
+    rng = np.random.default_rng(seed)
+    values = [np.asarray(group, np.float64) for group in groups]
+    scales = [np.ones_like(x) for x in values] if weights is None else [np.asarray(w, np.float64) for w in weights]
+    draws = []
+    for x, w in zip(values, scales, strict=True):
+        blocks = (rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size) for size in _blocks(resamples))
+        draws.append(np.concatenate([(times @ (x * w)) / (times @ w) for times in blocks]))
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    average = np.mean([np.average(x, weights=w) for x, w in zip(values, scales, strict=True)])
+    return Interval(float(average), float(low), float(high))
+
+
+def _blocks(total: int, size: int = 250) -> list[int]:
+    """Parts of `total` of at most `size`, which bounds the memory of a bootstrap."""
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def mean_of_parts(sample: ItemValues) -> float:
+    """Computes the mean over all parts of all items and seeds."""
     return float(sample.values.mean(0).sum() / sample.parts.sum())
 
 
-def crossed(samples: Sequence[Sample], seed: int, resamples: int = 4000) -> Interval:
-    """The mean over samples (benchmarks) of their means, with a 95% percentile interval: in each sample, items and
-    seeds are drawn again independently (the pigeonhole bootstrap, Owen 2007; it errs on the wide side).
+def crossed_bootstrap(samples: Sequence[ItemValues], seed: int, resamples: int = 4000) -> Interval:
+    """Computes the mean over samples (benchmarks) of their means, with a 95% percentile interval.
 
-    For a paired comparison give differences item by item and seed by seed.
+    In each sample, items and seeds are drawn again independently (the pigeonhole bootstrap, Owen 2007; it errs on the
+    wide side). `paired_difference` gives the sample of a paired comparison.
+
+    Args:
+      samples: one for each benchmark.
+      seed: of the draws.
+      resamples: number of draws.
+
+    Returns:
+      The mean and its interval.
     """
     draws = np.mean([_draws(sample, (seed, place), resamples) for place, sample in enumerate(samples)], axis=0)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(np.mean([mean(sample) for sample in samples])), float(low), float(high))
+    return Interval(float(np.mean([mean_of_parts(sample) for sample in samples])), float(low), float(high))
 
 
-def _draws(sample: Sample, seed: tuple[int, int], resamples: int) -> Float[np.ndarray, "R"]:
+def _draws(sample: ItemValues, seed: tuple[int, int], resamples: int) -> Float[np.ndarray, "R"]:
     seeds, items = sample.values.shape
     of_seeds, of_items = (_times_drawn(count, (*seed, i), resamples) for i, count in enumerate((seeds, items)))
     return ((of_seeds @ sample.values) / seeds * of_items).sum(1) / (of_items @ sample.parts)
@@ -48,12 +147,20 @@ def _times_drawn(count: int, seed: tuple[int, ...], resamples: int) -> Float[np.
     return rng.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
 
 
-def difference(a: Sample, b: Sample) -> Sample:
-    """a - b, item by item; a sample with one seed stands beside every seed of the other.
+def can_be_paired(a: ItemValues, b: ItemValues) -> bool:
+    """Returns whether two samples have the same number of seeds, or one of them has a single seed."""
+    return len({len(a.values), len(b.values), 1}) <= 2
 
-    Only the first items that both have are compared. Raises: ValueError for other numbers of seeds.
+
+def paired_difference(a: ItemValues, b: ItemValues) -> ItemValues:
+    """Returns a - b, item by item; a sample with one seed is compared with every seed of the other.
+
+    Only the first items that both have are compared.
+
+    Raises:
+      ValueError: the samples have different numbers of seeds.
     """
     count = min(a.values.shape[1], b.values.shape[1])
-    if len({len(a.values), len(b.values), 1}) > 2:
+    if not can_be_paired(a, b):
         raise ValueError(f"{len(a.values)} and {len(b.values)} seeds cannot be compared pair by pair")
-    return Sample(a.values[:, :count] - b.values[:, :count], a.parts[:count])
+    return ItemValues(a.values[:, :count] - b.values[:, :count], a.parts[:count])

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.reporting.run_report import text_table
+from experiments.reporting.tables import text_table
 from experiments.study.labels import LABELS
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from experiments.config.study import LARGER
 from experiments.reporting.accuracy_curve import NAMES
 from experiments.reporting.plots import _pyplot, smooth
+from experiments.reporting.statistics import Interval
 from experiments.study.labels import LABELS
-from experiments.training.metrics_log import Interval
 
 Row = dict[str, Any]
 

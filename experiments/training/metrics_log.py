@@ -1,62 +1,14 @@
-"""Numbers of a run: rows of metrics.jsonl, progress bars, means with 95% intervals."""
+"""Numbers of a run: records of metrics.jsonl, progress bars, throughput."""
 
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
-
-Z95 = 1.959963984540054
-
-
-class Interval(NamedTuple):
-    """A mean and the limits of its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def wilson(successes: int, trials: int) -> Interval:
-    """95% score interval of a proportion (Wilson 1927), sound at 0 and 1 and for few trials."""
-    p, z2 = successes / trials, Z95 * Z95
-    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
-
-
-def bootstrap(
-    groups: Sequence[Sequence[float]],
-    seed: int,
-    weights: Sequence[Sequence[float]] | None = None,
-    resamples: int = 4000,
-) -> Interval:
-    """Mean over groups of each group's (weighted) mean, with a 95% percentile interval: records are drawn again within
-    their group.
-
-    Give per-record differences for a paired comparison. One group is the plain bootstrap (Efron 1979).
-    """
-    rng = np.random.default_rng(seed)
-    values = [np.asarray(group, np.float64) for group in groups]
-    scales = [np.ones_like(x) for x in values] if weights is None else [np.asarray(w, np.float64) for w in weights]
-    draws = []
-    for x, w in zip(values, scales, strict=True):
-        blocks = (rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size) for size in _blocks(resamples))
-        draws.append(np.concatenate([(times @ (x * w)) / (times @ w) for times in blocks]))
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    mean = np.mean([np.average(x, weights=w) for x, w in zip(values, scales, strict=True)])
-    return Interval(float(mean), float(low), float(high))
-
-
-def _blocks(total: int, size: int = 250) -> list[int]:
-    """Parts of `total` of at most `size`, which bounds the memory of a bootstrap."""
-    return [min(size, total - start) for start in range(0, total, size)]
 
 
 class MetricsLog:

@@ -9,7 +9,7 @@ import pytest
 from experiments.commands.evaluate import main, short_names
 from experiments.config.overrides import UsageError
 from experiments.evaluation import engine as engine_module
-from experiments.evaluation import scores
+from experiments.reporting import statistics
 from experiments.reporting.result_store import Store
 from rwkv7_jax import zero_state
 from rwkv7_jax.checkpoint.states import save_state
@@ -120,12 +120,12 @@ def test_states_are_called_by_as_much_as_tells_them_apart():
 
 
 def test_statistics():
-    assert scores.mean([1, 0, 0, 1]) == pytest.approx((0.5, (1 / 12) ** 0.5, 4))
-    one, two = scores.mean([1, 0, 1]), scores.mean([0, 0, 1, 1, 1])
-    pooled = scores.pooled([one, two])
+    assert statistics.mean([1, 0, 0, 1]) == pytest.approx((0.5, (1 / 12) ** 0.5, 4))
+    one, two = statistics.mean([1, 0, 1]), statistics.mean([0, 0, 1, 1, 1])
+    pooled = statistics.pooled([one, two])
     variance = ((2 / 3) + (6 / 5)) / (8 - 2)
     assert pooled == pytest.approx((5 / 8, (variance / 8) ** 0.5, 8))
-    assert scores.mcnemar(0, 0) == 1.0
-    assert scores.mcnemar(5, 5) == 1.0
-    assert scores.mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
-    assert scores.mcnemar(9, 1) == scores.mcnemar(1, 9)
+    assert statistics.mcnemar(0, 0) == 1.0
+    assert statistics.mcnemar(5, 5) == 1.0
+    assert statistics.mcnemar(1, 9) == pytest.approx(2 * 11 / 1024)
+    assert statistics.mcnemar(9, 1) == statistics.mcnemar(1, 9)

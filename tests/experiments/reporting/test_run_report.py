@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from experiments.config.overrides import apply_overrides
 from experiments.config.schema import RunConfig
-from experiments.reporting import plots, run_report
+from experiments.reporting import plots, run_report, statistics
 from experiments.reporting.run_report import Measurement, Outcome
+from experiments.reporting.tables import text_table
 from experiments.training import metrics_log
 
 
@@ -58,7 +59,7 @@ def test_verdict(outcomes, verdict):
 def test_hash_depends_on_settings_and_results_alone():
     first = results([outcome()])["sha256"]
     assert results([outcome()])["sha256"] == first
-    moved = apply_overrides(RunConfig(), ["--output-dir", "x", "--system.checkpoint_every", "7", "--overwrite"])
+    moved = apply_overrides(RunConfig(), ["--output", "x", "--system.checkpoint_every", "7", "--overwrite"])
     assert results([outcome()], moved)["sha256"] == first
     assert results([outcome()], dataclasses.replace(RunConfig(), seed=1))["sha256"] != first
     assert results([outcome(change=-1.0000001)])["sha256"] != first
@@ -74,14 +75,14 @@ def test_summary_is_weighted_by_tokens():
     row = run_report.summarise(outcome(change=-0.25), 0)
     assert row["loss_tuned"] - row["loss_vanilla"] == pytest.approx(-0.25)
     np.testing.assert_allclose(row["loss_change"], [-0.25] * 3, rtol=1e-9)
-    assert row["vanilla"]["acc"] == metrics_log.wilson(30, 100)
+    assert row["vanilla"]["acc"] == statistics.wilson(30, 100)
     assert row["gain"].mean == pytest.approx(0.3)
 
 
 def test_tables_and_files(tmp_path):
     outcomes = [outcome(), outcome("winogrande", change=-0.5)]
     body = results(outcomes)
-    text = run_report.text_table(run_report.table_rows(body)).splitlines()
+    text = text_table(run_report.table_rows(body)).splitlines()
     assert [line.split()[0] for line in text[2:]] == ["arc", "winogrande", "mean"]
     assert "30.0 [21.9, 39.6]" in text[2]
     run_report.write(tmp_path, body, outcomes, ["loss.png"], ["python x"])
@@ -100,25 +101,25 @@ def test_long_samples_are_shortened():
 
 def test_wilson_is_the_published_interval():
     """Wilson's interval for 7 of 10: 0.3968 to 0.8922 (Newcombe 1998, method 3, by its formula)."""
-    np.testing.assert_allclose(metrics_log.wilson(7, 10), (0.7, 0.39677, 0.89220), atol=1e-4)
+    np.testing.assert_allclose(statistics.wilson(7, 10), (0.7, 0.39677, 0.89220), atol=1e-4)
 
 
 @settings(max_examples=50)
 @given(st.integers(1, 500), st.data())
 def test_wilson_holds_its_mean_within_bounds(trials, data):
-    mean, low, high = metrics_log.wilson(data.draw(st.integers(0, trials)), trials)
+    mean, low, high = statistics.wilson(data.draw(st.integers(0, trials)), trials)
     assert 0 <= low <= mean <= high <= 1
     assert high > low
 
 
 def test_bootstrap_agrees_with_the_normal_interval():
     x = np.random.default_rng().normal(3.0, 2.0, 400)
-    mean, low, high = metrics_log.bootstrap([x.tolist()], seed=0)
+    mean, low, high = statistics.bootstrap([x.tolist()], seed=0)
     half = 1.96 * x.std() / 20
     assert mean == pytest.approx(x.mean())
     np.testing.assert_allclose([mean - low, high - mean], half, rtol=0.12)
-    assert metrics_log.bootstrap([x.tolist()], seed=0) == (mean, low, high)
-    halved = metrics_log.bootstrap([x.tolist(), [0.0] * 5], seed=0)
+    assert statistics.bootstrap([x.tolist()], seed=0) == (mean, low, high)
+    halved = statistics.bootstrap([x.tolist(), [0.0] * 5], seed=0)
     np.testing.assert_allclose([halved.mean, halved.high - halved.mean], [mean / 2, half / 2], rtol=0.15)
 
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import run
-from experiments.config.schema import load_config
+from experiments.config.loading import load_config
 from experiments.config.study import TableRunConfig
-from experiments.reporting.statistics import Sample, crossed, difference
+from experiments.reporting.statistics import ItemValues, crossed_bootstrap, paired_difference
 from experiments.study import artifacts, cells, diagnostics, live_table, publish, rate_search, summary, timing, tuning
 from experiments.study.adjustable_rate import rated, set_rate
 from experiments.study.store import Cell, Store
@@ -57,7 +57,7 @@ def config_file(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def argv(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("table") / "out"
-    return ["--config", str(config_file), "--output-dir", str(folder), "--system.compilation_cache", "false"]
+    return ["--config", str(config_file), "--output", str(folder), "--system.compilation_cache", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_publish_fills_the_page_and_refuses_gaps(finished: Path, argv: list[str]
 def test_a_row_without_a_rate_is_refused_in_one_line(config_file: Path, tmp_path: Path, capsys):
     other = tmp_path / "other.py"
     other.write_text(config_file.read_text().replace('{"winogrande": 0.1}', "{}"))
-    assert run.main(["--config", str(other), "--output-dir", str(tmp_path / "out")]) == 2
+    assert run.main(["--config", str(other), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: rows: standard has no rate for winogrande")
     assert not (tmp_path / "out").exists()
 
@@ -169,7 +169,7 @@ def test_climbing_finds_the_bottom_of_a_valley_wherever_it_is(bottom: int):
 
 
 def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_path: Path, monkeypatch):
-    config = load_config(argv[1], ["--output-dir", str(tmp_path)], TableRunConfig)
+    config = load_config(argv[1], ["--output", str(tmp_path)], TableRunConfig)
     search = rate_search.Search(config, Interrupt())
     computed = []
     monkeypatch.setattr(search, "_tune", lambda *_: computed.append(1) or 0.5)
@@ -206,24 +206,25 @@ def test_the_interval_holds_the_mean_and_pairing_removes_what_is_common(seeds: i
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(seeds, items))
     parts = rng.integers(1, 5, items).astype(float)
-    found = crossed([Sample(values, parts)], 0, 400)
+    found = crossed_bootstrap([ItemValues(values, parts)], 0, 400)
     assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
     assert found.mean == pytest.approx(values.mean(0).sum() / parts.sum())
     common = rng.normal(size=(1, items))
-    gain = crossed([difference(Sample(common + 0.5 * parts, parts), Sample(common, parts))], 0, 400)
+    pair = ItemValues(common + 0.5 * parts, parts), ItemValues(common, parts)
+    gain = crossed_bootstrap([paired_difference(*pair)], 0, 400)
     np.testing.assert_allclose(gain, 0.5, atol=1e-9)
 
 
 def test_more_seeds_of_one_outcome_do_not_narrow_the_interval_over_items():
     values = np.random.default_rng(0).normal(size=(1, 50))
-    one, many = (crossed([Sample(np.repeat(values, n, axis=0), np.ones(50))], 0) for n in (1, 5))
+    one, many = (crossed_bootstrap([ItemValues(np.repeat(values, n, axis=0), np.ones(50))], 0) for n in (1, 5))
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.1)
 
 
 def test_different_numbers_of_seeds_are_not_paired():
-    a, b = Sample(np.zeros((2, 3)), np.ones(3)), Sample(np.zeros((3, 3)), np.ones(3))
+    a, b = ItemValues(np.zeros((2, 3)), np.ones(3)), ItemValues(np.zeros((3, 3)), np.ones(3))
     with pytest.raises(ValueError, match="2 and 3 seeds"):
-        difference(a, b)
+        paired_difference(a, b)
 
 
 def test_a_cell_with_other_settings_is_another_cell(tmp_path: Path):
@@ -285,7 +286,7 @@ def test_time_left_counts_only_cells_that_are_not_known(capsys, monkeypatch):
 
 
 def test_a_table_may_follow_its_search_for_rates_in_one_folder(tmp_path):
-    config = load_config("paper_table", ["--output_dir", str(tmp_path)], TableRunConfig)
+    config = load_config("paper_table", ["--output", str(tmp_path)], TableRunConfig)
     (tmp_path / "rates.jsonl").write_text("{}\n")
     assert not run_folder.claim(config, "a")
     assert run_folder.claim(config, "a")
