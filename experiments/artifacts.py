@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.config.schema import BOOKKEEPING, RunConfig, resolved
+from experiments.config.schema import RunConfig, identified
 from experiments.data.jobs import Job
 from experiments.evaluation.evaluator import Evaluator
 from experiments.reporting import plots, run_report
 from experiments.reporting.run_report import Measurement, Outcome
+from experiments.reporting.tables import text_table
 from experiments.training.distributed import is_lead
 from experiments.training.metrics_log import MetricsLog
 from rwkv7_jax import State, checkpoint
@@ -65,7 +66,7 @@ def write_job(tools: "Tools", outcome: Outcome, state: State, weights: Any) -> N
         "base_model_hash": base_hash,
         "method": config.method.kind,
         "task": outcome.name,
-        "config": resolved(config, without=BOOKKEEPING),
+        "config": identified(config),
         "metrics": run_report.summarise(outcome, config.seed),
     }
     save_state(folder / STATE_FILE, state, metadata=metadata)
@@ -117,7 +118,7 @@ def publish(
         pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
     commands = [command(lm, config.folder / outcome.name) for outcome in outcomes]
     run_report.write(config.folder, body, outcomes, pictures, commands)
-    print(f"\n{run_report.text_table(run_report.table_rows(body))}\n\n{body['protocol']}")
+    print(f"\n{text_table(run_report.table_rows(body))}\n\n{body['protocol']}")
     for outcome in outcomes:
         for sample in outcome.samples[:1]:
             shown = run_report.sample_text(sample)

@@ -194,7 +194,7 @@ def evaluate(
 def show(benches: "Sequence[Bench]", found: "Sequence[list[Sample]]", states: Sequence[str]) -> dict[str, Any]:
     """Print every table; all numbers."""
     from experiments.evaluation import scores
-    from experiments.reporting.run_report import text_table
+    from experiments.reporting.tables import text_table
 
     numbers = {}
     for bench, samples in zip(benches, found, strict=True):
