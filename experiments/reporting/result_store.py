@@ -1,49 +1,55 @@
 """Samples of an evaluation, kept on disk portion by portion, so that a stopped one goes on where it was."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from experiments.config.overrides import UsageError
+from experiments.reporting import jsonl_store
 
-Sample = dict[str, Any]
+
+class Sample(TypedDict):
+    """One record of a benchmark, answered from one state."""
+
+    part: str
+    index: int
+    """Of the record in its part."""
+    state: str
+    results: list[float | str]
+    scores: dict[str, float]
+
+
+class _Portion(TypedDict):
+    portion: str
+    samples: list[Sample]
 
 
 class Store:
-    """A jsonl file: a first line with the identity of the evaluation, then a line for each finished portion.
+    """A jsonl file: a first record with the identity of the evaluation, then one for each finished portion.
 
     Raises:
       UsageError: the file holds another evaluation, or something else.
     """
 
     def __init__(self, path: Path, identity: str, overwrite: bool = False):
-        self.path, self.done = path, {}
+        self.path, self.done = path, dict[str, list[Sample]]()
         if path.exists() and not overwrite:
             self.done = _read(path, identity)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        lines = [{"identity": identity}, *({"portion": key, "samples": rows} for key, rows in self.done.items())]
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        part.replace(path)
+        portions = [_Portion(portion=key, samples=samples) for key, samples in self.done.items()]
+        jsonl_store.rewrite(path, [{"identity": identity}, *portions])
 
     def add(self, portion: str, samples: list[Sample]) -> None:
-        """Keep a finished portion; on the disk before this returns."""
+        """Keeps a finished portion; on the disk before this returns."""
         self.done[portion] = samples
-        with self.path.open("a") as file:
-            file.write(json.dumps({"portion": portion, "samples": samples}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        jsonl_store.append(self.path, _Portion(portion=portion, samples=samples), durable=True)
 
 
 def _read(path: Path, identity: str) -> dict[str, list[Sample]]:
-    """Finished portions; a last line cut off by a crash is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    if not lines or not isinstance(lines[0], dict) or lines[0].get("identity") != identity:
+    """The finished portions."""
+    try:
+        records = jsonl_store.read(path)
+    except ValueError:
+        records = []
+    if not records or records[0].get("identity") != identity:
         raise UsageError(f"{path} holds another evaluation: add --overwrite to throw it away, or remove the file")
-    return {line["portion"]: line["samples"] for line in lines[1:]}
+    return {one["portion"]: one["samples"] for one in cast(list[_Portion], records[1:])}
