@@ -100,7 +100,7 @@ def command(lm: LanguageModel, folder: Path) -> str:
 
 def finish(config: RunConfig, lm: LanguageModel, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
     """Print and write the report. Returns 0 for PASS, 1 for FAIL."""
-    body = run_report.results(config, lm.weights_hash, protocol(outcomes), outcomes)
+    body = run_report.results(identified(config), config.seed, lm.weights_hash, protocol(outcomes), outcomes)
     if is_lead():
         publish(config, lm, outcomes, log, body)
     return 0 if body["verdict"] == "PASS" else 1
@@ -118,7 +118,7 @@ def publish(
         pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
     commands = [command(lm, config.folder / outcome.name) for outcome in outcomes]
     run_report.write(config.folder, body, outcomes, pictures, commands)
-    print(f"\n{text_table(run_report.table_rows(body))}\n\n{body['protocol']}")
+    print(f"\n{text_table(run_report.table_lines(body))}\n\n{body['protocol']}")
     for outcome in outcomes:
         for sample in outcome.samples[:1]:
             shown = run_report.sample_text(sample)

@@ -1,92 +1,132 @@
-"""Accuracy against budget: rows of answered problems -> curve, table, picture."""
+"""Accuracy against budget: outcomes of answered problems -> curve, table, picture."""
 
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from experiments.reporting.plots import pyplot
 from experiments.reporting.statistics import bootstrap, wilson
+from experiments.reporting.tables import markdown_table
 
-NAMES = {
+METHODS = {
     "greedy": "greedy",
     "self_consistency": "self-consistency",
     "best_of_n": "best-of-N, same scorer",
     "adapted": "adapted",
     "larger": "larger model alone",
 }
-"""Methods in the order of the table. N counts chains: K s + 1 after s steps of adaptation, the answer included."""
+"""Labels of the methods, in the order of the table. N counts chains: K s + 1 after s steps of adaptation, the answer
+included."""
 
 FILES = ("curve.json", "curve.md", "curve.png")
 """What `write` leaves."""
 
-Row = dict[str, Any]
+
+class BudgetOutcome(TypedDict):
+    """How one method did on a problem with one budget."""
+
+    method: str
+    n: int
+    correct: float
+    student_tokens: int
+    teacher_tokens: int
+    seconds: float
 
 
-def curve(rows: Sequence[Row]) -> list[Row]:
-    """One point for each method and N: accuracy with its 95% interval (Wilson), mean tokens, median seconds a problem.
+class Problem(TypedDict):
+    """One answered problem."""
 
-    rows: {"lines": [{"method", "n", "correct", "student_tokens", "teacher_tokens", "seconds"}, ...]} of each problem.
-    """
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        for line in row["lines"]:
-            groups.setdefault((line["method"], line["n"]), []).append(line)
-    order = list(NAMES)
-    points = []
-    for (method, n), lines in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
-        accuracy = wilson(int(sum(line["correct"] for line in lines)), len(lines))
-        tokens = {name: statistics.fmean(line[name] for line in lines) for name in ("student_tokens", "teacher_tokens")}
-        seconds = statistics.median(line["seconds"] for line in lines)
-        points.append({"method": method, "n": n, **accuracy._asdict(), **tokens, "seconds": seconds})
+    lines: Sequence[BudgetOutcome]
+
+
+class CurvePoint(TypedDict):
+    """One method and N: accuracy with its 95% interval, mean tokens, median seconds a problem."""
+
+    method: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    student_tokens: float
+    teacher_tokens: float
+    seconds: float
+
+
+class Gain(TypedDict):
+    """Accuracy of the adapted model minus that of a control, with the paired 95% interval."""
+
+    n: int
+    against: str
+    mean: float
+    low: float
+    high: float
+
+
+def curve(problems: Sequence[Problem]) -> list[CurvePoint]:
+    """Computes one point for each method and N, with the Wilson interval of its accuracy."""
+    groups: dict[tuple[str, int], list[BudgetOutcome]] = {}
+    for problem in problems:
+        for outcome in problem["lines"]:
+            groups.setdefault((outcome["method"], outcome["n"]), []).append(outcome)
+    order = list(METHODS)
+    points: list[CurvePoint] = []
+    for (method, n), outcomes in sorted(groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):
+        accuracy = wilson(int(sum(one["correct"] for one in outcomes)), len(outcomes))
+        points.append({
+            "method": method, "n": n, "mean": accuracy.mean, "low": accuracy.low, "high": accuracy.high,
+            "student_tokens": statistics.fmean(one["student_tokens"] for one in outcomes),
+            "teacher_tokens": statistics.fmean(one["teacher_tokens"] for one in outcomes),
+            "seconds": statistics.median(one["seconds"] for one in outcomes),
+        })  # fmt: skip
     return points
 
 
-def differences(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Adapted minus each control at the same N, problem by problem, with a paired 95% bootstrap interval."""
-    by_line = [{(line["method"], line["n"]): line["correct"] for line in row["lines"]} for row in rows]
-    sizes = sorted({n for method, n in by_line[0] if method == "adapted"})
-    against = [(n, other) for n in sizes for other in ("self_consistency", "best_of_n") if (other, n) in by_line[0]]
-    found = []
+def differences(problems: Sequence[Problem], seed: int) -> list[Gain]:
+    """Computes adapted minus each control at the same N, problem by problem, with a paired 95% bootstrap interval."""
+    correct = [{(one["method"], one["n"]): one["correct"] for one in problem["lines"]} for problem in problems]
+    sizes = sorted({n for method, n in correct[0] if method == "adapted"})
+    against = [(n, other) for n in sizes for other in ("self_consistency", "best_of_n") if (other, n) in correct[0]]
+    found: list[Gain] = []
     for n, other in against:
-        gain = bootstrap([[lines["adapted", n] - lines[other, n] for lines in by_line]], seed)
-        found.append({"n": n, "against": other, **gain._asdict()})
+        mean, low, high = bootstrap([[by_key["adapted", n] - by_key[other, n] for by_key in correct]], seed)
+        found.append({"n": n, "against": other, "mean": mean, "low": low, "high": high})
     return found
 
 
-def table(points: Sequence[Row], gains: Sequence[Row], problems: int) -> str:
-    """Markdown."""
-    lines = [
+def table(points: Sequence[CurvePoint], gains: Sequence[Gain], problems: int) -> str:
+    """Returns both as Markdown tables."""
+    lines = [["method", "N", "accuracy", "95%", "student tokens", "teacher tokens", "seconds"]]
+    for p in points:
+        accuracy = [f"{p['mean']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}"]
+        cost = [f"{p['student_tokens']:.1f}", f"{p['teacher_tokens']:.1f}", f"{p['seconds']:.3f}"]
+        lines.append([METHODS[p["method"]], str(p["n"]), *accuracy, *cost])
+    text = [
         f"Accuracy against budget, {problems} problems; a budget is the mean of one problem (seconds: median).",
         "",
-        "| method | N | accuracy | 95% | student tokens | teacher tokens | seconds |",
-        "|---|---:|---:|---|---:|---:|---:|",
+        markdown_table(lines, "lrrlrrr"),
     ]
-    for p in points:
-        accuracy = f"{p['mean']:.3f} | {p['low']:.3f} to {p['high']:.3f}"
-        cost = f"{p['student_tokens']:.1f} | {p['teacher_tokens']:.1f} | {p['seconds']:.3f}"
-        lines.append(f"| {NAMES[p['method']]} | {p['n']} | {accuracy} | {cost} |")
     if gains:
-        lines += ["", "| adapted minus | N | accuracy | 95%, paired |", "|---|---:|---:|---|"]
-    for g in gains:
-        interval = f"{g['low']:+.3f} to {g['high']:+.3f}"
-        lines.append(f"| {NAMES[g['against']]} | {g['n']} | {g['mean']:+.3f} | {interval} |")
-    return "\n".join(lines)
+        lines = [["adapted minus", "N", "accuracy", "95%, paired"]]
+        for g in gains:
+            interval = f"{g['low']:+.3f} to {g['high']:+.3f}"
+            lines.append([METHODS[g["against"]], str(g["n"]), f"{g['mean']:+.3f}", interval])
+        text += ["", markdown_table(lines, "lrrl")]
+    return "\n".join(text)
 
 
-def picture(path: Path, points: Sequence[Row]) -> None:
-    """Accuracy against student tokens (left) and against teacher tokens (right), one line a method."""
-    from experiments.reporting.plots import _pyplot
-
-    plt = _pyplot()
+def picture(path: Path, points: Sequence[CurvePoint]) -> None:
+    """Draws accuracy against student tokens (left) and against teacher tokens (right), one line a method."""
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.8), sharey=True, layout="constrained")
     for axis, cost in zip(axes, ("student_tokens", "teacher_tokens"), strict=True):
-        for index, method in enumerate(NAMES):
+        for index, method in enumerate(METHODS):
             mine = sorted((p for p in points if p["method"] == method), key=lambda p: p["n"])
             if mine:
                 x, y = [p[cost] for p in mine], [p["mean"] for p in mine]
                 error = [[p["mean"] - p["low"] for p in mine], [p["high"] - p["mean"] for p in mine]]
-                axis.errorbar(x, y, error, color=f"C{index}", marker="o", capsize=2, label=NAMES[method])
+                axis.errorbar(x, y, error, color=f"C{index}", marker="o", capsize=2, label=METHODS[method])
         axis.set(xlabel=f"{cost.replace('_', ' ')} a problem", ylabel="accuracy")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
@@ -94,10 +134,10 @@ def picture(path: Path, points: Sequence[Row]) -> None:
     plt.close(figure)
 
 
-def write(folder: Path, rows: Sequence[Row], seed: int) -> str:
-    """curve.json, curve.md and curve.png; returns the table."""
-    points, gains = curve(rows), differences(rows, seed)
-    text = table(points, gains, len(rows))
+def write(folder: Path, problems: Sequence[Problem], seed: int) -> str:
+    """Writes curve.json, curve.md and curve.png; returns the table."""
+    points, gains = curve(problems), differences(problems, seed)
+    text = table(points, gains, len(problems))
     (folder / "curve.json").write_text(json.dumps({"points": points, "differences": gains}, indent=1) + "\n")
     (folder / "curve.md").write_text(text + "\n")
     picture(folder / "curve.png", points)

@@ -1,15 +1,22 @@
-"""Pictures of a run (PNG): loss curves, and what is in a tuned state. matplotlib is imported where it is used."""
+"""Pictures of a run (PNG): loss curves, tuned states, a sweep of learning rates. matplotlib is imported when needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
 
 MATRICES = 24
+"""How many matrices of a state are drawn at most."""
 
 
-def _pyplot() -> Any:
+def pyplot() -> ModuleType:
+    """Returns matplotlib.pyplot, set up to draw into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -18,8 +25,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def smooth(values: Sequence[float], weight: float = 0.9) -> np.ndarray:
-    """Exponential moving average without bias at the start, as drawn in the loss curve."""
+def smooth(values: Sequence[float], weight: float = 0.9) -> Float[np.ndarray, "N"]:
+    """Computes the exponential moving average without bias at the start, as drawn in the loss curve."""
     total, norm, out = 0.0, 0.0, []
     for value in values:
         total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
@@ -30,11 +37,14 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> np.ndarray:
 def loss_curves(
     path: Path, curves: dict[str, list[tuple[int, float]]], held_out: dict[str, tuple[float, float]]
 ) -> None:
-    """One panel a job: training loss by step, and the held-out loss without and with the tuned state.
+    """Draws training loss by step, and the held-out loss without and with the tuned state, a panel a job.
 
-    curves: name -> [(step, loss in nats per completion token)]; held_out: name -> (vanilla, tuned) in the same unit.
+    Args:
+      path: of the PNG.
+      curves: name -> [(step, loss in nats per completion token)].
+      held_out: name -> (vanilla, tuned) in the same unit.
     """
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained")
@@ -54,12 +64,15 @@ def loss_curves(
     plt.close(figure)
 
 
-def state_maps(path: Path, wkv: np.ndarray, title: str) -> None:
-    """Left: Frobenius norm of S_0 by layer and head. Right: the matrices themselves (the largest, if there are many).
+def state_maps(path: Path, wkv: Float[np.ndarray, "L H V K"], title: str) -> None:
+    """Draws the Frobenius norm of S_0 by layer and head (left) and the matrices themselves (right).
 
-    wkv: [L,H,V,K] float32, value axis first.
+    Args:
+      path: of the PNG.
+      wkv: S_0 [L, H, V, K]; of more than `MATRICES` matrices the largest are drawn.
+      title: of the picture.
     """
-    plt = _pyplot()
+    plt = pyplot()
     norms = np.sqrt(np.square(wkv, dtype=np.float64).sum((-2, -1)))
     shown = np.sort(np.argsort(-norms, axis=None, kind="stable")[:MATRICES])
     columns = wkv.shape[1] if len(shown) == norms.size and wkv.shape[1] <= 6 else min(6, len(shown))
@@ -86,7 +99,7 @@ def state_maps(path: Path, wkv: np.ndarray, title: str) -> None:
     plt.close(figure)
 
 
-def _norm_map(figure: Any, norms: np.ndarray) -> None:
+def _norm_map(figure: "SubFigure", norms: Float[np.ndarray, "L H"]) -> None:
     """Heat-map of [L,H] norms, with the numbers written where there is room."""
     axis = figure.subplots()
     image = axis.imshow(norms, cmap="viridis", aspect="auto", vmin=0.0, interpolation="nearest")
@@ -104,8 +117,14 @@ def _norm_map(figure: Any, norms: np.ndarray) -> None:
 def sweep_curves(
     path: Path, losses: dict[str, dict[float, tuple[float, float, float]]], vanilla: dict[str, float]
 ) -> None:
-    """Held-out loss by learning rate, a panel a task. losses: task -> rate -> (mean, least, largest) over seeds."""
-    plt = _pyplot()
+    """Draws the held-out loss by learning rate, a panel a task.
+
+    Args:
+      path: of the PNG.
+      losses: task -> rate -> (mean, least, largest) over seeds, nats per token.
+      vanilla: task -> loss of the zero state.
+    """
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(losses), figsize=(3.6 * len(losses), 3.2), squeeze=False, layout="constrained")
     for axis, (task, by_rate) in zip(axes.flat, losses.items(), strict=True):
         rates = sorted(by_rate)

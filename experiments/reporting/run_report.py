@@ -1,14 +1,14 @@
-"""From the outcomes of a run's jobs to what people read: table, samples, verdict, hash; as Markdown and JSON too."""
+"""The report of a run: table, samples, verdict and hash of its jobs' outcomes, as text, Markdown and JSON."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from experiments.config.schema import RunConfig, digest, identified
+from experiments.config.schema import Json, digest
 from experiments.reporting.statistics import Interval, bootstrap, wilson
 from experiments.reporting.tables import markdown_table
 
@@ -46,65 +46,111 @@ class Outcome:
 
     @staticmethod
     def read(path: Path) -> "Outcome":
-        """The outcome written by `write`."""
+        """Reads the outcome that `write` wrote."""
         plain = json.loads(path.read_text())
         plain |= {key: Measurement(**plain[key]) for key in ("vanilla", "tuned")}
         return Outcome(**plain)
 
     def write(self, path: Path) -> None:
-        """Write as JSON, floats exactly."""
+        """Writes as JSON, floats exactly."""
         part = path.with_suffix(".part")
         part.write_text(json.dumps(dataclasses.asdict(self)))
         part.replace(path)
 
 
-def summarise(outcome: Outcome, seed: int) -> dict[str, Any]:
-    """Means and 95% intervals of one job: token-weighted losses and gains (paired bootstrap), accuracies (Wilson)."""
+class JobSummary(TypedDict):
+    """Means and intervals of one job; accuracies where there is a benchmark."""
+
+    records: int
+    loss_vanilla: float
+    loss_tuned: float
+    loss_change: Interval
+    vanilla: NotRequired[dict[str, Interval]]
+    """Metric -> accuracy."""
+    tuned: NotRequired[dict[str, Interval]]
+    headline: NotRequired[str]
+    gain: NotRequired[Interval]
+
+
+class _Unsigned(TypedDict):
+    config: dict[str, Json]
+    base_model_sha256: str
+    protocol: str
+    jobs: dict[str, JobSummary]
+    samples: dict[str, list[dict[str, str]]]
+    skipped_updates: dict[str, int]
+    mean_gain: Interval | None
+    verdict: str
+
+
+class RunResults(_Unsigned):
+    """results.json."""
+
+    sha256: str
+    """Of all else."""
+
+
+def summarise(outcome: Outcome, seed: int) -> JobSummary:
+    """Computes means and 95% intervals of one job.
+
+    Losses and gains are weighted by tokens (paired bootstrap), accuracies have Wilson intervals.
+    """
     before, after = outcome.vanilla, outcome.tuned
     tokens = np.asarray(before.tokens)
     change = (np.asarray(after.nll) - np.asarray(before.nll)) / tokens
-    row: dict[str, Any] = {
+    job: JobSummary = {
         "records": len(before.nll),
         "loss_vanilla": sum(before.nll) / sum(before.tokens),
         "loss_tuned": sum(after.nll) / sum(after.tokens),
         "loss_change": bootstrap([change.tolist()], seed, [before.tokens]),
     }
-    for metric, right in before.scores.items():
-        row.setdefault("vanilla", {})[metric] = wilson(round(sum(right)), len(right))
-        row.setdefault("tuned", {})[metric] = wilson(round(sum(after.scores[metric])), len(right))
+    if before.scores:
+        job["vanilla"] = {metric: wilson(round(sum(right)), len(right)) for metric, right in before.scores.items()}
+        job["tuned"] = {metric: wilson(round(sum(after.scores[metric])), len(x)) for metric, x in before.scores.items()}
     if outcome.headline:
-        row["headline"] = outcome.headline
-        row["gain"] = bootstrap([gains(outcome)], seed)
-    return row
+        job["headline"] = outcome.headline
+        job["gain"] = bootstrap([gains(outcome)], seed)
+    return job
 
 
 def gains(outcome: Outcome) -> list[float]:
-    """Tuned minus vanilla score of each item by the headline metric."""
+    """Returns the tuned minus vanilla score of each item by the headline metric."""
     assert outcome.headline is not None
     before, after = outcome.vanilla.scores[outcome.headline], outcome.tuned.scores[outcome.headline]
     return [b - a for a, b in zip(before, after, strict=True)]
 
 
-def results(config: RunConfig, base_hash: str, protocol: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Everything of a run that does not depend on clocks or folders, its verdict and its hash."""
-    jobs = {outcome.name: summarise(outcome, config.seed) for outcome in outcomes}
-    body: dict[str, Any] = {
-        "config": identified(config),
+def results(
+    settings: dict[str, Json], seed: int, base_hash: str, protocol: str, outcomes: Sequence[Outcome]
+) -> RunResults:
+    """Returns everything of a run that does not depend on clocks or folders, its verdict and its hash.
+
+    Args:
+      settings: all that can change a result.
+      seed: of the bootstrap.
+      base_hash: SHA-256 of the weights.
+      protocol: how the numbers were measured.
+      outcomes: of the finished jobs.
+    """
+    jobs = {outcome.name: summarise(outcome, seed) for outcome in outcomes}
+    scored = [gains(outcome) for outcome in outcomes if outcome.headline]
+    mean_gain = bootstrap(scored, seed) if scored else None
+    body: _Unsigned = {
+        "config": settings,
         "base_model_sha256": base_hash,
         "protocol": protocol,
         "jobs": jobs,
         "samples": {outcome.name: outcome.samples for outcome in outcomes},
         "skipped_updates": {outcome.name: outcome.skipped for outcome in outcomes},
+        "mean_gain": mean_gain,
+        "verdict": verdict(jobs, mean_gain),
     }
-    scored = [gains(outcome) for outcome in outcomes if outcome.headline]
-    body["mean_gain"] = bootstrap(scored, config.seed) if scored else None
-    body["verdict"] = verdict(jobs, body["mean_gain"])
-    return body | {"sha256": digest(body)}
+    return {**body, "sha256": digest(body)}
 
 
-def verdict(jobs: dict[str, dict[str, Any]], mean_gain: Interval | None) -> str:
-    """'PASS' or 'FAIL (reason)', by `CRITERION`."""
-    worse = [name for name, row in jobs.items() if not row["loss_tuned"] < row["loss_vanilla"]]
+def verdict(jobs: dict[str, JobSummary], mean_gain: Interval | None) -> str:
+    """Returns 'PASS' or 'FAIL (reason)', by `CRITERION`."""
+    worse = [name for name, job in jobs.items() if not job["loss_tuned"] < job["loss_vanilla"]]
     if worse:
         return f"FAIL (held-out loss did not fall: {', '.join(worse)})"
     if mean_gain is not None and not mean_gain.low > 0:
@@ -120,27 +166,33 @@ def _percent(x: Interval) -> str:
     return f"{100 * x.mean:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]"
 
 
-def table_rows(body: dict[str, Any]) -> list[list[str]]:
-    """The header and one row a job, and the mean over benchmarks."""
-    scored = body["mean_gain"] is not None
-    rows = [["task", "records", "loss vanilla", "loss tuned", "change [95%]"]]
-    rows[0] += ["acc. % vanilla [95%]", "acc. % tuned [95%]", "gain, points [95%]"] if scored else []
-    for name, row in body["jobs"].items():
-        change = row["loss_change"]
-        cells = [name, str(row["records"]), f"{row['loss_vanilla']:.3f}", f"{row['loss_tuned']:.3f}"]
+def table_lines(body: RunResults) -> list[list[str]]:
+    """Returns the header, one line a job, and the mean over benchmarks."""
+    mean_gain = body["mean_gain"]
+    lines = [["task", "records", "loss vanilla", "loss tuned", "change [95%]"]]
+    lines[0] += [] if mean_gain is None else ["acc. % vanilla [95%]", "acc. % tuned [95%]", "gain, points [95%]"]
+    for name, job in body["jobs"].items():
+        change = job["loss_change"]
+        cells = [name, str(job["records"]), f"{job['loss_vanilla']:.3f}", f"{job['loss_tuned']:.3f}"]
         cells.append(f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]")
-        if scored:
-            before, after = (row[state][row["headline"]] for state in ("vanilla", "tuned"))
-            cells += [_percent(before), _percent(after), _points(row["gain"])]
-        rows.append(cells)
-    if scored and len(body["jobs"]) > 1:
-        rows.append(["mean gain", "", "", "", "", "", "", _points(body["mean_gain"])])
-    return rows
+        if mean_gain is not None:
+            cells += _accuracy_cells(job)
+        lines.append(cells)
+    if mean_gain is not None and len(body["jobs"]) > 1:
+        lines.append(["mean gain", "", "", "", "", "", "", _points(mean_gain)])
+    return lines
+
+
+def _accuracy_cells(job: JobSummary) -> list[str]:
+    if not ("headline" in job and "vanilla" in job and "tuned" in job and "gain" in job):
+        raise ValueError("a run scores all of its jobs by benchmarks, or none")
+    metric = job["headline"]
+    return [_percent(job["vanilla"][metric]), _percent(job["tuned"][metric]), _points(job["gain"])]
 
 
 def sample_text(sample: dict[str, str], width: int = 400) -> str:
-    """One prompt continued without and with the tuned state; long prompts lose their start, long answers their end."""
-    parts = {key: value if len(value) <= width else value[:width] + "..." for key, value in sample.items()}
+    """Returns one prompt continued without and with the tuned state; long prompts lose their start, long answers their end."""
+    """Returns one prompt continued without and with the tuned state, long prompts cut at the start, long answers at the end."""
     if len(sample["prompt"]) > width:
         parts["prompt"] = "..." + sample["prompt"][-width:]
     names = {"prompt": "prompt ", "wanted": "wanted ", "vanilla": "vanilla", "tuned": "tuned  "}
@@ -148,12 +200,10 @@ def sample_text(sample: dict[str, str], width: int = 400) -> str:
     return "\n".join(f"  {name} | {text}" for name, text in shown)
 
 
-def markdown(
-    body: dict[str, Any], outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]
-) -> str:
-    """The report as Markdown, pictures by relative name."""
+def markdown(body: RunResults, outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]) -> str:
+    """Returns the report as Markdown, pictures by relative name."""
     title = f"# {body['config']['name']}: vanilla against a tuned state"
-    lines = [title, "", markdown_table(table_rows(body)), "", body["protocol"], ""]
+    lines = [title, "", markdown_table(table_lines(body)), "", body["protocol"], ""]
     lines += [f"![{name}]({name})" for name in pictures] + [""]
     for outcome in outcomes:
         lines += [f"## {outcome.name}", ""]
@@ -163,8 +213,8 @@ def markdown(
 
 
 def write(
-    folder: Path, body: dict[str, Any], outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]
+    folder: Path, body: RunResults, outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]
 ) -> None:
-    """Write report.md and results.json."""
+    """Writes report.md and results.json."""
     (folder / "report.md").write_text(markdown(body, outcomes, pictures, commands))
     (folder / "results.json").write_text(json.dumps(body, indent=1) + "\n")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.config.study import LARGER
-from experiments.reporting.accuracy_curve import NAMES
-from experiments.reporting.plots import _pyplot, smooth
+from experiments.reporting.accuracy_curve import METHODS
+from experiments.reporting.plots import pyplot, smooth
 from experiments.reporting.statistics import Interval
 from experiments.study.labels import LABELS
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def accuracies(path: Path, found: dict[str, dict[str, Interval]], tasks: Sequence[str]) -> None:
     """Accuracy with its 95% interval for each method of the student, a panel a benchmark; vanilla as a line."""
-    plt = _pyplot()
+    plt = pyplot()
     names = [name for name in found if not name.startswith(LARGER)]
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(3.0 + 2.6 * len(tasks), 0.9 + 0.28 * len(names)), squeeze=False, sharey=True,
@@ -46,11 +46,11 @@ def _color(name: str) -> str:
 
 def scaling(path: Path, found: dict[str, Any]) -> None:
     """Accuracy against student tokens (top) and teacher tokens (bottom), a column a benchmark, a line a method."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(2, len(found), figsize=(1 + 3.5 * len(found), 6.2), squeeze=False, layout="constrained")
     for column, (task, one) in enumerate(found.items()):
         for axis, cost in zip(axes[:, column], ("student_tokens", "teacher_tokens"), strict=True):
-            for index, (method, label) in enumerate(NAMES.items()):
+            for index, (method, label) in enumerate(METHODS.items()):
                 mine = sorted((p for p in one["points"] if p["method"] == method), key=lambda p: p["n"])
                 if mine:
                     x, y = [p[cost] for p in mine], [100 * p["mean"] for p in mine]
@@ -65,7 +65,7 @@ def scaling(path: Path, found: dict[str, Any]) -> None:
 
 def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]]]) -> None:
     """Condition number of C~ over steps: mean of layers, heads and cells, and the range of cells."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
     names = {"standard": "plain Adam (R = I)", "dbp": "DBP", "whitened": "exact whitening"}
     for index, (name, label) in enumerate(names.items()):
@@ -82,7 +82,7 @@ def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]
 
 def queries(path: Path, rows: Sequence[Row]) -> None:
     """|q_t| against t by layer: how strongly S_0 is still read; dotted, |psi(r_t)| of the upscaled part."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(
         1, len(rows), figsize=(1 + 3.5 * len(rows), 3.4), squeeze=False, sharey=True, layout="constrained"
     )
@@ -103,7 +103,7 @@ def queries(path: Path, rows: Sequence[Row]) -> None:
 
 def rates(path: Path, tries: Sequence[Row], tasks: Sequence[str]) -> None:
     """Validation loss by learning rate, a panel a benchmark, a line a method."""
-    plt = _pyplot()
+    plt = pyplot()
     names = [name for name in dict.fromkeys(row["row"] for row in tries) if name != "test_time"]
     colors = plt.get_cmap("tab20").colors
     figure, axes = plt.subplots(1, len(tasks), figsize=(1 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
@@ -126,7 +126,7 @@ def speed(path: Path, losses: dict[str, list[float]], seconds: dict[str, float])
     losses: row -> loss by step, the same batches; the first row is plain Adam. seconds: row -> of one step. Right: the
     paired difference at a step, corrected by what Adam's smoothed loss falls in the seconds that it has more.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     base, *others = losses
     steps, trend = np.arange(1, len(losses[base]) + 1), smooth(losses[base], 0.97)

@@ -7,10 +7,10 @@ import pytest
 
 from experiments.commands import scale as command
 from experiments.config.overrides import UsageError
-from experiments.evaluation import problems
+from experiments.evaluation import problems, scaling
 from experiments.pocket import benchmarks
 from experiments.reporting import accuracy_curve
-from experiments.reporting.plots import _pyplot
+from experiments.reporting.plots import pyplot
 from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN
 
 
@@ -42,13 +42,13 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path
     assert "| best-of-N, same scorer | 3 |" in printed
     assert (out / "curve.png").stat().st_size > 1000
     points = json.loads((out / "curve.json").read_text())["points"]
-    assert [p["method"] for p in points] == list(accuracy_curve.NAMES)
+    assert [p["method"] for p in points] == list(accuracy_curve.METHODS)
     log = out / "answers.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:2]) + lines[2][:20])
     asked = []
-    real = command.answer
-    monkeypatch.setattr(command, "answer", lambda s, items: asked.append(len(items)) or real(s, items))
+    real = scaling.answer
+    monkeypatch.setattr(scaling, "answer", lambda s, items: asked.append(len(items)) or real(s, items))
     assert command.main(words) == 0
     assert asked == [2]
     assert rows(out) == whole
@@ -77,13 +77,13 @@ def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, 
         raise ValueError("the server knows no such model")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "answer", refuse)
+        patch.setattr(scaling, "answer", refuse)
         assert command.main([*words, "--overwrite"]) == 2
     assert "no such model" in capsys.readouterr().err
     assert {path: path.read_text() for path in out.iterdir()} == before
     (out / "answers.jsonl").unlink()
     line = {"n": 1, "correct": 1.0, "student_tokens": 1, "teacher_tokens": 1, "seconds": 0.5}
-    monkeypatch.setattr(command, "answer", lambda session, items: [[{"method": "greedy", **line}]] * len(items))
+    monkeypatch.setattr(scaling, "answer", lambda session, items: [[{"method": "greedy", **line}]] * len(items))
     assert command.main(words) == 0
     assert (out / "my_notes.txt").read_text() == "dear"
     assert len(rows(out)) == 4
@@ -135,7 +135,7 @@ def test_the_curve_averages_and_pairs():
 
 def test_the_legend_hides_nothing_of_the_curve(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(_pyplot(), "close", drawn.append)
+    monkeypatch.setattr(pyplot(), "close", drawn.append)
     cost = {"student_tokens": 10, "teacher_tokens": 4}
     points = [{"method": "adapted", "n": n, "mean": 0.5, "low": 0.2, "high": 0.8, **cost} for n in (3, 5)]
     accuracy_curve.picture(tmp_path / "curve.png", points)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.config.overrides import apply_overrides
-from experiments.config.schema import RunConfig
+from experiments.config.schema import RunConfig, identified
 from experiments.reporting import plots, run_report, statistics
 from experiments.reporting.run_report import Measurement, Outcome
 from experiments.reporting.tables import text_table
@@ -38,7 +38,8 @@ def plain(job):
 
 
 def results(outcomes, config=None):
-    return run_report.results(config or RunConfig(), "base", "protocol", outcomes)
+    config = config or RunConfig()
+    return run_report.results(identified(config), config.seed, "base", "protocol", outcomes)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_summary_is_weighted_by_tokens():
 def test_tables_and_files(tmp_path):
     outcomes = [outcome(), outcome("winogrande", change=-0.5)]
     body = results(outcomes)
-    text = text_table(run_report.table_rows(body)).splitlines()
+    text = text_table(run_report.table_lines(body)).splitlines()
     assert [line.split()[0] for line in text[2:]] == ["arc", "winogrande", "mean"]
     assert "30.0 [21.9, 39.6]" in text[2]
     run_report.write(tmp_path, body, outcomes, ["loss.png"], ["python x"])
@@ -90,7 +91,7 @@ def test_tables_and_files(tmp_path):
     assert "| winogrande | 20 |" in page
     assert f"RESULT: PASS\nReproducibility hash: {body['sha256']}" in page
     assert json.loads((tmp_path / "results.json").read_text())["sha256"] == body["sha256"]
-    assert {len(row) for row in run_report.table_rows(results([plain(outcome())]))} == {5}
+    assert {len(row) for row in run_report.table_lines(results([plain(outcome())]))} == {5}
 
 
 def test_long_samples_are_shortened():
