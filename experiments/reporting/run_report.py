@@ -191,8 +191,9 @@ def _accuracy_cells(job: JobSummary) -> list[str]:
 
 
 def sample_text(sample: dict[str, str], width: int = 400) -> str:
-    """Returns one prompt continued without and with the tuned state; long prompts lose their start, long answers their end."""
-    """Returns one prompt continued without and with the tuned state, long prompts cut at the start, long answers at the end."""
+    """Returns one prompt continued without and with the tuned state; the start of long prompts and the end of long
+    answers are cut off."""
+    parts = {key: value if len(value) <= width else value[:width] + "..." for key, value in sample.items()}
     if len(sample["prompt"]) > width:
         parts["prompt"] = "..." + sample["prompt"][-width:]
     names = {"prompt": "prompt ", "wanted": "wanted ", "vanilla": "vanilla", "tuned": "tuned  "}
