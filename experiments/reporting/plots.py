@@ -1,6 +1,6 @@
 """Pictures of a run (PNG): loss curves, tuned states, a sweep of learning rates. matplotlib is imported when needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -115,7 +115,7 @@ def _norm_map(figure: "SubFigure", norms: Float[np.ndarray, "L H"]) -> None:
 
 
 def sweep_curves(
-    path: Path, losses: dict[str, dict[float, tuple[float, float, float]]], vanilla: dict[str, float]
+    path: Path, losses: Mapping[str, Mapping[float, tuple[float, float, float]]], vanilla: Mapping[str, float]
 ) -> None:
     """Draws the held-out loss by learning rate, a panel a task.
 

@@ -1,102 +1,105 @@
-"""From the rows of a finished table to its report, JSON file and pictures."""
+"""From the records of a finished table to its report, JSON file and pictures."""
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from experiments.build import EMBEDDED
-from experiments.config.schema import BOOKKEEPING, resolved
-from experiments.config.study import TableRunConfig
-from experiments.study import plots, question_kinds, report, summary
+from experiments.config.schema import DataConfig, EvaluateConfig, Json, identified
+from experiments.reporting import jsonl_store
+from experiments.study import plots, report, summary
+from experiments.study.accuracy_by_kind import accuracy_by_kind
+from experiments.study.plan import Plan
+from experiments.study.records import CellRecord, RateRecord, TableResults
 from experiments.training.run_folder import TRIES_FILE
 
 RATES_FILE = Path(__file__).with_name(TRIES_FILE)
 """The search for learning rates that paper_table's own rest on."""
 
 
-def tries_of(config: TableRunConfig) -> list[dict[str, Any]]:
-    """What the search for the table's learning rates has tried: in the table's folder, or shipped with its config."""
-    own = config.folder / TRIES_FILE
-    path = own if own.is_file() else RATES_FILE if config.name.startswith("paper_table") else None
-    return [json.loads(line) for line in path.read_text().splitlines()] if path else []
+def tries_of(folder: Path, name: str) -> list[RateRecord]:
+    """Returns what the search for a table's learning rates has tried: in its folder, or shipped with its config."""
+    own = folder / TRIES_FILE
+    path = own if own.is_file() else RATES_FILE if name.startswith("paper_table") else None
+    return cast(list[RateRecord], jsonl_store.read(path)) if path else []
 
 
-def without_folders(config: TableRunConfig) -> TableRunConfig:
-    """The settings with files by their names alone: where they lay is nobody's business."""
-    model = dataclasses.replace(config.model, checkpoint=_name(config.model.checkpoint))
-    data = dataclasses.replace(config.data, dir=config.data.dir and _name(config.data.dir))
-    return dataclasses.replace(config, model=model, data=data, larger=config.larger and _name(config.larger))
+def without_folders(settings: dict[str, Json]) -> dict[str, Json]:
+    """Returns the settings with files by their names alone."""
+    model, data, larger = settings["model"], settings["data"], settings["larger"]
+    assert isinstance(model, dict)
+    assert isinstance(data, dict)
+    model = {**model, "checkpoint": file_name(str(model["checkpoint"]))}
+    data = {**data, "dir": data["dir"] and file_name(str(data["dir"]))}
+    return {**settings, "model": model, "data": data, "larger": larger and file_name(str(larger))}
 
 
-def _name(path: str) -> str:
+def file_name(path: str) -> str:
+    """Returns the name of an embedded model or of a file without its folders."""
     return path if path in EMBEDDED else Path(path).name
 
 
-def body_of(config: TableRunConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The results with the settings that they come from."""
-    config = without_folders(config)
-    return (
-        {
-            "config": resolved(config, without=BOOKKEEPING),
-            "command": f"python -m experiments.run --config {config.name}",
-            "protocol": protocol(config),
-        }
-        | summary.summarise(config, rows)
-        | {"kinds": question_kinds.by_kind(config, rows)}
-    )
+def results(plan: Plan, records: Sequence[CellRecord]) -> TableResults:
+    """Computes the results of a table, with the settings that they come from."""
+    config = plan.config
+    data, limits = config.data, config.evaluate
+    rates = {name: learned.rates for name, learned in config.rows.items()}
+    embedded = () if data.dir or data.train else data.names
+    return {
+        "config": without_folders(identified(config)),
+        "command": f"python -m experiments.run --config {config.name}",
+        "protocol": protocol(config.name, config.model.checkpoint, limits, data, config.tune.steps, config.seeds),
+        **summary.summarise(records, data.names, config.seeds, config.scaling.names, rates, config.seed),
+        "kinds": accuracy_by_kind(records, embedded, limits.split, limits.max_records, config.seed),
+    }
 
 
-def protocol(config: TableRunConfig) -> str:
-    """How the numbers were measured."""
-    limits, data = config.evaluate, config.data
+def protocol(
+    name: str, checkpoint: str, limits: EvaluateConfig, data: DataConfig, steps: int, seeds: Sequence[int]
+) -> str:
+    """Returns how the numbers were measured."""
     text = (
-        f"Model {config.model.checkpoint}; the {limits.split} split, at most {limits.max_records} records of each "
-        f"benchmark, scored as in lm-evaluation-harness 0.4.13, 0 shots, greedy. Every tuned row: {config.tune.steps} "
+        f"Model {file_name(checkpoint)}; the {limits.split} split, at most {limits.max_records} records of each "
+        f"benchmark, scored as in lm-evaluation-harness 0.4.13, 0 shots, greedy. Every tuned row: {steps} "
         f"steps of {data.batch_size} training records, Adam, its own learning rate for each benchmark, chosen on the "
-        f"validation split. Seeds {', '.join(map(str, config.seeds))} draw the order of records, random starts and "
+        f"validation split. Seeds {', '.join(map(str, seeds))} draw the order of records, random starts and "
         "supports. Intervals: 95%, bootstrap over items and seeds, crossed."
     )
-    if config.name.endswith("_fast"):
+    if name.endswith("_fast"):
         text += " **A fast run: fewer records, seeds and steps than `paper_table`; its numbers prove nothing.**"
     return text
 
 
 def draw(
-    body: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
-    tries: Sequence[dict[str, Any]],
-    folder: Path,
-    prefix: str = "",
+    body: TableResults, records: Sequence[CellRecord], tries: Sequence[RateRecord], folder: Path, prefix: str = ""
 ) -> list[str]:
-    """All pictures that there is something for; returns their names, which begin with `prefix`."""
-    tasks, done = body["tasks"], []
+    """Draws all pictures that there is something for; returns their names, which begin with `prefix`."""
+    tasks, done = body["tasks"], list[str]()
 
-    def picture(name: str, make: Any, *args: Any) -> None:
-        make(folder / f"{prefix}{name}.png", *args)
+    def file(name: str) -> Path:
         done.append(f"{prefix}{name}.png")
+        return folder / done[-1]
 
-    picture("accuracy", plots.accuracies, body["accuracy"], tasks)
+    plots.accuracies(file("accuracy"), body["accuracy"], tasks)
     if body["scaling"]:
-        picture("scaling", plots.scaling, body["scaling"])
+        plots.scaling(file("scaling"), body["scaling"])
     if body["conditions"]:
-        picture("condition", plots.conditions, body["conditions"])
+        plots.conditions(file("condition"), body["conditions"])
     forms = [name for name in ("standard", "dbp", "whitened") if name in body["seconds"]]
-    losses = summary.training(rows, forms)
+    losses = summary.training_losses(records, forms)
     if len(losses) > 1:
         seconds = {name: sum(body["seconds"][name].values()) / len(tasks) for name in forms}
-        picture("speed", plots.speed, losses, seconds)
-    looks = [row for row in rows if row["kind"] == "queries"]
-    if looks:
-        picture("queries", plots.queries, looks)
+        plots.speed(file("speed"), losses, seconds)
+    queries = [record for record in records if record["kind"] == "queries"]
+    if queries:
+        plots.queries(file("queries"), queries)
     if tries:
-        picture("rates", plots.rates, tries, tasks)
+        plots.rates(file("rates"), tries, tasks)
     return done
 
 
-def write(config: TableRunConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """report.md, results.json and pictures in the run's folder."""
-    body = body_of(config, rows)
-    report.write(config.folder, body, draw(body, rows, tries_of(config), config.folder))
+def write(plan: Plan, records: Sequence[CellRecord]) -> TableResults:
+    """Writes report.md, results.json and pictures into the run's folder."""
+    body, folder = results(plan, records), plan.config.folder
+    report.write(folder, body, draw(body, records, tries_of(folder, plan.config.name), folder))
     return body

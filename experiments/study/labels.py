@@ -1,4 +1,6 @@
-"""How rows are called in tables and pictures, in their order there."""
+"""The names of methods in tables and pictures, in their order there."""
+
+from collections.abc import Iterable
 
 LABELS = {
     "vanilla": "vanilla (zero state)",
@@ -27,7 +29,7 @@ FOUR = ("standard", "upscale", "dbp", "upscale_dbp")
 """The methods that the claims are about."""
 
 
-def in_order(names: "list[str]") -> "list[str]":
-    """Known rows in the order of LABELS, then others."""
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns known methods in the order of LABELS, then others."""
     known = list(LABELS)
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.config.study import LARGER
 from experiments.reporting.accuracy_curve import METHODS
 from experiments.reporting.plots import pyplot, smooth
-from experiments.reporting.statistics import Interval
 from experiments.study.labels import LABELS
+from experiments.study.records import ByMethod, QueriesRecord, RateRecord, ScalingResult
 
-Row = dict[str, Any]
 
-
-def accuracies(path: Path, found: dict[str, dict[str, Interval]], tasks: Sequence[str]) -> None:
-    """Accuracy with its 95% interval for each method of the student, a panel a benchmark; vanilla as a line."""
+def accuracies(path: Path, found: ByMethod, tasks: Sequence[str]) -> None:
+    """Draws accuracy with its 95% interval for each method of the student, a panel a benchmark; vanilla as a line."""
     plt = pyplot()
     names = [name for name in found if not name.startswith(LARGER)]
     figure, axes = plt.subplots(
@@ -44,8 +41,8 @@ def _color(name: str) -> str:
     return "0.4" if name == "vanilla" else "C0" if name in own else "C1"
 
 
-def scaling(path: Path, found: dict[str, Any]) -> None:
-    """Accuracy against student tokens (top) and teacher tokens (bottom), a column a benchmark, a line a method."""
+def scaling(path: Path, found: dict[str, ScalingResult]) -> None:
+    """Draws accuracy against student tokens (top) and teacher tokens (bottom), a column a benchmark."""
     plt = pyplot()
     figure, axes = plt.subplots(2, len(found), figsize=(1 + 3.5 * len(found), 6.2), squeeze=False, layout="constrained")
     for column, (task, one) in enumerate(found.items()):
@@ -64,7 +61,7 @@ def scaling(path: Path, found: dict[str, Any]) -> None:
 
 
 def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]]]) -> None:
-    """Condition number of C~ over steps: mean of layers, heads and cells, and the range of cells."""
+    """Draws the condition number of C~ over steps: mean of layers, heads and cells, and the range of cells."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 3.8), layout="constrained")
     names = {"standard": "plain Adam (R = I)", "dbp": "DBP", "whitened": "exact whitening"}
@@ -80,20 +77,20 @@ def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]
     plt.close(figure)
 
 
-def queries(path: Path, rows: Sequence[Row]) -> None:
-    """|q_t| against t by layer: how strongly S_0 is still read; dotted, |psi(r_t)| of the upscaled part."""
+def queries(path: Path, records: Sequence[QueriesRecord]) -> None:
+    """Draws |q_t| against t by layer: how strongly S_0 is still read; dotted, |psi(r_t)| of the upscaled part."""
     plt = pyplot()
     figure, axes = plt.subplots(
-        1, len(rows), figsize=(1 + 3.5 * len(rows), 3.4), squeeze=False, sharey=True, layout="constrained"
+        1, len(records), figsize=(1 + 3.5 * len(records), 3.4), squeeze=False, sharey=True, layout="constrained"
     )
     styles = {"vanilla": ("q", "-", "|q_t|, zero state"), "standard": ("q", "--", "|q_t|, tuned state")}
     styles["upscale"] = ("psi", ":", "|psi(r_t)|, upscaled")
-    for axis, row in zip(axes.flat, rows, strict=True):
+    for axis, record in zip(axes.flat, records, strict=True):
         for name, (key, line, label) in styles.items():
-            for layer, values in enumerate(row["norms"].get(name, {}).get(key, [])):
+            for layer, values in enumerate(record["norms"].get(name, {}).get(key, [])):
                 text = f"layer {layer}, {label}" if name == "vanilla" else label if layer == 0 else None
                 axis.plot(np.arange(1, len(values) + 1), np.maximum(values, 1e-6), line, color=f"C{layer}", label=text)
-        axis.set(title=row["task"], xlabel="token t", yscale="log")
+        axis.set(title=record["task"], xlabel="token t", yscale="log")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("norm, mean over heads and texts")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
@@ -101,10 +98,10 @@ def queries(path: Path, rows: Sequence[Row]) -> None:
     plt.close(figure)
 
 
-def rates(path: Path, tries: Sequence[Row], tasks: Sequence[str]) -> None:
-    """Validation loss by learning rate, a panel a benchmark, a line a method."""
+def rates(path: Path, tries: Sequence[RateRecord], tasks: Sequence[str]) -> None:
+    """Draws the validation loss by learning rate, a panel a benchmark, a line a method."""
     plt = pyplot()
-    names = [name for name in dict.fromkeys(row["row"] for row in tries) if name != "test_time"]
+    names = [name for name in dict.fromkeys(one["row"] for one in tries) if name != "test_time"]
     colors = plt.get_cmap("tab20").colors
     figure, axes = plt.subplots(1, len(tasks), figsize=(1 + 3.5 * len(tasks), 3.6), squeeze=False, layout="constrained")
     for axis, task in zip(axes.flat, tasks, strict=True):
@@ -121,10 +118,14 @@ def rates(path: Path, tries: Sequence[Row], tasks: Sequence[str]) -> None:
 
 
 def speed(path: Path, losses: dict[str, list[float]], seconds: dict[str, float]) -> None:
-    """Smoothed training loss minus plain Adam's, after the same steps (left) and after the same seconds (right).
+    """Draws the smoothed training loss minus plain Adam's after the same steps (left) and the same seconds (right).
 
-    losses: row -> loss by step, the same batches; the first row is plain Adam. seconds: row -> of one step. Right: the
-    paired difference at a step, corrected by what Adam's smoothed loss falls in the seconds that it has more.
+    Right: the paired difference at a step, corrected by what Adam's smoothed loss falls in its additional seconds.
+
+    Args:
+      path: of the PNG.
+      losses: method -> loss by step on the same batches; the first method is plain Adam.
+      seconds: method -> of one step.
     """
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")

@@ -1,183 +1,142 @@
-"""`python -m experiments.study.rate_search --config paper_table`: the learning rate of each row on each benchmark.
+"""The learning rate of each tuned method on each benchmark.
 
-For every row: held-out loss on the validation split after the table's number of steps, at 0.01, 0.1 and 1, and then
+For every method: held-out loss on the validation split after the table's number of steps, at 0.01, 0.1 and 1, and then
 along a ladder of rates from the best of them until both its neighbours are worse. One JSON line a try is kept in
-rates.jsonl, found again by settings, data and weights, so an interrupted search goes on with the same command. Prints
-what to put into the config.
-
-`rows=NAME,...` limits the search. `rows=test_time` looks for the step size of test-time scaling, by accuracy, and needs
-the rates of the states that it uses.
+rates.jsonl, found again by settings, data and weights, so an interrupted search goes on with the same command.
 """
 
 import dataclasses
-import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from experiments.config.cli import documented, take_word
 from experiments.config.overrides import UsageError
-from experiments.config.schema import check, load_config, resolved
-from experiments.config.study import TableRunConfig
-from experiments.run import split_config
-from experiments.study.store import Cell, Store
+from experiments.config.schema import identified
+from experiments.study import tuning
+from experiments.study.learning_rates import climb, loss_or_infinity
+from experiments.study.plan import Plan, searched_methods
+from experiments.study.records import RateRecord
+from experiments.study.resources import Program, load_resources
+from experiments.study.scaling import Scaling
+from experiments.study.store import Cell, CellStore
+from experiments.study.summary import adapted_is_right
+from experiments.training.preemption import Interrupt
+from experiments.training.run_folder import TRIES_FILE
+from rwkv7_jax.compile_cache import use_compilation_cache
 
-if TYPE_CHECKING:
-    from experiments.training.preemption import Interrupt
-
-LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
-STARTS = (1e-2, 1e-1, 1.0)
-
-
-def climb(loss: Callable[[float], float], ladder: Sequence[float] = LADDER, starts: Sequence[float] = STARTS) -> float:
-    """The rate of `ladder` at the local minimum of `loss` below the best of `starts`; an end may be one."""
-    known: dict[int, float] = {}
-
-    def value(index: int) -> float:
-        if not 0 <= index < len(ladder):
-            return float("inf")
-        if index not in known:
-            known[index] = loss(ladder[index])
-        return known[index]
-
-    best = min(map(ladder.index, starts), key=value)
-    while True:
-        other = min((best, best + 1, best - 1), key=value)
-        if other == best:
-            return ladder[best]
-        best = other
+TEST_TIME = "test_time"
+"""Stands for the step size of test-time scaling among the names of methods."""
 
 
-class Search:
+def search(plan: Plan, methods: Sequence[str] | None = None) -> int:
+    """Searches the learning rates of methods and prints what to put into the config.
+
+    Args:
+      plan: the table; the split that is scored is the validation split, whatever its config says.
+      methods: names of tuned methods; "test_time" is the step size of test-time scaling, by accuracy, which needs the
+        rates of the states that it uses. None: all methods that have rates of their own.
+
+    Returns:
+      0.
+
+    Raises:
+      UsageError: there is no such method.
+      Interrupted: a signal came; the same search goes on.
+    """
+    config = plan.config
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
+    names = searched_methods(config.rows) if methods is None else methods
+    if wrong := [name for name in names if name not in (*config.rows, TEST_TIME)]:
+        raise UsageError(f"rows: no row {wrong[0]!r} (rows: {', '.join(config.rows)}, {TEST_TIME})")
+    use_compilation_cache(config.system.compilation_cache)
+    with Interrupt() as interrupt:
+        found = RateSearch(Plan(config), interrupt)
+        for name in names:
+            rates = found.best_scaling() if name == TEST_TIME else found.best(name)
+            print(f"    {name!r}: {rates},", flush=True)
+    return 0
+
+
+class RateSearch:
     """Tries, each kept when it is done."""
 
-    def __init__(self, config: TableRunConfig, interrupt: "Interrupt"):
-        from experiments.study.lab import Lab
-        from experiments.training.run_folder import TRIES_FILE
+    def __init__(self, plan: Plan, interrupt: Interrupt):
+        plan.config.folder.mkdir(parents=True, exist_ok=True)
+        self.config, self.settings = plan.config, identified(plan.config)
+        self.resources, self.seed = load_resources(plan, interrupt), plan.config.seeds[0]
+        self.store = CellStore[RateRecord](plan.config.folder / TRIES_FILE)
 
-        config.folder.mkdir(parents=True, exist_ok=True)
-        self.config, self.lab, self.seed = config, Lab(config, interrupt), config.seeds[0]
-        self.store = Store(config.folder / TRIES_FILE)
-
-    def best(self, row: str) -> dict[str, float]:
-        """benchmark -> chosen rate."""
-        self.lab.make_room()
+    def best(self, method: str) -> dict[str, float]:
+        """Returns benchmark -> chosen rate."""
+        self.resources.make_room()
         program = None
 
-        def made() -> Any:
+        def made() -> Program:
             nonlocal program
-            program = program or self.lab.program(row, self.seed)
+            program = program or self.resources.program(method, self.seed)
             return program
 
-        return {task: climb(partial(self._loss, row, task, made)) for task in self.lab.jobs}
+        return {task: climb(partial(self._loss, method, task, made)) for task in self.resources.jobs}
 
     def best_scaling(self) -> dict[str, float]:
-        """The step size of test-time scaling by accuracy, one for all benchmarks, climbing from 0.01."""
-        from experiments.study import scaling
-
-        config, made = self.config, scaling.program(self.lab)
-        for row in ("standard", "larger_standard"):
-            for task in config.scaling.tasks:
-                if not self.lab.state_file(row, task, self.seed).is_file():
-                    self._tune(row, task, self.lab.program(row, self.seed), config.rows[row].rates[task], keep=True)
+        """Returns the step size of test-time scaling by accuracy, one for all benchmarks, climbing from 0.01."""
+        resources, tasks = self.resources, self.config.scaling.names
+        scaling = Scaling(resources, self.config.scaling)
+        for method in ("standard", "larger_standard"):
+            for task in tasks:
+                if not resources.state_file(method, task, self.seed).is_file():
+                    rate, program = resources.methods[method].rates[task], resources.program(method, self.seed)
+                    self._tune(method, task, program, rate, keep=True)
 
         def wrong(rate: float) -> float:
-            errors = [self._scaling_error(task, made, rate) for task in config.scaling.tasks]
+            errors = [self._scaling_error(scaling, task, rate) for task in tasks]
             return sum(errors) / len(errors)
 
-        return dict.fromkeys(config.scaling.tasks, climb(wrong, starts=(1e-2,)))
+        return dict.fromkeys(tasks, climb(wrong, starts=(1e-2,)))
 
-    def _loss(self, row: str, task: str, made: Callable[[], Any], rate: float) -> float:
+    def _loss(self, method: str, task: str, made: Callable[[], Program], rate: float) -> float:
         """Validation loss, infinite where tuning diverges."""
-        from state_tuning.core.non_finite import NonFiniteError
+        cell = Cell("rate", method, task, self.seed, self._try_settings(method, task, rate))
+        return self._kept(cell, rate, lambda: loss_or_infinity(lambda: self._tune(method, task, made(), rate)))
 
-        def value() -> float:
-            try:
-                return self._tune(row, task, made(), rate)
-            except NonFiniteError:
-                return float("inf")
-
-        return self._kept(Cell("rate", row, task, self.seed, self.settings(row, task, rate)), rate, value)
-
-    def settings(self, row: str, task: str, rate: float) -> Any:
+    def _try_settings(self, method: str, task: str, rate: float) -> list[object]:
         """What a try depends on, weights and data included."""
+        resources, settings = self.resources, self.settings
+        evaluate, tune = settings["evaluate"], settings["tune"]
+        assert isinstance(evaluate, dict)
+        assert isinstance(tune, dict)
+        learned = resources.methods[method]
+        model = resources.larger_model if learned.model == "larger" else resources.model.checkpoint
+        chosen = dataclasses.asdict(learned.method)
         return [
-            rate_settings(self.config, row, rate),
-            self.lab.side(row).lm.weights_hash,
-            self.lab.jobs[task].fingerprint,
+            [settings["data"], evaluate["max_records"], {**tune, "learning_rate": rate}, chosen, model],
+            resources.evaluator(method).lm.weights_hash,
+            resources.jobs[task].fingerprint,
         ]
 
-    def _tune(self, row: str, task: str, program: Any, rate: float, keep: bool = False) -> float:
-        from experiments.study import tuning
-
-        side, job = self.lab.side(row), self.lab.jobs[task]
-        done = tuning.tune(self.lab, side, program, task, self.seed, rate, self.config.tune.steps)
-        after, state = tuning.finished(side, program, done.tuned)
+    def _tune(self, method: str, task: str, program: Program, rate: float, keep: bool = False) -> float:
+        resources, evaluator = self.resources, self.resources.evaluator(method)
+        done = tuning.tune(resources, method, program, task, self.seed, rate, self.config.tune.steps)
+        after, state = tuning.tuned_model(evaluator, program, done.tuned)
         if keep:
-            self.lab.save_state((row, task, self.seed), side, state, {"rate": rate})
-        nll, tokens = tuning.held_out_loss(self.lab, after, state, job)
-        loss = float(nll.sum() / tokens.sum())
-        return loss if math.isfinite(loss) else math.inf
+            resources.save_state((method, task, self.seed), evaluator.lm, state, {"rate": rate})
+        nll, tokens = tuning.held_out_loss(resources, after, state, resources.jobs[task])
+        return float(nll.sum() / tokens.sum())
 
-    def _scaling_error(self, task: str, made: Any, rate: float) -> float:
+    def _scaling_error(self, scaling: Scaling, task: str, rate: float) -> float:
         """Part of wrong answers after the last step."""
-        from experiments.study import scaling, summary
 
         def value() -> float:
-            problems = scaling.run(self.lab, made, task, self.seed, rate)
-            return 1 - sum(map(summary.adapted, problems)) / len(problems)
+            problems = scaling.answers(task, self.seed, rate)
+            return 1 - sum(map(adapted_is_right, problems)) / len(problems)
 
-        both = [self.settings(row, task, rate) for row in ("standard", "larger_standard")]
-        settings = [*both, resolved(self.config)["scaling"]]
-        return self._kept(Cell("rate", "test_time", task, self.seed, settings), rate, value)
+        both = [self._try_settings(method, task, rate) for method in ("standard", "larger_standard")]
+        cell = Cell("rate", TEST_TIME, task, self.seed, [*both, self.settings["scaling"]])
+        return self._kept(cell, rate, value)
 
     def _kept(self, cell: Cell, rate: float, value: Callable[[], float]) -> float:
         known = self.store.get(cell)
         if known is None:
-            self.lab.interrupt.place = f"{cell.row}, {cell.task}, rate {rate:g}"
+            self.resources.interrupt.place = f"{cell.method}, {cell.task}, rate {rate:g}"
             known = self.store.add(cell, {"rate": rate, "loss": value()})
-            print(f"{cell.row}, {cell.task}: rate {rate:g}: {known['loss']:.4f}", flush=True)
+            print(f"{cell.method}, {cell.task}: rate {rate:g}: {known['loss']:.4f}", flush=True)
         return known["loss"]
-
-
-def rate_settings(config: TableRunConfig, row: str, rate: float) -> Any:
-    """The settings that a try depends on."""
-    plain = resolved(config)
-    tune = {**plain["tune"], "learning_rate": rate}
-    method = dataclasses.asdict(config.rows[row].method)
-    model = config.larger if config.rows[row].model == "larger" else config.model.checkpoint
-    return [plain["data"], plain["evaluate"]["max_records"], tune, method, model]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, 2 after a one-line error, 130 after Ctrl-C."""
-
-    def run(args: list[str]) -> int:
-        from experiments.training.preemption import Interrupt
-        from rwkv7_jax.compile_cache import use_compilation_cache
-
-        asked, rest = take_word(args, "rows")
-        config = load_config(*split_config(rest), TableRunConfig)
-        check(config)
-        config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, split="validation"))
-        rows = (
-            asked.split(",")
-            if asked is not None
-            else [name for name, row in config.rows.items() if row.seconds_of is None]
-        )
-        if wrong := [name for name in rows if name not in (*config.rows, "test_time")]:
-            raise UsageError(f"rows: no row {wrong[0]!r} (rows: {', '.join(config.rows)}, test_time)")
-        use_compilation_cache(config.system.compilation_cache)
-        with Interrupt() as interrupt:
-            search = Search(config, interrupt)
-            for name in rows:
-                rates = search.best_scaling() if name == "test_time" else search.best(name)
-                print(f"    {name!r}: {rates},", flush=True)
-        return 0
-
-    return documented(argv, lambda: str(__doc__), run, "interrupted; run the same command to go on")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

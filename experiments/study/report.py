@@ -1,76 +1,90 @@
 """The table as Markdown and JSON, and its copy in the documentation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.config.study import LARGER
 from experiments.pocket.question_kinds import KINDS
 from experiments.reporting.accuracy_curve import table as scaling_table
-from experiments.reporting.run_report import markdown_table
+from experiments.reporting.statistics import Interval
+from experiments.reporting.tables import markdown_table, text_table
 from experiments.study.labels import LABELS
-from experiments.training.metrics_log import Interval
+from experiments.study.records import ByMethod, Measure, Summary, TableResults, differences
 
 BEGIN, END = "<!-- paper_table -->", "<!-- /paper_table -->"
 
 
 def percent(x: Interval, signed: bool = False) -> str:
-    """Mean and interval in percent, or in signed percentage points, bold where the interval is clear of 0."""
+    """Returns mean and interval in percent, or in signed percentage points, bold where the interval is clear of 0."""
     sign = "+" if signed else ""
     text = f"{100 * x.mean:{sign}.1f} [{100 * x.low:{sign}.1f}, {100 * x.high:{sign}.1f}]"
     return f"**{text}**" if signed and (x.low > 0 or x.high < 0) else text
 
 
 def nats(x: Interval, signed: bool = False) -> str:
-    """Mean and interval of a loss or of a difference, bold where the interval is clear of 0."""
+    """Returns mean and interval of a loss or of a difference, bold where the interval is clear of 0."""
     sign = "+" if signed else ""
     text = f"{x.mean:{sign}.3f} [{x.low:{sign}.3f}, {x.high:{sign}.3f}]"
     return f"**{text}**" if signed and (x.low > 0 or x.high < 0) else text
 
 
-def grid(by_row: dict[str, dict[str, Interval]], tasks: Sequence[str], show: Any, signed: bool = False) -> str:
-    """Markdown: rows by benchmarks, and the mean over benchmarks."""
+Format = Callable[[Interval, bool], str]
+"""(interval, signed) -> text."""
+FORMATS: tuple[tuple[Measure, Format, str], ...] = (("accuracy", percent, "points"), ("loss", nats, "nats per token"))
+
+
+def grid(by_method: ByMethod, tasks: Sequence[str], show: Format, signed: bool = False) -> str:
+    """Returns methods by benchmarks, and the mean over benchmarks, as Markdown."""
     columns = [*tasks, "mean"] if len(tasks) > 1 else tasks
     lines = [["method", *columns]]
-    for name, found in by_row.items():
+    for name, found in by_method.items():
         if found:
             lines.append([LABELS.get(name, name), *(show(found[c], signed) if c in found else "" for c in columns)])
     return markdown_table(lines)
 
 
-def results_section(body: dict[str, Any]) -> list[str]:
-    """Accuracy and loss, and the paired differences."""
+def _of_student(by_method: ByMethod) -> ByMethod:
+    return {name: x for name, x in by_method.items() if not name.startswith(LARGER)}
+
+
+def results_section(body: Summary) -> list[str]:
+    """Returns accuracy and loss, and the paired differences."""
     tasks = body["tasks"]
-    own = {m: {n: x for n, x in body[m].items() if not n.startswith(LARGER)} for m in ("accuracy", "loss")}
     differ = "Bold: the interval leaves out 0."
-    text = ["## Accuracy, %", "", grid(own["accuracy"], tasks, percent), ""]
+    text = ["## Accuracy, %", "", grid(_of_student(body["accuracy"]), tasks, percent), ""]
     if "test_time" in body["items"]:
         counts = {shape[1] for shape in body["items"]["test_time"].values()}
         text += [f"{LABELS['test_time']}: of the first {max(counts)} records.", ""]
-    text += ["## Held-out loss, nats per completion token", "", grid(own["loss"], tasks, nats), ""]
+    text += ["## Held-out loss, nats per completion token", "", grid(_of_student(body["loss"]), tasks, nats), ""]
     for other in ("vanilla", "standard"):
-        for measure, show, unit in (("accuracy", percent, "points"), ("loss", nats, "nats per token")):
-            found = body[f"{measure}_against"][other]
+        for measure, show, unit in FORMATS:
+            found = differences(body, measure)[other]
             name = LABELS.get(other, other)
             text += [f"## {measure.capitalize()} minus that of {name}, {unit}", ""]
             text += [f"Paired over items and seeds. {differ}", "", grid(found, tasks, show, True), ""]
     return text
 
 
-def kinds_section(body: dict[str, Any]) -> list[str]:
-    """Accuracy by kind of question."""
+def kinds_section(body: TableResults) -> list[str]:
+    """Returns accuracy by kind of question."""
     text = ["## Accuracy by kind of question, %", ""] if body["kinds"] else []
-    for task, by_row in body["kinds"].items():
-        told = {one: KINDS[task][one] for found in by_row.values() for one in found}
-        lines = [["method", *told]]
-        lines += [[LABELS.get(name, name), *(percent(found[one]) for one in told)] for name, found in by_row.items()]
-        text += [f"{task}: {'; '.join(f'{one}: {what}' for one, what in told.items())}.", "", markdown_table(lines), ""]
+    for task, by_method in body["kinds"].items():
+        described = {one: KINDS[task][one] for found in by_method.values() for one in found}
+        lines = [["method", *described]]
+        for name, found in by_method.items():
+            lines.append([LABELS.get(name, name), *(percent(found[one]) for one in described)])
+        text += [
+            f"{task}: {'; '.join(f'{one}: {what}' for one, what in described.items())}.",
+            "",
+            markdown_table(lines),
+            "",
+        ]
     return text
 
 
-def cost_section(body: dict[str, Any]) -> list[str]:
-    """Seconds per step, number of steps, learning rates."""
+def cost_section(body: Summary) -> list[str]:
+    """Returns seconds per step, number of steps, learning rates."""
     tasks, seconds = body["tasks"], body["seconds"]
     lines = [["method", "steps", *(f"rate, {task}" for task in tasks), *(f"ms a step, {t}" for t in tasks), "cost"]]
     base = sum(seconds["standard"].values()) if "standard" in seconds else 0.0
@@ -83,7 +97,7 @@ def cost_section(body: dict[str, Any]) -> list[str]:
     return [
         "## Steps, learning rates, cost",
         "",
-        "Rates: the best of those tried on the validation split by `python -m experiments.study.rate_search` (every "
+        "Rates: the best of those tried on the validation split by `rwkv7 study rates` (every "
         "try is in rates.jsonl). Cost: a step against one of standard tuning, taken in turn on the same batches.",
         "",
         markdown_table(lines),
@@ -91,8 +105,8 @@ def cost_section(body: dict[str, Any]) -> list[str]:
     ]
 
 
-def scaling_section(body: dict[str, Any]) -> list[str]:
-    """Test-time scaling by benchmark."""
+def scaling_section(body: Summary) -> list[str]:
+    """Returns test-time scaling by benchmark."""
     if not body["scaling"]:
         return []
     text = ["## Test-time scaling", "", "Intervals over problems and seeds. N counts chains, the answer included.", ""]
@@ -103,8 +117,8 @@ def scaling_section(body: dict[str, Any]) -> list[str]:
     return text
 
 
-def reach_section(body: dict[str, Any]) -> list[str]:
-    """How long S_0 is read."""
+def reach_section(body: Summary) -> list[str]:
+    """Returns how long S_0 is read."""
     if not body["half_lives"]:
         return []
     lines = [["benchmark", "state", "tokens by layer"]]
@@ -116,8 +130,8 @@ def reach_section(body: dict[str, Any]) -> list[str]:
     return ["## How long an initial state is read", "", text, "", markdown_table(lines), "", *spectra_part(body)]
 
 
-def spectra_part(body: dict[str, Any]) -> list[str]:
-    """How many directions the inputs of the trained matrices have."""
+def spectra_part(body: Summary) -> list[str]:
+    """Returns how many directions the inputs of the trained matrices have."""
     if not body["spectra"]:
         return []
     lines = [["input", "largest eigenvalue's share", "participation ratio"]]
@@ -128,8 +142,8 @@ def spectra_part(body: dict[str, Any]) -> list[str]:
     return ["### How many directions", "", text, "", markdown_table(lines), ""]
 
 
-def observer_section(body: dict[str, Any]) -> list[str]:
-    """How well the larger model is observed, and what carried states are worth there."""
+def observer_section(body: Summary) -> list[str]:
+    """Returns how well the larger model is observed, and what carried states are worth there."""
     if not body["observer"]:
         return []
     tasks = body["tasks"]
@@ -145,7 +159,7 @@ def observer_section(body: dict[str, Any]) -> list[str]:
         "States carried to the larger model, its own beside them:",
         "",
     ]
-    for measure, show in (("accuracy", percent), ("loss", nats)):
+    for measure, show, _ in FORMATS:
         own = {name: x for name, x in body[measure].items() if name.startswith(LARGER)}
         text += [f"{measure}:", "", grid(own, tasks, show), ""]
     difference = body["accuracy_against"]["larger_vanilla"]
@@ -153,8 +167,8 @@ def observer_section(body: dict[str, Any]) -> list[str]:
     return text
 
 
-def markdown(body: dict[str, Any], pictures: Sequence[str], prefix: str = "") -> str:
-    """All sections. prefix: before the pictures' names."""
+def markdown(body: TableResults, pictures: Sequence[str], prefix: str = "") -> str:
+    """Returns all sections. prefix: before the pictures' names."""
     text = [body["protocol"], "", "What the intervals say:", "", *(f"- {line}" for line in body["claims"]), ""]
     text += (
         results_section(body)
@@ -169,16 +183,17 @@ def markdown(body: dict[str, Any], pictures: Sequence[str], prefix: str = "") ->
     return "\n".join([*text, ""])
 
 
-def write(folder: Path, body: dict[str, Any], pictures: Sequence[str]) -> None:
-    """report.md and results.json."""
+def write(folder: Path, body: TableResults, pictures: Sequence[str]) -> None:
+    """Writes report.md and results.json."""
     (folder / "report.md").write_text(f"# {body['config']['name']}\n\n{markdown(body, pictures)}")
     (folder / "results.json").write_text(json.dumps(body, indent=1) + "\n")
 
 
 def fill(page: Path, text: str) -> None:
-    """Put `text` between the page's markers.
+    """Puts `text` between the page's markers.
 
-    Raises: ValueError if the page has no markers.
+    Raises:
+      ValueError: the page has no markers.
     """
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -187,10 +202,8 @@ def fill(page: Path, text: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def text_of(body: dict[str, Any]) -> str:
-    """The accuracies and claims for a terminal."""
-    from experiments.reporting.run_report import text_table
-
+def text_of(body: Summary) -> str:
+    """Returns the accuracies and claims for a terminal."""
     columns = [*body["tasks"], "mean"] if len(body["tasks"]) > 1 else body["tasks"]
     lines = [["accuracy, %", *columns]]
     for name, found in body["accuracy"].items():

@@ -1,87 +1,107 @@
-"""A whole table: every cell that no earlier run has computed, the live table, the report."""
+"""A whole table: every cell that no earlier run has computed, the table in progress, the report."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from experiments.config.cli import tuning_status
 from experiments.config.overrides import UsageError
 from experiments.config.schema import digest
-from experiments.config.study import TableRunConfig, shared_identity
-
-if TYPE_CHECKING:
-    from experiments.study.lab import Lab
+from experiments.config.study import Learned, ScalingConfig, TableRunConfig
+from experiments.study import artifacts
+from experiments.study.plan import Plan
+from experiments.study.progress import ProgressTable
+from experiments.study.publish import CELLS_FILE
+from experiments.study.records import CellRecord
+from experiments.study.report import text_of
+from experiments.study.resources import Resources, load_resources
+from experiments.study.store import CellStore
+from experiments.study.worker import Worker
+from experiments.training import run_folder
+from experiments.training.preemption import Interrupt
+from rwkv7_jax.compile_cache import use_compilation_cache
 
 
 def run(config: TableRunConfig) -> int:
-    """Compute and report. Returns 0, 1 after a tuning that diverged, 130 after an interruption.
+    """Computes a table and writes its report.
 
-    Raises: UsageError, ValueError, OSError in one line.
+    Args:
+      config: the table.
+
+    Returns:
+      0; 1 after a tuning that diverged; 130 after an interruption.
+
+    Raises:
+      UsageError, ValueError, OSError: in one line.
     """
-    from experiments.training.preemption import Interrupt
-
-    check_rows(config)
+    check_methods(config.rows, config.data.names, config.timing_rounds)
+    if config.larger:
+        check_scaling(config.scaling, config.rows)
+    plan = Plan(config)
 
     def body() -> int:
         with Interrupt() as interrupt:
-            return run_cells(config, interrupt)
+            return run_cells(plan, interrupt)
 
     return tuning_status(body, "go on")
 
 
-def check_rows(config: TableRunConfig) -> None:
-    """Raises: UsageError for a row without a learning rate, or one that names a row that is not there."""
-    for name, row in config.rows.items():
-        missing = [task for task in config.data.tasks if task not in row.rates]
+def check_methods(methods: Mapping[str, Learned], tasks: tuple[str, ...], timing_rounds: int) -> None:
+    """Checks the tuned methods.
+
+    Raises:
+      UsageError: a method has no learning rate, or names a method that is not there.
+    """
+    for name, learned in methods.items():
+        missing = [task for task in tasks if task not in learned.rates]
         if missing:
-            raise UsageError(
-                f"rows: {name} has no rate for {missing[0]}; python -m experiments.study.rate_search finds one"
-            )
-        if row.seconds_of and (row.seconds_of not in config.rows or not config.timing_rounds):
-            raise UsageError(f"rows: {name} needs the row {row.seconds_of} and timing_rounds above 0")
-    needed = ["standard"] + (["larger_standard"] if config.scaling.tuned_teacher else [])
-    absent = [name for name in needed if name not in config.rows]
-    if config.scaling.tasks and config.larger and absent:
+            raise UsageError(f"rows: {name} has no rate for {missing[0]}; rwkv7 study rates finds one")
+        if learned.seconds_of and (learned.seconds_of not in methods or not timing_rounds):
+            raise UsageError(f"rows: {name} needs the row {learned.seconds_of} and timing_rounds above 0")
+
+
+def check_scaling(settings: ScalingConfig, methods: Mapping[str, Learned]) -> None:
+    """Checks the states that test-time scaling starts from.
+
+    Raises:
+      UsageError: the table has no such method.
+    """
+    needed = ["standard"] + (["larger_standard"] if settings.tuned_teacher else [])
+    absent = [name for name in needed if name not in methods]
+    if settings.tasks and absent:
         raise UsageError(f"scaling: needs the row {absent[0]}; add it, or set scaling.tasks to nothing")
 
 
-def check_programs(lab: "Lab") -> None:
-    """Make every row's program once, so that what cannot be made is told before anything is thrown away.
+def check_programs(resources: Resources) -> None:
+    """Makes every method's program once, before anything is thrown away.
 
-    Raises: UsageError, ValueError, OSError in one line.
+    Raises:
+      UsageError, ValueError, OSError: in one line, for what cannot be made.
     """
-    _ = lab.larger if lab.config.larger else None
-    for row in lab.config.rows:
-        lab.program(row, lab.config.seeds[0])
+    _ = resources.larger if resources.larger_model else None
+    for name in resources.methods:
+        resources.program(name, resources.first_seed)
 
 
-def run_cells(config: TableRunConfig, interrupt: object) -> int:
-    """All cells in order, then the report."""
-    from experiments.study import artifacts
-    from experiments.study.cells import Plan, Worker
-    from experiments.study.lab import Lab
-    from experiments.study.live_table import Live
-    from experiments.study.report import text_of
-    from experiments.study.store import Store
-    from experiments.training import run_folder
-    from rwkv7_jax.compile_cache import use_compilation_cache
-
+def run_cells(plan: Plan, interrupt: Interrupt) -> int:
+    """Computes all cells in order, then writes the report."""
+    config = plan.config
     use_compilation_cache(config.system.compilation_cache)
-    lab = Lab(config, interrupt)  # pyright: ignore[reportArgumentType]
-    jobs = [job.fingerprint for job in lab.jobs.values()]
-    identity = digest([shared_identity(config), lab.student.lm.weights_hash, jobs])
+    resources = load_resources(plan, interrupt)
+    identity = digest([plan.shared, *resources.identity])
     resumed = run_folder.check(config, identity)
-    print(f"{config.model.checkpoint}: {lab.student.lm.summary}" + ("; resuming" if resumed else ""), flush=True)
+    summary = resources.student.lm.summary
+    print(f"{config.model.checkpoint}: {summary}" + ("; resuming" if resumed else ""), flush=True)
     if config.overwrite and run_folder.has_results(config.folder):
-        check_programs(lab)
+        check_programs(resources)
     run_folder.claim(config, identity)
-    store = Store(config.folder / "cells.jsonl")
-    worker, cells = Worker(config, lab, store), Plan(config).cells()
+    store = CellStore[CellRecord](config.folder / CELLS_FILE)
+    worker, cells = Worker(plan, resources, store), plan.cells()
     missing = sum(store.get(cell) is None for cell in cells)
-    live, rows = Live(config.data.tasks, len(cells), missing), []
+    progress, records = ProgressTable(plan.tasks, len(cells), missing), list[CellRecord]()
     for cell in cells:
         computed = store.get(cell) is None
-        rows.append(worker.run(cell))
-        live.show(cell.name, rows[-1], computed)
-        lab.interrupt.check()
-    body = artifacts.write(config, rows)
+        records.append(worker.run(cell))
+        progress.show(cell.name, records[-1], computed)
+        resources.interrupt.check()
+    body = artifacts.write(plan, records)
     print(f"\n{text_of(body)}\n\nreport: {config.folder / 'report.md'}", flush=True)
     return 0

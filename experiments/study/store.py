@@ -1,20 +1,24 @@
-"""Cells of the table and their rows: one JSON line each, written when it is done, found again by what it depends on."""
+"""Cells and their records: one JSON line each, written when the cell is done, found again by what it depends on."""
 
-import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from experiments.config.schema import digest
+from experiments.reporting import jsonl_store
+
+R = TypeVar("R", bound=Mapping[str, object])
 
 
 class Cell(NamedTuple):
-    """One thing to compute once. `settings` is whatever its result depends on, as plain JSON."""
+    """One thing to compute once."""
 
     kind: str
-    row: str
+    method: str
     task: str
     seed: int
-    settings: Any
+    settings: object
+    """Whatever its result depends on, as plain JSON."""
 
     @property
     def key(self) -> str:
@@ -23,28 +27,30 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people and file names."""
-        return f"{self.row}-{self.task}-{self.seed}"
+        """The cell in progress lines and file names."""
+        return f"{self.method}-{self.task}-{self.seed}"
 
 
-class Store:
-    """cells.jsonl. A line that a crash cut off is dropped."""
+class CellStore(Generic[R]):
+    """A jsonl file of records by cell; what a crash left of the last line is cut off."""
 
     def __init__(self, path: Path):
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in rows}
+        self.records = {str(record["key"]): cast(R, record) for record in jsonl_store.recover(path)}
 
-    def add(self, cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
-        """Keep what was found for a cell."""
-        row = {"key": cell.key, "kind": cell.kind, "row": cell.row, "task": cell.task, "seed": cell.seed, **found}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.rows[cell.key] = row
-        return row
+    def add(self, cell: Cell, found: Mapping[str, object]) -> R:
+        """Keeps what was found for a cell and returns its record."""
+        names = {"key": cell.key, "kind": cell.kind, "row": cell.method, "task": cell.task, "seed": cell.seed}
+        record = {**names, **found}
+        jsonl_store.append(self.path, record)
+        self.records[cell.key] = cast(R, record)
+        return self.records[cell.key]
 
-    def get(self, cell: Cell) -> dict[str, Any] | None:
-        """What is known of a cell."""
-        return self.rows.get(cell.key)
+    def get(self, cell: Cell) -> R | None:
+        """Returns the record of a cell, None if it was not computed."""
+        return self.records.get(cell.key)
+
+    def get_or_add(self, cell: Cell, compute: Callable[[], Mapping[str, object]]) -> R:
+        """Returns the record of a cell, computed and kept if it is new."""
+        known = self.get(cell)
+        return self.add(cell, compute()) if known is None else known

@@ -1,55 +1,55 @@
-"""What a step of each row costs: rows take steps in turn on the same batches, so that a busy machine hits all alike."""
+"""What a step of each method costs: they take steps in turn on the same batches, so that a busy machine hits all
+alike."""
 
 import statistics
 import time
 from itertools import islice
-from typing import Any
 
 import jax
 
 from experiments.data import batching
-from experiments.study.lab import Lab
+from experiments.study.plan import timed_methods
+from experiments.study.resources import Resources
+from rwkv7_jax.functional import Params
 from state_tuning.core import train
+from state_tuning.core.objective import Batch
 
 PAIR = 2
-"""Steps timed together: DBP looks at the correlations at every second one."""
+"""Steps timed together: DBP measures the correlations at every second one."""
 
 
-def timed_rows(config: Any) -> list[str]:
-    """Rows of the student that run the table's own number of steps, but for those that want no timing."""
-    rows = config.rows.items()
-    return [name for name, row in rows if row.timed and row.seconds_of is None and row.model == "student"]
-
-
-def take_pair(step: train.TrainStep, params: Any, tuned: train.TuneState, batch: Any) -> tuple[train.TuneState, float]:
-    """(tuned, seconds per step) after PAIR steps on one batch."""
+def take_pair(
+    step: train.TrainStep, params: Params, tuned: train.TuneState, batch: Batch
+) -> tuple[train.TuneState, float]:
+    """Returns (tuned, seconds per step) after PAIR steps on one batch."""
     begin = time.perf_counter()
+    metrics: train.Metrics = {}
     for _ in range(PAIR):
         tuned, metrics = step(params, tuned, batch)
     jax.block_until_ready(metrics)
     return tuned, (time.perf_counter() - begin) / PAIR
 
 
-def measure(lab: Lab) -> dict[str, dict[str, float]]:
-    """row -> benchmark -> median seconds per step."""
-    rows, seed = timed_rows(lab.config), lab.config.seeds[0]
-    programs = {row: lab.program(row, seed) for row in rows}
-    found: dict[str, dict[str, float]] = {row: {} for row in rows}
-    for task in lab.jobs:
-        batches = batching.training_batches(lab.examples(task), lab.config.data.batch_size, seed)
+def measure(resources: Resources, rounds: int) -> dict[str, dict[str, float]]:
+    """Returns method -> benchmark -> median seconds per step of `rounds` pairs of steps."""
+    names, seed = timed_methods(resources.methods), resources.first_seed
+    programs = {name: resources.program(name, seed) for name in names}
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for task in resources.jobs:
+        batches = batching.training_batches(resources.examples(task), resources.data.batch_size, seed)
         batch = jax.device_put(max(islice(batches, 8), key=lambda b: b["tokens"].shape[1]))
-        tuned = {row: train.init(p.optimizer, p.chosen.method.init()) for row, p in programs.items()}
-        times: dict[str, list[float]] = {row: [] for row in rows}
-        for turn in range(lab.config.timing_rounds + 1):
-            for row, program in programs.items():
-                tuned[row], seconds = take_pair(program.step, lab.student.lm.params, tuned[row], batch)
-                times[row] += [seconds] if turn else []
-            lab.interrupt.check()
-        for row in rows:
-            found[row][task] = statistics.median(times[row])
+        tuned = {name: train.init(p.optimizer, p.chosen.method.init()) for name, p in programs.items()}
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(rounds + 1):
+            for name, program in programs.items():
+                tuned[name], seconds = take_pair(program.step, resources.student.lm.params, tuned[name], batch)
+                times[name] += [seconds] if turn else []
+            resources.interrupt.check()
+        for name in names:
+            found[name][task] = statistics.median(times[name])
     return found
 
 
-def steps_for(seconds: dict[str, dict[str, float]], row: str, other: str, steps: int) -> int:
-    """How many steps of `row` cost as much as `steps` of `other`, summed over benchmarks, at least 1."""
-    return max(1, round(steps * sum(seconds[other].values()) / sum(seconds[row].values())))
+def steps_for(seconds: dict[str, dict[str, float]], method: str, other: str, steps: int) -> int:
+    """Returns how many steps of `method` cost as much as `steps` of `other`, summed over benchmarks, at least 1."""
+    return max(1, round(steps * sum(seconds[other].values()) / sum(seconds[method].values())))

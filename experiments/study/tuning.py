@@ -3,23 +3,27 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from experiments import build
 from experiments.config.schema import TuneConfig
 from experiments.data import batching
 from experiments.data.jobs import Job
+from experiments.evaluation.evaluator import Evaluator
 from experiments.study.adjustable_rate import set_rate
-from experiments.study.lab import Lab, Program, Side
+from experiments.study.records import ItemScores
+from experiments.study.resources import Program, Resources
 from rwkv7_jax import State
 from state_tuning.core import non_finite, train
+from state_tuning.core.objective import Batch
 
-Watch = Callable[[int, train.TuneState, Any], None]
-"""(steps taken, tuned, batch): looks at the run before each step, outside of its timing."""
+BeforeStep = Callable[[int, train.TuneState, Batch], None]
+"""(steps taken, tuned, batch): called before each step, outside of its timing."""
 DIGITS = 6
 
 
@@ -34,61 +38,85 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    lab: Lab, side: Side, program: Program, task: str, seed: int, rate: float, steps: int, watch: Watch | None = None
+    resources: Resources,
+    method: str,
+    program: Program,
+    task: str,
+    seed: int,
+    rate: float,
+    steps: int,
+    before_step: BeforeStep | None = None,
 ) -> Tuned:
-    """`steps` steps on a benchmark's training records, in the order of `seed`.
+    """Takes `steps` steps on a benchmark's training records, in the order of `seed`.
 
-    Raises: guard.NonFiniteError if updates are not finite, interrupt.Interrupted.
+    Args:
+      resources: models and data.
+      method: the name of the tuned method.
+      program: how it is tuned.
+      task: the benchmark.
+      seed: of the order of records.
+      rate: peak learning rate.
+      steps: number of steps.
+      before_step: called before each step.
+
+    Returns:
+      What was tuned, with its losses and seconds.
+
+    Raises:
+      NonFiniteError: updates are not finite.
+      Interrupted: a signal came.
     """
+    params = resources.evaluator(method).lm.params
     tuned = train.init(program.optimizer, program.chosen.method.init())
-    rates = schedule(lab.config.tune, rate, steps)
-    batches = batching.training_batches(lab.examples(task), lab.config.data.batch_size, seed)
+    rates = schedule(resources.tune, rate, steps)
+    batches = batching.training_batches(resources.examples(task), resources.data.batch_size, seed)
     losses, seconds = [], []
     for index in range(1, steps + 1):
         batch = jax.device_put(next(batches))
-        if watch:
-            watch(index - 1, tuned, batch)
+        if before_step:
+            before_step(index - 1, tuned, batch)
         tuned = tuned._replace(opt_state=set_rate(tuned.opt_state, rates[index - 1]))
         begin = time.perf_counter()
-        tuned, metrics = program.step(side.lm.params, tuned, batch)
+        tuned, metrics = program.step(params, tuned, batch)
         non_finite.check_finite(metrics, index)
         seconds.append((batch["tokens"].shape, time.perf_counter() - begin))
         losses.append(round(float(metrics["loss"]), DIGITS))
-        lab.interrupt.check()
-    return Tuned(tuned, losses, typical(seconds))
+        resources.interrupt.check()
+    return Tuned(tuned, losses, typical_seconds(seconds))
 
 
 def schedule(config: TuneConfig, rate: float, steps: int) -> list[float]:
-    """The learning rate of each step."""
+    """Returns the learning rate of each step."""
     settings = build.tune_config(dataclasses.replace(config, learning_rate=rate, steps=steps))
     at = train.make_schedule(settings)
     return [float(at(index)) for index in range(steps)]
 
 
-def typical(seconds: Sequence[tuple[Any, float]]) -> float:
-    """Seconds per step from (shape, seconds) of each: the median of each shape, weighted by its steps."""
-    by_shape: dict[Any, list[float]] = {}
+def typical_seconds(seconds: Sequence[tuple[Hashable, float]]) -> float:
+    """Returns seconds per step from (shape, seconds) of each: the median of each shape, weighted by its steps."""
+    by_shape: dict[Hashable, list[float]] = {}
     for shape, value in seconds:
         by_shape.setdefault(shape, []).append(value)
     return sum(len(values) * statistics.median(values) for values in by_shape.values()) / len(seconds)
 
 
-def finished(side: Side, program: Program, tuned: train.TuneState) -> tuple[Side, State]:
-    """The model and the unbatched state that a tuned tree stands for; LoRA's model has other weights."""
-    params, state = program.chosen.finish(side.lm.params, tuned.trainable)
-    lm = side.lm.replace(params=params)
-    return Side(lm, side.evaluator._replace(lm=lm)), state
+def tuned_model(evaluator: Evaluator, program: Program, tuned: train.TuneState) -> tuple[Evaluator, State]:
+    """Returns the model and the unbatched state that a tuned tree stands for; only LoRA changes weights."""
+    params, state = program.chosen.finish(evaluator.lm.params, tuned.trainable)
+    return evaluator._replace(lm=evaluator.lm.replace(params=params)), state
 
 
-def held_out_loss(lab: Lab, side: Side, state: State, job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """(summed completion NLL in nats, completion tokens) of each held-out record."""
-    return side.evaluator.losses(state, batching.encode_pairs(side.lm.tokenizer, job.held_out, lab.config.data))
+def held_out_loss(
+    resources: Resources, evaluator: Evaluator, state: State, job: Job
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Returns (summed completion NLL in nats, completion tokens) of each held-out record."""
+    return evaluator.losses(state, batching.encode_pairs(evaluator.lm.tokenizer, job.held_out, resources.data))
 
 
-def measure(lab: Lab, side: Side, state: State, task: str) -> dict[str, Any]:
-    """What a row of the table needs: {"nll", "tokens", "right"}, a list over held-out records each."""
-    job = lab.jobs[task]
+def measure(resources: Resources, evaluator: Evaluator, state: State, task: str) -> ItemScores:
+    """Returns what the table needs of a state: a value for each held-out record."""
+    job = resources.jobs[task]
     assert job.task is not None
-    nll, tokens = held_out_loss(lab, side, state, job)
-    right = side.evaluator.scores(state, job.task, job.records)[job.task.headline]
+    nll, tokens = held_out_loss(resources, evaluator, state, job)
+    right = evaluator.scores(state, job.task, job.records)[job.task.headline]
     return {"nll": np.round(nll, DIGITS).tolist(), "tokens": tokens.astype(int).tolist(), "right": right}

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import run
+from experiments.commands import study
 from experiments.config.loading import load_config
+from experiments.config.schema import identified
 from experiments.config.study import TableRunConfig
 from experiments.reporting.statistics import ItemValues, crossed_bootstrap, paired_difference
-from experiments.study import artifacts, cells, diagnostics, live_table, publish, rate_search, summary, timing, tuning
-from experiments.study.adjustable_rate import rated, set_rate
-from experiments.study.store import Cell, Store
+from experiments.study import artifacts, diagnostics, learning_rates, progress, rate_search, summary, timing, tuning
+from experiments.study.adjustable_rate import set_rate, with_adjustable_rate
+from experiments.study.plan import Plan
+from experiments.study.store import Cell, CellStore
 from experiments.training import run_folder
 from experiments.training.preemption import Interrupt
 
@@ -32,7 +34,7 @@ RATES = {{"winogrande": 0.1}}
 config = TableRunConfig(
     name="small", seeds=(0, 1), shots=1, larger={model!r}, watch_every=2, timing_rounds=1,
     model=ModelConfig(checkpoint={model!r}, wkv="scan"),
-    data=DataConfig(tasks=("winogrande",), max_train=8, batch_size=4),
+    data=DataConfig(tasks=("pocket:winogrande",), max_train=8, batch_size=4),
     tune=TuneConfig(steps=2, warmup=0),
     evaluate=EvaluateConfig(max_records=4, batch_size=4),
     rows={{
@@ -41,7 +43,7 @@ config = TableRunConfig(
         "dbp_seconds": Learned(DBPMethod(), RATES, "standard"),
         "larger_standard": Learned(StandardMethod(), RATES, model="larger"),
     }},
-    scaling=ScalingConfig(tasks=("winogrande",), records=2, batch_size=2, steps=1),
+    scaling=ScalingConfig(tasks=("pocket:winogrande",), records=2, batch_size=2, steps=1),
     observer=ObserverConfig(rows=2, samples=4),
 )
 """
@@ -73,13 +75,13 @@ def finished(argv: list[str]) -> Path:
     original = Interrupt.check
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interrupt, "check", stopping)
-        assert run.main(argv) == 130
+        assert study.main(["run", *argv]) == 130
         folder = Path(argv[3])
         log = folder / "cells.jsonl"
         kept = log.read_text()
         assert kept
         log.write_text(kept + '{"key": "cut o')
-    assert run.main(argv) == 0
+    assert study.main(["run", *argv]) == 0
     assert log.read_text().startswith(kept)
     return folder
 
@@ -88,9 +90,9 @@ def test_a_stopped_table_goes_on_and_computes_each_cell_once(finished: Path, arg
     log = (finished / "cells.jsonl").read_text()
     keys = [json.loads(line)["key"] for line in log.splitlines()]
     config = load_config(argv[1], argv[2:], TableRunConfig)
-    assert keys == [cell.key for cell in cells.Plan(config).cells()]
+    assert keys == [cell.key for cell in Plan(config).cells()]
     report = (finished / "report.md").read_text()
-    assert run.main(argv) == 0
+    assert study.main(["run", *argv]) == 0
     assert (finished / "cells.jsonl").read_text() == log
     assert (finished / "report.md").read_text() == report
 
@@ -112,7 +114,7 @@ def test_the_report_has_every_row_and_picture(finished: Path):
 
 def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path, argv: list[str]):
     rows = [json.loads(line) for line in (finished / "cells.jsonl").read_text().splitlines()]
-    (mine,) = summary.tuned_rows([row for row in rows if row["seed"] == 0], "standard")
+    (mine,) = summary.tuned_records([row for row in rows if row["seed"] == 0], "standard")
     assert (finished / "states" / "standard-winogrande-0.safetensors").is_file()
     config = load_config(argv[1], argv[2:], TableRunConfig)
     from experiments import build
@@ -137,40 +139,40 @@ def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path,
 def test_publish_fills_the_page_and_refuses_gaps(finished: Path, argv: list[str], tmp_path: Path, capsys):
     page = tmp_path / "results.md"
     page.write_text("before\n<!-- paper_table -->\nold\n<!-- /paper_table -->\nafter\n")
-    assert publish.main([*argv[:4], f"page={page}"]) == 0
+    assert study.main(["publish", *argv[:4], "--page", str(page)]) == 0
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "\nold\n" not in text
     assert "## Accuracy, %" in text
     assert json.loads((tmp_path / "results.json").read_text())["accuracy"]
-    assert publish.main([*argv[:4], "--shots", "2", f"page={page}"]) == 2
+    assert study.main(["publish", *argv[:4], "--shots", "2", "--page", str(page)]) == 2
     assert "cells are missing" in capsys.readouterr().err
 
 
 def test_a_row_without_a_rate_is_refused_in_one_line(config_file: Path, tmp_path: Path, capsys):
     other = tmp_path / "other.py"
     other.write_text(config_file.read_text().replace('{"winogrande": 0.1}', "{}"))
-    assert run.main(["--config", str(other), "--output", str(tmp_path / "out")]) == 2
+    assert study.main(["run", "--config", str(other), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.startswith("error: rows: standard has no rate for winogrande")
     assert not (tmp_path / "out").exists()
 
 
-@given(st.integers(0, len(rate_search.LADDER) - 1))
+@given(st.integers(0, len(learning_rates.LADDER) - 1))
 def test_climbing_finds_the_bottom_of_a_valley_wherever_it_is(bottom: int):
     asked = []
 
     def loss(rate: float) -> float:
         asked.append(rate)
-        return abs(math.log10(rate) - math.log10(rate_search.LADDER[bottom]))
+        return abs(math.log10(rate) - math.log10(learning_rates.LADDER[bottom]))
 
-    assert rate_search.climb(loss) == rate_search.LADDER[bottom]
+    assert learning_rates.climb(loss) == learning_rates.LADDER[bottom]
     assert len(asked) == len(set(asked))
 
 
 def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_path: Path, monkeypatch):
     config = load_config(argv[1], ["--output", str(tmp_path)], TableRunConfig)
-    search = rate_search.Search(config, Interrupt())
+    search = rate_search.RateSearch(Plan(config), Interrupt())
     computed = []
     monkeypatch.setattr(search, "_tune", lambda *_: computed.append(1) or 0.5)
 
@@ -179,10 +181,11 @@ def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_pa
         return len(computed)
 
     assert (tries(), tries()) == (1, 1)
-    job, side = search.lab.jobs["winogrande"], search.lab.student
-    search.lab.jobs["winogrande"] = job._replace(train=job.train[1:])
+    resources = search.resources
+    job, student = resources.jobs["winogrande"], resources.student
+    resources.jobs["winogrande"] = job._replace(train=job.train[1:])
     assert (tries(), tries()) == (2, 2)
-    search.lab.student = side._replace(lm=side.lm.replace(weights_hash="other"))
+    resources.student = student._replace(lm=student.lm.replace(weights_hash="other"))
     assert (tries(), tries()) == (3, 3)
 
 
@@ -196,7 +199,7 @@ def test_a_rate_in_the_state_acts_as_the_rate_of_adam():
         return x
 
     start = jnp.zeros((2, 2))
-    one, other = rated(optax.adam(1.0)), optax.adam(0.25)
+    one, other = with_adjustable_rate(optax.adam(1.0)), optax.adam(0.25)
     np.testing.assert_allclose(after(one, set_rate(one.init(start), 0.25)), after(other, other.init(start)), rtol=1e-5)
 
 
@@ -228,16 +231,16 @@ def test_different_numbers_of_seeds_are_not_paired():
 
 
 def test_a_cell_with_other_settings_is_another_cell(tmp_path: Path):
-    store = Store(tmp_path / "cells.jsonl")
+    store = CellStore[dict[str, object]](tmp_path / "cells.jsonl")
     cell = Cell("tuned", "a", "t", 0, ["x", 1])
     store.add(cell, {"right": [1.0]})
-    again = Store(tmp_path / "cells.jsonl")
+    again = CellStore[dict[str, object]](tmp_path / "cells.jsonl")
     assert again.get(cell) == store.get(cell)
     assert again.get(cell._replace(settings=["x", 2])) is None
 
 
 def test_seconds_per_step_ignore_the_compilation_of_each_shape():
-    assert tuning.typical([(48, 9.0), (48, 1.0), (48, 1.0), (96, 20.0), (96, 3.0), (96, 3.0)]) == 2.0
+    assert tuning.typical_seconds([(48, 9.0), (48, 1.0), (48, 1.0), (96, 20.0), (96, 3.0), (96, 3.0)]) == 2.0
 
 
 def test_equal_seconds_are_fewer_steps_of_what_costs_more():
@@ -273,11 +276,11 @@ def test_mean_norms_leave_padding_out():
 
 def test_time_left_counts_only_cells_that_are_not_known(capsys, monkeypatch):
     now = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(live_table, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    shown = live_table.Live(("arc",), 5, 3)
-    shown.show("a", {"row": "a", "task": "arc"}, False)
-    shown.show("b", {"row": "b", "task": "arc"}, True)
-    shown.show("c", {"row": "c", "task": "arc", "right": [1.0, 0.0]}, True)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    shown = progress.ProgressTable(("arc",), 5, 3)
+    shown.show("a", {"kind": "timing", "row": "a", "task": "arc"}, False)
+    shown.show("b", {"kind": "timing", "row": "b", "task": "arc"}, True)
+    shown.show("c", {"kind": "tuned", "row": "c", "task": "arc", "right": [1.0, 0.0]}, True)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "2/5 cells, 10 s, about 20 s left; last: b",
@@ -295,7 +298,10 @@ def test_a_table_may_follow_its_search_for_rates_in_one_folder(tmp_path):
 
 def test_published_settings_name_files_without_their_folders(tmp_path):
     real = ["--model.checkpoint", str(tmp_path / "model.pth"), "--data.dir", str(tmp_path / "data")]
-    plain = artifacts.without_folders(load_config("gsm8k_table", real, TableRunConfig))
-    assert (plain.model.checkpoint, plain.data.dir, plain.larger) == ("model.pth", "data", None)
-    pocket = artifacts.without_folders(load_config("paper_table", [], TableRunConfig))
-    assert (pocket.model.checkpoint, pocket.data.dir, pocket.larger) == ("pocket/student", None, "pocket/teacher")
+
+    def names(config: TableRunConfig) -> tuple[object, object, object]:
+        plain = artifacts.without_folders(identified(config))
+        return plain["model"]["checkpoint"], plain["data"]["dir"], plain["larger"]
+
+    assert names(load_config("gsm8k_table", real, TableRunConfig)) == ("model.pth", "data", None)
+    assert names(load_config("paper_table", [], TableRunConfig)) == ("pocket/student", None, "pocket/teacher")
