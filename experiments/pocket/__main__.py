@@ -14,6 +14,7 @@ import tyro
 
 from experiments.pocket import benchmarks
 from experiments.pocket.text import documents
+from experiments.pocket.vocab import VOCAB_SIZE, build_tokenizer
 
 
 def _write(lines: list[str], out: Path | None) -> None:
@@ -54,12 +55,11 @@ def tokenizer(out: Path, size: int | None = None) -> None:
         out: file to write.
         size: number of tokens; 1024 if absent.
     """
-    from experiments.pocket.vocab import VOCAB_SIZE, build_tokenizer
-
     out.write_text(build_tokenizer(size or VOCAB_SIZE).to_str(pretty=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:
+    """Command line."""
     try:
         tyro.extras.subcommand_cli_from_dict({"text": text, "benchmark": benchmark, "tokenizer": tokenizer})
     except (ValueError, OSError) as error:

@@ -19,6 +19,7 @@ class Draw:
         self._uniform = random.Random(key).random
 
     def chance(self, probability: float) -> bool:
+        """Returns True with this probability."""
         return self._uniform() < probability
 
     def integer(self, low: int, high: int) -> int:
@@ -26,6 +27,7 @@ class Draw:
         return low + int(self._uniform() * (high - low + 1))
 
     def pick(self, items: Sequence[Item]) -> Item:
+        """Returns one item, each as likely."""
         return items[self.integer(0, len(items) - 1)]
 
     def sample(self, items: Sequence[Item], count: int) -> list[Item]:
@@ -39,9 +41,11 @@ class Draw:
         return left[:count]
 
     def shuffled(self, items: Sequence[Item]) -> list[Item]:
+        """Returns all items in random order."""
         return self.sample(items, len(items))
 
     def weighted(self, table: "Weighted[Item]") -> Item:
+        """Returns one item by its weight."""
         return table.at(self._uniform())
 
 

@@ -21,12 +21,14 @@ class Step:
 
     @property
     def result(self) -> int:
+        """The right side of the equation."""
         if self.sign == "+":
             return self.left + self.right
         return self.left - self.right if self.sign == "-" else self.left * self.right
 
     @property
     def text(self) -> str:
+        """The equation."""
         return f"{self.left} {self.sign} {self.right} = {self.result}"
 
 
@@ -47,6 +49,7 @@ class Problem:
 
     @property
     def answer(self) -> int:
+        """The result of the last equation."""
         return self.steps[-1].result
 
 
@@ -140,6 +143,7 @@ TEMPLATES: tuple[Callable[[Draw], Problem], ...] = (_chain, _chain, _boxes, _com
 
 
 def make_problem(draw: Draw) -> Problem:
+    """Returns a problem of a random kind."""
     return draw.pick(TEMPLATES)(draw)
 
 

@@ -42,7 +42,7 @@ def _derived(name, category, source, mapping, statements, questions, rule, given
 
 
 def _column(table: Mapping[str, tuple[str, ...]], index: int) -> dict[str, str]:
-    return {key: row[index] for key, row in table.items()}
+    return {key: values[index] for key, values in table.items()}
 
 
 _TRADES, _COVERINGS, _KINDS = words.TRADES, words.COVERINGS, words.KINDS

@@ -20,6 +20,7 @@ UNNAMED = {"person": "this friend", "town": "this town", "animal": "this animal"
 
 
 def capital(sentence: str) -> str:
+    """Returns the sentence with a capital first letter."""
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -135,11 +136,13 @@ def _equation(draw: Draw) -> str:
 
 
 def problem(draw: Draw, world: World) -> str:
+    """Returns a worked arithmetic problem."""
     del world
     return problems.prose(problems.make_problem(draw), draw)
 
 
 def coref(draw: Draw, world: World) -> str:
+    """Returns a passage whose pronouns have one meaning."""
     del world
     return coreference.passage(draw)
 

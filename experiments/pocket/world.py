@@ -39,6 +39,7 @@ class Fact:
 
     @property
     def key(self) -> tuple[str, str, str]:
+        """Category, entity and relation."""
         return (self.relation.category, self.entity, self.relation.name)
 
     def asks(self, wording: int) -> str:
@@ -56,6 +57,7 @@ class World:
         self.facts = tuple(self._make_facts())
 
     def value(self, category: str, entity: str, relation: str) -> str:
+        """Returns the value of a fact."""
         return self._values[category, entity, relation]
 
     def about(self, entity: str, category: str) -> tuple[Fact, ...]:
@@ -83,10 +85,12 @@ class World:
 
     @cached_property
     def derived(self) -> tuple[Fact, ...]:
+        """The facts that follow from others."""
         return tuple(fact for fact in self.facts if isinstance(fact.relation, Derived))
 
     @cached_property
     def base(self) -> tuple[Fact, ...]:
+        """The facts that do not follow from others."""
         return tuple(fact for fact in self.facts if not isinstance(fact.relation, Derived))
 
     def split_of(self, fact: Fact) -> str:
@@ -133,7 +137,7 @@ class World:
 
 
 def _without_self(entities: list[str], values: list[str]) -> list[str]:
-    """The values with those swapped on that equal their own entity (nobody is his own friend)."""
+    """The values with those swapped on that equal their own entity (a friend is someone else)."""
     for i, entity in enumerate(entities):
         if values[i] == entity:
             j = (i + 1) % len(values)
@@ -167,4 +171,5 @@ def pronoun(entity: str, category: str) -> str:
 
 @cache
 def default_world() -> World:
+    """Returns the world of the embedded models and benchmarks."""
     return World(0)

@@ -19,10 +19,12 @@ class Arc:
     prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
+        """Returns nothing: the prompt has no opening."""
         del record
         return ""
 
     def requests(self, record: Record, shots: Sequence[Record] = ()) -> list[Request]:
+        """Asks for each choice's log-likelihood after the shots and the question."""
         context = with_shots("", ["".join(self.to_example(shot)) for shot in shots], self.to_example(record)[0])
         return [Loglikelihood(context, f" {choice}") for choice in record["choices"]["text"]]
 
@@ -33,6 +35,7 @@ class Arc:
         return {"acc": float(best(results) == gold), "acc_norm": float(best(by_length) == gold)}
 
     def to_example(self, record: Record) -> tuple[str, str]:
+        """Returns (question, right choice)."""
         check_record(record, ("question", "choices", "answerKey"), self.name)
         return f"Question: {record['question']}\nAnswer:", f" {record['choices']['text'][_gold(record)]}"
 

@@ -25,14 +25,17 @@ class Gsm8k:
     prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
+        """Returns nothing: the prompt has no opening."""
         del record
         return ""
 
     def requests(self, record: Record, shots: Sequence[Record] = ()) -> list[Request]:
+        """Asks for a text after the shots and the question."""
         solved = ["".join(self.to_example(shot)) for shot in shots]
         return [Generate(with_shots("", solved, self.to_example(record)[0]), STOP)]
 
     def score(self, record: Record, results: Sequence[str]) -> dict[str, float]:
+        """Compares the number after `####`, and the last number of the text, with the right one."""
         gold = _plain(record["answer"])
         (generated,) = results
         return {
@@ -41,6 +44,7 @@ class Gsm8k:
         }
 
     def to_example(self, record: Record) -> tuple[str, str]:
+        """Returns (question, worked answer)."""
         check_record(record, ("question", "answer"), self.name)
         return f"Question: {record['question']}\nAnswer:", f" {record['answer']}"
 

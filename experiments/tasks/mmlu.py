@@ -21,19 +21,23 @@ class Mmlu:
     prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
+        """Returns the line that names the subject."""
         subject = record["subject"].replace("_", " ")
         return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
 
     def requests(self, record: Record, shots: Sequence[Record] = ()) -> list[Request]:
+        """Asks for each letter's log-likelihood after the shots, the question and its choices."""
         _check(record, self.name)
         solved = [f"{_prompt(shot)} {LETTERS[shot['answer']]}" for shot in shots]
         context = with_shots(self.description(record), solved, _prompt(record))
         return [Loglikelihood(context, f" {letter}") for letter in LETTERS]
 
     def score(self, record: Record, results: Sequence[float]) -> dict[str, float]:
+        """Compares the likeliest letter with the right one."""
         return {"acc": float(best(results) == record["answer"])}
 
     def to_example(self, record: Record) -> tuple[str, str]:
+        """Returns (question and choices, right letter)."""
         context, completion = self.requests(record)[record["answer"]]
         assert isinstance(completion, str)
         return context, completion
@@ -48,6 +52,7 @@ class RwkvMmlu(Mmlu):
     prefix: tuple[int, ...] = (0,)
 
     def description(self, record: Record) -> str:
+        """Returns the opening of the chat turn, with the subject."""
         subject = record["subject"].replace("_", " ")
         return f"User: You are a very talented expert in {subject}. Answer this question:\n"
 

@@ -1,4 +1,4 @@
-"""What every benchmark task gives: requests to a model, and scores from its answers.
+"""The protocol of benchmark tasks: requests to a model, and scores from its answers.
 
 The prompts and metrics are those of lm-evaluation-harness 0.4.13 (task versions in each file), so that scores compare.
 """
@@ -24,6 +24,8 @@ class Generate(NamedTuple):
 
 
 Request = Loglikelihood | Generate
+Result = float | str
+"""The answer to a request: a float to a Loglikelihood, a str to a Generate."""
 
 
 class Fewshot(NamedTuple):
@@ -57,14 +59,20 @@ class Task(Protocol):
     prefix: tuple[int, ...]
     """Tokens before every prompt."""
 
-    def description(self, record: Record) -> str: ...
+    def description(self, record: Record) -> str:
+        """Returns what opens the prompt."""
+        ...
 
-    def requests(self, record: Record, shots: Sequence[Record] = ()) -> list[Request]: ...
+    def requests(self, record: Record, shots: Sequence[Record] = ()) -> list[Request]:
+        """Returns what the model is asked for one record, after solved examples."""
+        ...
 
-    def score(self, record: Record, results: Sequence[Any]) -> dict[str, float]: ...
+    def score(self, record: Record, results: Sequence[Any]) -> dict[str, float]:
+        """Returns each metric of one record."""
+        ...
 
     def to_example(self, record: Record) -> tuple[str, str]:
-        """(prompt, completion) for training: the zero-shot prompt and the gold answer."""
+        """Returns (prompt, completion) for training: the zero-shot prompt and the right answer."""
         ...
 
 

@@ -18,6 +18,7 @@ class Winogrande:
     prefix: tuple[int, ...] = ()
 
     def description(self, record: Record) -> str:
+        """Returns nothing: the prompt has no opening."""
         del record
         return ""
 
@@ -29,9 +30,11 @@ class Winogrande:
         return [Loglikelihood(with_shots("", solved, before + option), after) for option in options]
 
     def score(self, record: Record, results: Sequence[float]) -> dict[str, float]:
+        """Compares the likelier option with the right one."""
         return {"acc": float(best(results) == int(record["answer"]) - 1)}
 
     def to_example(self, record: Record) -> tuple[str, str]:
+        """Returns (sentence filled up to its gap, rest)."""
         before, after = _parts(record)
         return before + record[f"option{record['answer']}"], after
 
