@@ -1,4 +1,4 @@
-"""`python -m experiments.bench`: speed and memory of the whole model against its peers, as ratios, on this machine.
+"""Speed and memory of the whole model against its peers, on this machine (`rwkv7 bench model`).
 
 Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in
 turn, round after round, a few calls at a time; the best call counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv`
@@ -6,15 +6,16 @@ turn, round after round, a few calls at a time; the best call counts. Peers (`pi
 first: no time is printed for logits that differ.
 """
 
-import argparse
-import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, Protocol
 
-from experiments.bench.inputs import DECODE, PREFILL, SHAPES, TUNE, make_checkpoint
-from experiments.bench.worker import Job, Worker, work
+from experiments.bench.inputs import DECODE, PREFILL, TUNE
+from experiments.bench.weights import make_checkpoint
+from experiments.bench.worker import Job, Worker
+from experiments.reporting.tables import markdown_table
 
 TOLERANCE = 1e-3
 JOBS = (
@@ -28,54 +29,71 @@ JOBS = (
     Job("WKV as autodiffed scan", "state-tuning step", TUNE),
     Job("token-by-token scan", "state-tuning step", TUNE),
 )
+OTHERS = tuple(sorted({job.who for job in JOBS} - {"ours"}))
+"""Whom this project is compared with."""
 
 
-def start(jobs: tuple[Job, ...], checkpoint: Path, shape: str) -> tuple[dict[Job, Worker], dict[Job, str]]:
-    """Running workers, and why the others do not run."""
-    workers, missing = {}, {}
-    for job in jobs:
-        print(f"starting {job.who}: {job.task}", file=sys.stderr, flush=True)
-        try:
-            workers[job] = Worker(job, checkpoint, shape)
-        except RuntimeError as error:
-            missing[job] = str(error)
-    return workers, missing
+class HasResult(Protocol):
+    """A job that has computed its result."""
+
+    result: list[float]
 
 
-def disagreement(workers: dict[Job, Worker]) -> dict[Job, str]:
-    """Jobs whose result is not the one that it is compared with: PyPI rwkv's logits, or our own loss."""
-    wrong = {}
-    for job, worker in workers.items():
-        tuning = job.task == "state-tuning step"
-        peers = (
-            w for j, w in workers.items() if (j.who == "ours" and j.task == job.task if tuning else j.who == "rwkv")
-        )
-        wanted = next((peer.result for peer in peers if peer.result), None)
-        if not worker.result or not wanted:
-            continue
-        scale = max(abs(x) for x in wanted)
-        error = max(abs(x - y) for x, y in zip(worker.result, wanted, strict=True)) / scale
-        if not error <= TOLERANCE:
-            wrong[job] = f"wrong: differs by {error:.1e}"
-    return wrong
+class Measured(NamedTuple):
+    """The best call of a job."""
+
+    task: str
+    who: str
+    tokens_per_s: float
+    ratio: float
+    """Its seconds over ours."""
+    peak: int
+    """Bytes of the process."""
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| task | who | tokens/s | ours is faster by | peak memory |", "|---|---|---|---|---|"]
-    for row in rows:
-        if "problem" in row:
-            lines.append(f"| {row['task']} | {row['who']} | not measured: {row['problem']} | | |")
-            continue
-        ratio = "" if row["who"] == "ours" else f"{row['ratio']:.2f}x"
-        lines.append(
-            f"| {row['task']} | {row['who']} | {row['tokens_per_s']:.0f} | {ratio} | {row['peak'] / 2**30:.2f} GiB |"
-        )
-    return "\n".join(lines)
+class NotMeasured(NamedTuple):
+    """A job without a time, and why."""
+
+    task: str
+    who: str
+    problem: str
 
 
-def compare(shape: str, rounds: int, without: list[str]) -> dict[str, Any]:
-    """All measurements as one JSON value, but for those of whom `without` names."""
+class Import(NamedTuple):
+    """Reading the checkpoint: best seconds, peak bytes of the process, bytes of the file."""
+
+    seconds: float
+    peak: int
+    file: int
+
+
+class Comparison(NamedTuple):
+    """All measurements of one shape."""
+
+    shape: str
+    rounds: int
+    jobs: list[Measured | NotMeasured]
+    importing: Import
+
+    def as_json(self) -> dict[str, object]:
+        """Returns all numbers."""
+        return {
+            "shape": self.shape, "rounds": self.rounds, "rows": [job._asdict() for job in self.jobs],
+            "import": self.importing._asdict(),
+        }  # fmt: skip
+
+
+def compare(shape: str, rounds: int, without: Sequence[str] = ()) -> Comparison:
+    """Measures every job in turn.
+
+    Args:
+      shape: one of `SHAPES`.
+      rounds: times that every job is measured; the best call counts.
+      without: those of `OTHERS` to leave out.
+
+    Returns:
+      The measurements.
+    """
     jobs = tuple(job for job in JOBS if job.who not in without)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
@@ -93,48 +111,69 @@ def compare(shape: str, rounds: int, without: list[str]) -> dict[str, Any]:
                     worker.measure()
         for worker in workers.values():
             worker.close()
-    best = {job.task: workers[job].seconds for job in workers if job.who == "ours"}
-    rows = []
+    return Comparison(shape, rounds, _results(jobs, workers, missing), Import(importer.seconds, importer.peak, size))
+
+
+def start(jobs: Sequence[Job], checkpoint: Path, shape: str) -> tuple[dict[Job, Worker], dict[Job, str]]:
+    """Starts the jobs; returns running workers, and why the others do not run."""
+    workers, missing = {}, {}
     for job in jobs:
-        row: dict[str, Any] = {"task": job.task, "who": job.who}
-        if job in missing:
-            rows.append(row | {"problem": missing[job]})
+        print(f"starting {job.who}: {job.task}", file=sys.stderr, flush=True)
+        try:
+            workers[job] = Worker(job, checkpoint, shape)
+        except RuntimeError as error:
+            missing[job] = str(error)
+    return workers, missing
+
+
+def disagreement(workers: Mapping[Job, HasResult]) -> dict[Job, str]:
+    """Returns the jobs whose result differs from the one that it is compared with: PyPI rwkv's logits, or our loss."""
+    wrong = {}
+    for job, worker in workers.items():
+        tuning = job.task == "state-tuning step"
+        peers = (
+            w for j, w in workers.items() if (j.who == "ours" and j.task == job.task if tuning else j.who == "rwkv")
+        )
+        wanted = next((peer.result for peer in peers if peer.result), None)
+        if not worker.result or not wanted:
             continue
-        seconds = workers[job].seconds
-        row |= {"tokens_per_s": job.tokens / seconds, "ratio": seconds / best[job.task], "peak": workers[job].peak}
-        rows.append(row)
-    return {
-        "shape": shape, "rounds": rounds, "rows": rows,
-        "import": {"seconds": importer.seconds, "peak": importer.peak, "file": size},
-    }  # fmt: skip
+        scale = max(abs(x) for x in wanted)
+        error = max(abs(x - y) for x, y in zip(worker.result, wanted, strict=True)) / scale
+        if not error <= TOLERANCE:
+            wrong[job] = f"wrong: differs by {error:.1e}"
+    return wrong
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="0.1B")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="times that everybody is measured in turn; the best counts"
+def _results(
+    jobs: Sequence[Job], workers: Mapping[Job, Worker], missing: Mapping[Job, str]
+) -> list[Measured | NotMeasured]:
+    best = {job.task: workers[job].seconds for job in workers if job.who == "ours"}
+    results: list[Measured | NotMeasured] = []
+    for job in jobs:
+        if job in missing:
+            results.append(NotMeasured(job.task, job.who, missing[job]))
+            continue
+        seconds, peak = workers[job].seconds, workers[job].peak
+        results.append(Measured(job.task, job.who, job.tokens / seconds, seconds / best[job.task], peak))
+    return results
+
+
+def table(jobs: Sequence[Measured | NotMeasured]) -> str:
+    """Returns the jobs as a Markdown table."""
+    lines = [["task", "who", "tokens/s", "ours is faster by", "peak memory"]]
+    for job in jobs:
+        if isinstance(job, NotMeasured):
+            lines.append([job.task, job.who, f"not measured: {job.problem}", "", ""])
+            continue
+        ratio = "" if job.who == "ours" else f"{job.ratio:.2f}x"
+        lines.append([job.task, job.who, f"{job.tokens_per_s:.0f}", ratio, f"{job.peak / 2**30:.2f} GiB"])
+    return markdown_table(lines)
+
+
+def show(found: Comparison) -> str:
+    """Returns the table and what the import took."""
+    seconds, peak, file = found.importing
+    return (
+        f"{table(found.jobs)}\n\nimport of the .pth: {seconds:.1f} s, peak memory {peak / file:.2f} x the file "
+        f"({file / 2**20:.0f} MiB), the interpreter and JAX included"
     )
-    names = ", ".join(sorted({job.who for job in JOBS} - {"ours"}))
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help=f"leave out one of: {names}")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file too")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.worker:
-        who, task = args.worker
-        work(who, task, args.checkpoint, args.shape)
-        return 0
-    result = compare(args.shape, args.rounds, args.without)
-    print(table(result["rows"]))
-    found = result["import"]
-    print(f"\nimport of the .pth: {found['seconds']:.1f} s, peak memory {found['peak'] / found['file']:.2f} x the file "
-          f"({found['file'] / 2**20:.0f} MiB), the interpreter and JAX included")  # fmt: skip
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

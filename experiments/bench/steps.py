@@ -1,18 +1,19 @@
-"""`python -m experiments.bench.steps`: what a tuning step of each method costs, against one of standard state tuning.
+"""What a tuning step of each method costs, against one of standard state tuning (`rwkv7 bench steps`).
 
 All methods run in one process on the same random weights and the same batch, and take steps in turn, so that a busy
-machine hits all alike; the median of the rounds counts. Steps come in pairs, because DBP looks at the correlations at
+machine hits all alike; the median of the rounds counts. Steps come in pairs, because DBP measures the correlations at
 every second one.
 """
 
-import argparse
-import json
 import statistics
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from experiments.bench.inputs import SHAPES, random_weights, tokens
+import numpy as np
+
+from experiments import methods
+from experiments.bench.inputs import tokens
+from experiments.bench.weights import random_weights
 from experiments.config.methods import (
     BaselineMethod,
     DBPMethod,
@@ -21,11 +22,12 @@ from experiments.config.methods import (
     UpscaleDBPMethod,
     UpscaleMethod,
 )
-
-if TYPE_CHECKING:
-    from rwkv7_jax import RWKV7
-    from rwkv7_jax.functional import Params
-    from state_tuning.core.objective import Batch
+from experiments.reporting.tables import markdown_table
+from experiments.study.timing import take_pair
+from rwkv7_jax import RWKV7
+from rwkv7_jax.functional import Params
+from state_tuning.core import train
+from state_tuning.core.objective import Batch, Example, collate
 
 METHODS: dict[str, MethodConfig] = {
     "standard": StandardMethod(),
@@ -43,10 +45,7 @@ METHODS: dict[str, MethodConfig] = {
 class Runner:
     """One method: its compiled step and the state that it is at."""
 
-    def __init__(self, method: MethodConfig, model: "RWKV7", params: "Params", batch: "Batch"):
-        from experiments import methods
-        from state_tuning.core import train
-
+    def __init__(self, method: MethodConfig, model: RWKV7, params: Params, batch: Batch):
         tune = train.TuneConfig()
         chosen = methods.build(method, model, params, tune, lambda count: batch, 0)
         self.step = train.make_train_step(chosen.model, chosen.optimizer, tune, chosen.method, chosen.correlate)
@@ -55,23 +54,32 @@ class Runner:
         self.pair()
 
     def pair(self) -> float:
-        """Seconds per step of two."""
-        from experiments.study.timing import take_pair
-
+        """Takes two steps; returns the seconds of one."""
         self.state, seconds = take_pair(self.step, self.params, self.state, self.batch)
         return seconds
 
 
-def measure(shape: str, rows: int, length: int, rounds: int, names: list[str]) -> dict[str, float]:
-    """method -> median seconds per step."""
-    import numpy as np
+def chosen_methods(only: Sequence[str] = ()) -> list[str]:
+    """Returns the methods to measure: standard and those of `only`, or all."""
+    return [name for name in METHODS if name == "standard" or name in (only or METHODS)]
 
-    from rwkv7_jax import RWKV7
-    from state_tuning.core.objective import Example, collate
 
+def measure(shape: str, batch_size: int, length: int, rounds: int, names: Sequence[str]) -> dict[str, float]:
+    """Measures a step of each method.
+
+    Args:
+      shape: one of `SHAPES`.
+      batch_size: sequences of the batch.
+      length: tokens of a sequence.
+      rounds: times that every method is measured in turn.
+      names: of `METHODS`.
+
+    Returns:
+      method -> median seconds a step.
+    """
     config, params = random_weights(shape)
     text = np.asarray(tokens(length + 1, config.vocab_size), np.int32)
-    batch = collate([Example(np.roll(text, row), 1, 0) for row in range(rows)], length)
+    batch = collate([Example(np.roll(text, shift), 1, 0) for shift in range(batch_size)], length)
     runners = {}
     for name in names:
         print(f"compiling {name}", file=sys.stderr, flush=True)
@@ -86,32 +94,7 @@ def measure(shape: str, rows: int, length: int, rounds: int, names: list[str]) -
 
 
 def table(seconds: dict[str, float]) -> str:
-    """Markdown."""
+    """Returns the methods as a Markdown table."""
     base = seconds["standard"]
-    rows = [f"| {name} | {1000 * value:.0f} | {value / base:.2f} |" for name, value in seconds.items()]
-    return "\n".join(["| method | ms a step | times standard |", "|---|---|---|", *rows])
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.steps", description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("--shape", choices=SHAPES, default="0.1B")
-    parser.add_argument("--rows", type=int, default=1, help="rows of the batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=5, help="times that every method is measured in turn")
-    parser.add_argument("--only", action="append", choices=METHODS, help="this method (may be given again)")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file too")
-    args = parser.parse_args(argv)
-    names = [name for name in METHODS if name == "standard" or name in (args.only or METHODS)]
-    seconds = measure(args.shape, args.rows, args.length, args.rounds, names)
-    print(table(seconds))
-    if args.json:
-        settings = {"shape": args.shape, "rows": args.rows, "length": args.length, "rounds": args.rounds}
-        args.json.write_text(json.dumps(settings | {"seconds": seconds}, indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    lines = [[name, f"{1000 * value:.0f}", f"{value / base:.2f}"] for name, value in seconds.items()]
+    return markdown_table([["method", "ms a step", "times standard"], *lines])

@@ -1,18 +1,17 @@
-"""`python -m experiments.bench.tokenizer FILE...`: our World tokenizer against the authors' own, on text files.
+"""Our World tokenizer against the authors' own, on text files (`rwkv7 bench tokenizer FILE...`).
 
 A file that ends in .jsonl is taken line by line (the `text` of each), any other as one text of at most 200 000 bytes.
 Both encode in turn, the best of five counts; no time is printed for unequal tokens. Needs PyPI `rwkv`, no torch.
 """
 
 import importlib.util
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from experiments.config.cli import documented
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import read_lines
+from rwkv7_jax.tokenizer import world
 
 LONGEST = 200_000
 ROUNDS = 5
@@ -20,9 +19,11 @@ Encode = Callable[[bytes], list[int]]
 
 
 def encoders() -> dict[str, Encode]:
-    """who -> bytes to ids. Raises: FileNotFoundError without the package `rwkv`."""
-    from rwkv7_jax.tokenizer import world
+    """Returns who -> bytes to ids.
 
+    Raises:
+      FileNotFoundError: the package `rwkv` is not installed.
+    """
     vocabulary = world.find_vocabulary()
     spec = importlib.util.spec_from_file_location("authors_tokenizer", vocabulary.with_name("rwkv_tokenizer.py"))
     assert spec is not None
@@ -36,7 +37,11 @@ def encoders() -> dict[str, Encode]:
 
 
 def texts(path: Path) -> list[bytes]:
-    """The texts of a file, empty ones too. Raises: UsageError with file and line."""
+    """Returns the texts of a file, empty ones too.
+
+    Raises:
+      UsageError: a line without text; with file and line.
+    """
     if path.suffix != ".jsonl":
         return [path.read_bytes()[:LONGEST]]
     lines = read_lines(path)
@@ -45,37 +50,39 @@ def texts(path: Path) -> list[bytes]:
     return [line.record["text"].encode() for line in lines]
 
 
-def race(rows: Sequence[bytes], runners: dict[str, Encode]) -> dict[str, float]:
-    """who -> least seconds for all rows. Raises: ValueError if they do not agree."""
-    for row in rows:
-        if len({tuple(encode(row)) for encode in runners.values()}) > 1:
-            raise ValueError(f"the tokenizers do not agree on {row[:60]!r}")
+def race(texts: Sequence[bytes], runners: dict[str, Encode]) -> dict[str, float]:
+    """Returns who -> least seconds for all texts.
+
+    Raises:
+      ValueError: they do not agree.
+    """
+    for text in texts:
+        if len({tuple(encode(text)) for encode in runners.values()}) > 1:
+            raise ValueError(f"the tokenizers do not agree on {text[:60]!r}")
     best = dict.fromkeys(runners, float("inf"))
     for _ in range(ROUNDS):
         for who, encode in runners.items():
             begin = time.perf_counter()
-            for row in rows:
-                encode(row)
+            for text in texts:
+                encode(text)
             best[who] = min(best[who], time.perf_counter() - begin)
     return best
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, 2 after a one-line error, 130 after Ctrl-C."""
+def table(files: Sequence[Path]) -> Iterator[str]:
+    """Yields the lines of a Markdown table, each as soon as its file is measured.
 
-    def run(args: list[str]) -> int:
-        runners = encoders()
-        print("| text | bytes | ours, MB/s | theirs, MB/s | ours is faster by |\n|---|---|---|---|---|")
-        for path in map(Path, args):
-            rows = texts(path)
-            best, size = race(rows, runners), sum(map(len, rows))
-            rates = [f"{size / best[who] / 1e6:.2f}" for who in ("ours", "theirs")]
-            cells = [path.name, size, *rates, f"{best['theirs'] / best['ours']:.2f}x"]
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        return 0
-
-    return documented(argv, lambda: str(__doc__), run, "interrupted")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+      FileNotFoundError: no such file, or the package `rwkv` is not installed.
+      UsageError: a line without text.
+      ValueError: the tokenizers do not agree.
+    """
+    runners = encoders()
+    yield "| text | bytes | ours, MB/s | theirs, MB/s | ours is faster by |"
+    yield "|---|---|---|---|---|"
+    for path in files:
+        found = texts(path)
+        best, size = race(found, runners), sum(map(len, found))
+        rates = [f"{size / best[who] / 1e6:.2f}" for who in ("ours", "theirs")]
+        cells = [path.name, str(size), *rates, f"{best['theirs'] / best['ours']:.2f}x"]
+        yield f"| {' | '.join(cells)} |"

@@ -2,21 +2,23 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from experiments.bench import inputs, ours, steps, tokenizer
+from experiments.bench import evaluation, inputs, ours, steps, tokenizer, tuning, weights
 from experiments.bench import model as bench
+from experiments.bench.worker import Worker
+from experiments.config.overrides import UsageError
 
 
 def test_table_names_what_was_not_measured():
-    rows = [
-        {"task": "decode", "who": "ours", "tokens_per_s": 50.0, "ratio": 1.0, "peak": 2**30},
-        {"task": "decode", "who": "rwkv", "tokens_per_s": 25.0, "ratio": 2.0, "peak": 2**29},
-        {"task": "prefill", "who": "rwkv", "problem": "No module named 'torch'"},
-    ]
-    text = bench.table(rows)
+    text = bench.table(
+        [
+            bench.Measured("decode", "ours", 50.0, 1.0, 2**30),
+            bench.Measured("decode", "rwkv", 25.0, 2.0, 2**29),
+            bench.NotMeasured("prefill", "rwkv", "No module named 'torch'"),
+        ]
+    )
     assert "| decode | ours | 50 |  | 1.00 GiB |" in text
     assert "| decode | rwkv | 25 | 2.00x | 0.50 GiB |" in text
     assert "not measured: No module named 'torch'" in text
@@ -25,9 +27,7 @@ def test_table_names_what_was_not_measured():
 def test_a_wrong_result_is_named():
     prefill = [job for job in bench.JOBS if job.task == "prefill"]
     results: list[list[float]] = [[1.0, 2.0], [1.0, 2.1]]
-    workers: dict[Any, Any] = {
-        job: SimpleNamespace(result=result) for job, result in zip(prefill, results, strict=True)
-    }
+    workers = {job: SimpleNamespace(result=result) for job, result in zip(prefill, results, strict=True)}
     assert list(bench.disagreement(workers)) == [bench.Job("ours", "prefill", inputs.PREFILL)]
     workers[prefill[0]].result = [1.0, 2.1]
     assert not bench.disagreement(workers)
@@ -36,37 +36,61 @@ def test_a_wrong_result_is_named():
 @pytest.mark.parametrize("task", ["prefill", "decode"])
 def test_our_jobs_run_on_the_tiny_shape(task: str, tmp_path: Path):
     path = tmp_path / "random.pth"
-    inputs.make_checkpoint(path, "tiny")
+    weights.make_checkpoint(path, "tiny")
     call, logits = ours.generation(task, path)
     call()
-    assert len(logits) == inputs.SHAPES["tiny"]["vocab_size"]
+    assert len(logits) == inputs.SHAPES["tiny"].vocab_size
 
 
-def test_a_step_of_every_method_is_timed_on_the_tiny_shape(capsys):
-    assert steps.main(["--shape", "tiny", "--length", "32", "--rounds", "1", "--only", "dbp"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_tuning_steps_of_the_tiny_shape_have_the_same_loss(tmp_path: Path):
+    path = tmp_path / "random.pth"
+    weights.make_checkpoint(path, "tiny")
+    losses = [tuning.tuning(who, path)[1] for who in ("ours", "WKV as autodiffed scan", "token-by-token scan")]
+    assert losses[1:] == [pytest.approx(losses[0], rel=1e-5)] * 2
+
+
+def test_a_job_is_measured_in_a_process_of_its_own(tmp_path: Path):
+    path = tmp_path / "random.pth"
+    weights.make_checkpoint(path, "tiny")
+    worker = Worker(bench.Job("ours", "import", 0), path, "tiny")
+    worker.measure()
+    worker.close()
+    assert 0 < worker.seconds < 60
+    assert worker.peak > path.stat().st_size
+    with pytest.raises(RuntimeError, match="nowhere"):
+        Worker(bench.Job("ours", "decode", 1), tmp_path / "nowhere.pth", "tiny")
+
+
+def test_a_step_of_every_method_is_timed_on_the_tiny_shape():
+    seconds = steps.measure("tiny", 1, 32, 1, steps.chosen_methods(["dbp"]))
+    lines = steps.table(seconds).splitlines()
     assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == ["method", "standard", "dbp"]
     assert lines[2].endswith("| 1.00 |")
 
 
-def test_tokenizers_race_on_files_and_agree(tmp_path: Path, capsys):
+def test_tokenizers_race_on_files_and_agree(tmp_path: Path):
     plain, lines, wrong = tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.jsonl"
     plain.write_text("Mira lives in Dorn.\n")
     lines.write_text('{"text": "käse"}\n\n{"text": "你好"}\n')
     wrong.write_text("[1]\n")
     lacking = tmp_path / "d.jsonl"
     lacking.write_text('{"text": ""}\n{"prompt": "a"}\n')
-    assert tokenizer.main([str(plain), str(lines)]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert [row.split(" | ")[:2] for row in table[2:]] == [["| a.txt", "20"], ["| b.jsonl", "11"]]
-    for words, message in (
-        ([str(wrong)], "c.jsonl:1: a JSON object"),
-        ([str(lacking)], "d.jsonl:2: no string"),
-        ([str(tmp_path / "no.txt")], "no.txt"),
-    ):
-        assert tokenizer.main(words) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
+    table = list(tokenizer.table([plain, lines]))
+    assert [line.split(" | ")[:2] for line in table[2:]] == [["| a.txt", "20"], ["| b.jsonl", "11"]]
+    for path, message in ((wrong, r"c\.jsonl:1: a JSON object"), (lacking, r"d\.jsonl:2: no string")):
+        with pytest.raises(UsageError, match=message):
+            tokenizer.texts(path)
     with pytest.raises(ValueError, match="do not agree on b'ab'"):
-        tokenizer.race([b"ab"], {"ours": list, "theirs": lambda row: [len(row)]})
+        tokenizer.race([b"ab"], {"ours": list, "theirs": lambda text: [len(text)]})
+
+
+def test_a_wrong_log_likelihood_gets_no_time():
+    text = evaluation.table(
+        [
+            evaluation.Result("a", 2.0, 10, [-1.0, -2.0]),
+            evaluation.Result("b", 9.0, 50, [-1.0, -2.0001]),
+            evaluation.Result("c", 9.0, 50, [-1.0, -2.1]),
+        ]
+    )
+    assert "| b | 50 | 5.0 | 9.00 | 4.5 |" in text
+    assert "| c | 50 | 5.0 | wrong: differs by 5.0e-02 |  |" in text

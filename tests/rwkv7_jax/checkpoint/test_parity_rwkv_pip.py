@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench.inputs import make_checkpoint
+from experiments.bench.weights import make_checkpoint
 from rwkv7_jax import RWKV7, checkpoint, zero_state
 
 TOKENS = [3, 141, 59, 26, 5, 358, 97, 93, 238, 46, 264]
