@@ -4,16 +4,20 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
+from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
 
+from experiments.config.overrides import UsageError
 from experiments.plan import hlo
 from experiments.plan.step import Step
-from experiments.plan.topology import GIB, Topology
+from experiments.plan.topology import GIB, Topology, whole_hosts
+from pallas_kernels.aot import nvidia
 from rwkv7_jax import sharding
 
 
@@ -46,15 +50,54 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether a chip holds what it needs."""
         return self.memory.needed <= self.topology.chip.memory
 
 
-def compile_step(
-    make: Callable[[Mesh], Step], topology: Topology, devices: list[Any], sizes: tuple[int, ...]
-) -> tuple[Plan, Step]:
-    """Compile the step that `make` gives for a mesh over `devices`; one that does not fit is a result too.
+class Readable(Protocol):
+    """A compiled program that can be read back."""
 
-    Raises: whatever the compiler says beside that.
+    def as_text(self) -> str | None:
+        """Returns the optimised HLO."""
+        ...
+
+
+def devices(topology: Topology) -> list[object]:
+    """Returns compile-only devices of JAX; call `topology.prepare` first.
+
+    Raises:
+      UsageError: the compiler for them is not installed.
+    """
+    jax.devices()
+    try:
+        if topology.chip.platform == "tpu":
+            grid = "x".join(map(str, whole_hosts(topology)))
+            found = topologies.get_topology_desc(f"{topology.kind}:{grid}", "tpu").devices
+        else:
+            config = nvidia.description(topology.kind, nvidia.TARGETS[topology.kind])
+            shape = f"1x1x{topology.chips}"
+            found = topologies.get_topology_desc("gpu", "cuda", target_config=config, topology=shape).devices
+    except (RuntimeError, ImportError) as error:
+        lines = " ".join(str(error).split())[:200]
+        raise UsageError(f"no compiler for {topology.kind} ({lines}): pip install -e '.[aot]'") from None
+    return list(found)[: topology.chips]
+
+
+def compile_step(
+    make: Callable[[Mesh], Step], topology: Topology, devices: Sequence[object], sizes: tuple[int, ...]
+) -> tuple[Plan, Step]:
+    """Compiles the step that `make` gives for a mesh over `devices`; one that does not fit is a result too.
+
+    Args:
+      make: mesh -> the step; called with the mesh set.
+      topology: of `devices`, for the memory and the compiler's options.
+      sizes: of the mesh's axes data, fsdp and tensor; one may be -1.
+
+    Returns:
+      (the plan, the step).
+
+    Raises:
+      RuntimeError: the compiler refused for another reason than memory.
     """
     mesh = sharding.make_mesh(*sizes, devices=devices)
     start = time.perf_counter()
@@ -62,14 +105,13 @@ def compile_step(
         step = make(mesh)
         lowered = step.function.lower(*step.arguments)  # pyright: ignore[reportFunctionMemberAccess]
     shape = tuple(mesh.shape[axis] for axis in sharding.AXES)
+    tokens = step.batch_size * step.length
     with tempfile.TemporaryDirectory() as dump:
         try:
             compiled = lowered.compile(compiler_options=dump_options(topology, dump))
         except jax.errors.JaxRuntimeError as error:
             memory = Memory(asked_for(str(error)), _held(step, mesh))
-            return Plan(
-                topology, shape, step.rows * step.length, memory, [], [], {}, 0, False, time.perf_counter() - start
-            ), step
+            return Plan(topology, shape, tokens, memory, [], [], {}, 0, False, time.perf_counter() - start), step
         text = text_of(compiled, dump)
     told = compiled.memory_analysis()
     kept = told.output_size_in_bytes - told.alias_size_in_bytes
@@ -78,21 +120,22 @@ def compile_step(
     moved, largest = hlo.collectives(text)
     seconds = time.perf_counter() - start
     memory = Memory(sum(parts) + kept, *parts)
-    tokens = step.rows * step.length
     return Plan(topology, shape, tokens, memory, moved, largest, cost, kernels(text), bool(text), seconds), step
 
 
-def dump_options(topology: Topology, folder: str) -> dict[str, Any]:
-    """Compiler options that make the compiler itself write the program down."""
+def dump_options(topology: Topology, folder: str) -> dict[str, str | bool]:
+    """Returns the options that make the compiler itself write the program down."""
     return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if topology.chip.platform == "tpu" else {}
 
 
-def text_of(compiled: Any, folder: str) -> str:
-    """The compiled program as the compiler wrote it to `folder`, or else as JAX reads it back, which 0.10.2 cannot for
-    large v5p programs ("async-update instruction should have 1 operands"); empty if there is neither."""
+def text_of(compiled: Readable, folder: str) -> str:
+    """Returns the program as the compiler wrote it to `folder`, else as JAX reads it back; empty if there is neither.
+
+    JAX 0.10.2 cannot read large v5p programs back ("async-update instruction should have 1 operands").
+    """
     written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
     try:
-        return written[-1].read_text() if written else compiled.as_text()
+        return written[-1].read_text() if written else compiled.as_text() or ""
     except jax.errors.JaxRuntimeError:
         return ""
 
@@ -102,12 +145,12 @@ KERNEL_CALLS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 
 
 def kernels(text: str) -> int:
-    """How many calls of hand-written kernels stand in an HLO text."""
+    """Counts the calls of hand-written kernels in an HLO text."""
     return sum(text.count(f'custom_call_target="{name}"') for name in KERNEL_CALLS)
 
 
 def asked_for(message: str) -> int:
-    """Bytes that a step would need, from the compiler's refusal.
+    """Returns the bytes that a step would need, from the compiler's refusal.
 
     Raises: RuntimeError with its first line if it refused for another reason.
     """
@@ -117,13 +160,13 @@ def asked_for(message: str) -> int:
     return int(float(found[1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[found[2]])
 
 
-def _held(tree: Any, mesh: Mesh) -> int:
+def _held(step: Step, mesh: Mesh) -> int:
     """Bytes of one chip's part of all arguments of a step."""
-    return sum(part_bytes(leaf, leaf.sharding.spec, mesh.shape) for leaf in jax.tree.leaves(tree.arguments))
+    return sum(part_bytes(leaf, leaf.sharding.spec, mesh.shape) for leaf in jax.tree.leaves(step.arguments))
 
 
-def part_bytes(leaf: Any, spec: PartitionSpec, axis_sizes: Any) -> int:
-    """Bytes of one chip's part of an array."""
+def part_bytes(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec, axis_sizes: Mapping[str, int]) -> int:
+    """Returns the bytes of one chip's part of an array."""
     axes = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
     return math.prod(leaf.shape) * leaf.dtype.itemsize // math.prod(axis_sizes[name] for name in axes)
 
@@ -136,17 +179,17 @@ class Option(NamedTuple):
 
 
 def options(plan: Plan, step: Step) -> list[Option]:
-    """Meshes that should fit, those that cut the weights least first.
+    """Returns meshes that should fit, those that cut the weights least first.
 
-    Arguments are counted exactly. Temporaries are taken to go with the rows of a chip, which overstates those of meshes
-    with a larger tensor axis and understates those of meshes with a smaller one.
+    Arguments are counted exactly. Temporaries are taken to go with the sequences of a chip, which overstates those of
+    meshes with a larger tensor axis and understates those of meshes with a smaller one.
     """
     data, fsdp, _ = plan.mesh
     found = []
     for sizes in _factors(plan.topology.chips):
-        if step.rows % (sizes[0] * sizes[1]) or step.model.n_head % sizes[2]:
+        if step.batch_size % (sizes[0] * sizes[1]) or step.model.n_head % sizes[2]:
             continue
-        axis_sizes = dict(zip(sharding.AXES, sizes, strict=True))
+        axis_sizes: dict[str, int] = dict(zip(sharding.AXES, sizes, strict=True))
         held = sum(
             part_bytes(leaf, spec, axis_sizes)
             for group in step.groups.values()
@@ -158,7 +201,7 @@ def options(plan: Plan, step: Step) -> list[Option]:
     return sorted(fitting, key=lambda option: (option.mesh[1] * option.mesh[2], option.mesh[2]))
 
 
-def _specs(group: Any, axis_sizes: Any) -> list[PartitionSpec]:
+def _specs(group: PyTree, axis_sizes: Mapping[str, int]) -> list[PartitionSpec]:
     specs = sharding.partitions(group, axis_sizes)
     return jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 

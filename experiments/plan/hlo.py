@@ -36,7 +36,7 @@ class Largest(NamedTuple):
 
 
 def collectives(text: str) -> tuple[list[Moved], list[Largest]]:
-    """The operations of an optimised HLO module, and the largest of each kind."""
+    """Returns the operations of an optimised HLO module, and the largest of each kind."""
     bodies, entry = _computations(text)
     counts: dict[str, int] = defaultdict(int)
     totals: dict[str, int] = defaultdict(int)

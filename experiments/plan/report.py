@@ -1,7 +1,8 @@
 """A plan as text and as JSON."""
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
@@ -12,11 +13,22 @@ from experiments.plan.topology import GIB
 from rwkv7_jax import sharding
 from rwkv7_jax.flops import PEAK_FLOPS
 
+
+class Label(NamedTuple):
+    """What was planned, as its JSON names it."""
+
+    config: str
+    size: str | None = None
+    """A released size, or None for the config's own model."""
+    settings: Sequence[str] = ()
+    """Overrides of the config."""
+
+
 UNREAD = "not known, JAX could not read the program back"
 
 
 def text(plan: Plan, step: Step, better: list[Option]) -> str:
-    """The plan for people."""
+    """Returns the plan for people."""
     chip, memory = plan.topology.chip, plan.memory
     own = step.flops / plan.topology.chips
     left = (chip.memory - memory.needed) / GIB
@@ -37,7 +49,7 @@ def text(plan: Plan, step: Step, better: list[Option]) -> str:
         lines.append(f"  {moved.kind:<20} {moved.count:>6} x  {gib(moved.bytes):>12}   largest {gib(largest.bytes)}")
     lines += [] if plan.collectives else ["  nothing"] if plan.read else [f"  {UNREAD}"]
     lines += ["", "partitions:"]
-    lines += [f"  {row}" for row in partition_rows(step, dict(zip(sharding.AXES, plan.mesh, strict=True)))]
+    lines += [f"  {line}" for line in partition_lines(step, dict(zip(sharding.AXES, plan.mesh, strict=True)))]
     named = [option for option in better if option.mesh != plan.mesh][:3]
     if named:
         lines += ["", "meshes that should fit, those that cut the weights least first (estimates):"]
@@ -45,10 +57,10 @@ def text(plan: Plan, step: Step, better: list[Option]) -> str:
     return "\n".join(lines)
 
 
-def as_json(plan: Plan, step: Step, label: dict[str, Any]) -> dict[str, Any]:
-    """The plan for machines."""
+def as_json(plan: Plan, step: Step, label: Label) -> dict[str, object]:
+    """Returns the plan for machines."""
     return {
-        **label,
+        **label._asdict(),
         "topology": plan.topology.name,
         "chips": plan.topology.chips,
         "mesh": dict(zip(sharding.AXES, plan.mesh, strict=True)),
@@ -66,9 +78,9 @@ def as_json(plan: Plan, step: Step, label: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def partition_rows(step: Step, axis_sizes: dict[str, int]) -> list[str]:
-    """Each group of arguments by partition: how many arrays, their bytes, and one by name."""
-    rows = []
+def partition_lines(step: Step, axis_sizes: dict[str, int]) -> list[str]:
+    """Returns each group of arguments by partition: how many arrays, their bytes, and one by name."""
+    lines = []
     for group, tree in step.groups.items():
         found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -80,8 +92,8 @@ def partition_rows(step: Step, axis_sizes: dict[str, int]) -> list[str]:
             whole, part = sum(leaf[1] for leaf in leaves), sum(leaf[2] for leaf in leaves)
             example = max(leaves, key=lambda leaf: leaf[1])[0]
             sizes = f"{gib(whole)} -> {gib(part)} a chip"
-            rows.append(f"{group:<20} {spec_text:<28} {len(leaves):>4} arrays, {sizes}, e.g. {example}")
-    return rows
+            lines.append(f"{group:<20} {spec_text:<28} {len(leaves):>4} arrays, {sizes}, e.g. {example}")
+    return lines
 
 
 def _axes(spec: PartitionSpec) -> str:
@@ -90,7 +102,7 @@ def _axes(spec: PartitionSpec) -> str:
 
 
 def gib(count: float) -> str:
-    """Bytes in the unit that fits."""
+    """Formats bytes in the unit that fits."""
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
@@ -98,4 +110,5 @@ def gib(count: float) -> str:
 
 
 def mesh(sizes: tuple[int, ...]) -> str:
+    """Formats a mesh as "data 4 x fsdp 1 x tensor 2"."""
     return " x ".join(f"{axis} {size}" for axis, size in zip(sharding.AXES, sizes, strict=True))

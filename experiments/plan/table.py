@@ -1,11 +1,9 @@
-"""`python -m experiments.plan.table`: the plans in experiments/plan/results as the Markdown tables of docs/pods.md."""
+"""The plans in experiments/plan/results as the Markdown tables of docs/pods.md."""
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = (
@@ -18,52 +16,87 @@ SCALING = (
 )
 
 
-def rows() -> list[dict[str, Any]]:
-    """All plans, by kind of step and by size."""
-    found = [json.loads(path.read_text()) | {"name": path.stem} for path in sorted(RESULTS.glob("*.json"))]
-    return sorted(found, key=lambda row: (row["config"].startswith("pretrain"), row["size"] or "", row["chips"]))
+class Sent(TypedDict):
+    """Operations of one kind that move data between chips."""
+
+    kind: str
+    count: int
+    bytes: int
 
 
-def line(row: dict[str, Any]) -> str:
-    """One plan. "in sums": parts of weights are gathered by all-reduce, each chip adding its own to zeros."""
+class Largest(TypedDict):
+    """The largest result of one operation of a kind."""
+
+    kind: str
+    shape: str
+    bytes: int
+
+
+class Record(TypedDict):
+    """A plan, as `report.as_json` writes it."""
+
+    name: str
+    config: str
+    size: str | None
+    settings: list[str]
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    tokens: int
+    fits: bool
+    chip_memory: int
+    memory: dict[str, int]
+    collectives: list[Sent]
+    largest: list[Largest]
+    cost: dict[str, float]
+    kernels: int
+    read: bool
+    model_flops_per_chip: float
+    jax: str
+
+
+def records() -> list[Record]:
+    """Returns all plans, by kind of step and by size."""
+    found: list[Record] = [
+        json.loads(path.read_text()) | {"name": path.stem} for path in sorted(RESULTS.glob("*.json"))
+    ]
+    return sorted(found, key=lambda one: (one["config"].startswith("pretrain"), one["size"] or "", one["chips"]))
+
+
+def line(record: Record) -> str:
+    """Formats one plan. "in sums": parts of weights are gathered by all-reduce, each chip adding its own to zeros."""
     kind = "state tuning"
-    if row["config"].startswith("pretrain"):
-        kind = "pre-training, Adam" if "adam" in row["settings"] else "pre-training, Muon"
-    mesh = " x ".join(str(size) for size in row["mesh"].values())
-    gather = next((one["bytes"] for one in row["largest"] if one["kind"] == "all-gather"), 0)
-    none = "in sums" if row["mesh"]["fsdp"] * row["mesh"]["tensor"] > 1 else "none"
-    largest = "not known" if not row["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
-    memory = (_gib(row["memory"]["needed"]), _gib(row["chip_memory"]), "yes" if row["fits"] else "no")
-    cells = [kind, row["size"], row["topology"], mesh, row["tokens"], *memory, largest]
+    if record["config"].startswith("pretrain"):
+        kind = "pre-training, Adam" if "adam" in record["settings"] else "pre-training, Muon"
+    mesh = " x ".join(str(size) for size in record["mesh"].values())
+    gather = next((one["bytes"] for one in record["largest"] if one["kind"] == "all-gather"), 0)
+    none = "in sums" if record["mesh"]["fsdp"] * record["mesh"]["tensor"] > 1 else "none"
+    largest = "not known" if not record["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
+    memory = (_gib(record["memory"]["needed"]), _gib(record["chip_memory"]), "yes" if record["fits"] else "no")
+    cells = [kind, record["size"], record["topology"], mesh, record["tokens"], *memory, largest]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def scaling(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Weak scaling by static cost: plans of one step and size on slices of different size, rows in proportion."""
+def scaling(found: Sequence[Record]) -> list[str]:
+    """Formats weak scaling by static cost: plans of one step and size on slices of different size."""
     out = []
-    for row in found:
-        moved = {one["kind"]: one["bytes"] for one in row["collectives"]}
+    for record in found:
+        sent = {one["kind"]: one["bytes"] for one in record["collectives"]}
         cells = [
-            row["topology"], row["chips"], row["tokens"], f"{row['model_flops_per_chip']:.3g}",
-            f"{row['cost'].get('flops', 0):.4g}", _gib(moved.get("all-gather", 0)), _gib(moved.get("all-reduce", 0)),
+            record["topology"], record["chips"], record["tokens"], f"{record['model_flops_per_chip']:.3g}",
+            f"{record['cost'].get('flops', 0):.4g}", _gib(sent.get("all-gather", 0)), _gib(sent.get("all-reduce", 0)),
         ]  # fmt: skip
         out.append("| " + " | ".join(map(str, cells)) + " |")
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print both tables; returns the exit status."""
-    argparse.ArgumentParser(prog="python -m experiments.plan.table", description=__doc__).parse_args(argv)
-    found = rows()
-    print("\n".join([*HEAD, *map(line, found)]))
-    series = [row for row in found if row["size"] == "2.9B" and row["config"] == "quickstart"]
-    print("\n" + "\n".join([*SCALING, *scaling(series)]))
-    return 0
+def text() -> str:
+    """Returns both tables: all plans, and the weak scaling of the 2.9B model."""
+    found = records()
+    series = [record for record in found if record["size"] == "2.9B" and record["config"] == "quickstart"]
+    return "\n".join([*HEAD, *map(line, found), "", *SCALING, *scaling(series)])
 
 
 def _gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
-
-if __name__ == "__main__":
-    sys.exit(main())

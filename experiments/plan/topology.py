@@ -1,8 +1,8 @@
-"""Devices that are not there, by the names under which they are rented: v5e-256, v5p-128, v6e-16, h100x8, h200x8."""
+"""Slices and hosts by the names under which they are rented: v5e-256, v5p-128, v6e-16, h100x8, h200x8."""
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
 
@@ -41,14 +41,15 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip:
+        """The facts of its kind of chip."""
         return CHIPS[self.kind]
 
 
 def parse(name: str) -> Topology:
-    """The topology of a rented name. v4 and v5p count two cores a chip, so v5p-128 has 64 chips.
+    """Returns the topology of a rented name. v4 and v5p count two cores a chip, so v5p-128 has 64 chips.
 
     Raises:
-      UsageError: an unknown kind, or a number of chips that makes no slice.
+      UsageError: an unknown kind, or a number of chips that does not make a slice.
     """
     match = re.fullmatch(r"(v\d+[a-z]?)-(\d+)|([ah]\d+)x(\d+)", name.lower())
     kind = (match[1] or match[3]) if match else ""
@@ -57,7 +58,7 @@ def parse(name: str) -> Topology:
     chip = CHIPS[kind]
     count, rest = divmod(int(match[2] or match[4]), chip.name_counts)
     if rest or count < 1 or count & (count - 1):
-        raise UsageError(f"topology {name!r}: {int(match[2] or match[4])} is no slice: give a power of two")
+        raise UsageError(f"topology {name!r}: {int(match[2] or match[4])} is not a slice: give a power of two")
     return Topology(name, kind, count, _grid(count, chip.axes))
 
 
@@ -70,34 +71,8 @@ def _grid(count: int, axes: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def devices(topology: Topology) -> list[Any]:
-    """Compile-only devices of JAX; call `prepare` first.
-
-    Raises:
-      UsageError: the compiler for them is not installed.
-    """
-    import jax
-    from jax.experimental import topologies
-
-    jax.devices()
-    try:
-        if topology.chip.platform == "tpu":
-            grid = "x".join(map(str, _whole_hosts(topology)))
-            found = topologies.get_topology_desc(f"{topology.kind}:{grid}", "tpu").devices
-        else:
-            from pallas_kernels.aot import gpu
-
-            config = gpu.description(topology.kind, gpu.TARGETS[topology.kind])
-            shape = f"1x1x{topology.chips}"
-            found = topologies.get_topology_desc("gpu", "cuda", target_config=config, topology=shape).devices
-    except (RuntimeError, ImportError) as error:
-        lines = " ".join(str(error).split())[:200]
-        raise UsageError(f"no compiler for {topology.kind} ({lines}): pip install -e '.[aot]'") from None
-    return list(found)[: topology.chips]
-
-
-def _whole_hosts(topology: Topology) -> tuple[int, ...]:
-    """The grid, at least a host's: smaller ones are made of a part of its devices."""
+def whole_hosts(topology: Topology) -> tuple[int, ...]:
+    """Returns the grid, at least a host's: smaller slices take a part of its devices."""
     least = (2, 2) if topology.chip.axes == 2 else (2, 2, 1)
     if topology.chips >= 4:
         return topology.grid if topology.chip.axes == 2 else tuple(sorted(topology.grid, reverse=True))
@@ -105,7 +80,7 @@ def _whole_hosts(topology: Topology) -> tuple[int, ...]:
 
 
 def prepare(topology: Topology) -> None:
-    """Set the environment that the compiler needs; before JAX is imported."""
+    """Sets the environment that the compiler needs; call it before JAX is imported."""
     os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", JAX_ENABLE_COMPILATION_CACHE="false")
     if topology.chip.platform == "tpu":
         os.environ["JAX_PLATFORMS"] = "cpu"

@@ -1,11 +1,14 @@
 """Plans: names of slices, what a program sends, and a whole step compiled for a mesh."""
 
+from functools import partial
+
 import jax
 import pytest
 
 from experiments.commands import plan as command
+from experiments.config.methods import StandardMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
-from experiments.config.schema import DataConfig, MeshConfig, PretrainConfig, RunConfig
+from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, TuneConfig
 from experiments.plan import compiled, hlo, report, step, table, topology
 
 TEXT = """HloModule m
@@ -65,15 +68,15 @@ def test_what_is_sent_is_counted_with_its_loops():
     assert {one.kind: one.bytes for one in largest}["all-gather"] == 128
 
 
-def run_config(**data):
-    return RunConfig(data=DataConfig(tasks=("arc",), **data), mesh=MeshConfig(2, 2, 2))
+def tuning(mesh, **data):
+    return step.tuning(ModelConfig(), DataConfig(tasks=("arc",), **data), TuneConfig(), StandardMethod(), None, mesh)
 
 
 @pytest.fixture(scope="module")
 def planned():
     slice_ = topology.Topology("v5e-8", "v5e", 8, (2, 4))
-    config = run_config(batch_size=8, max_length=32)
-    return compiled.compile_step(lambda mesh: step.make(config, None, mesh), slice_, jax.devices(), (4, 1, 2))
+    make = partial(tuning, batch_size=8, max_length=32)
+    return compiled.compile_step(make, slice_, jax.devices(), (4, 1, 2))
 
 
 def test_a_step_of_the_student(planned):
@@ -87,7 +90,7 @@ def test_a_step_of_the_student(planned):
     text = report.text(plan, parts, compiled.options(plan, parts))
     assert "FITS" in text
     assert "frozen weights" in text
-    assert report.as_json(plan, parts, {"config": "x"})["mesh"] == axis_sizes
+    assert report.as_json(plan, parts, report.Label("x"))["mesh"] == axis_sizes
 
 
 def test_without_fsdp_no_weight_is_gathered(planned):
@@ -115,7 +118,7 @@ def test_what_the_compiler_asked_for():
     [
         (["--config", "quickstart"], "say for what: --topology"),
         (["--config", "quickstart", "--topology", "v5e-3"], "'v5e-3'"),
-        (["--config", "quickstart", "--topology"], "--topology needs a value"),
+        (["--config", "quickstart", "--topology"], "topology needs a value"),
     ],
 )
 def test_mistakes_are_one_line(words, line, capsys):
@@ -125,14 +128,23 @@ def test_mistakes_are_one_line(words, line, capsys):
     assert error.count("\n") == 1
 
 
-def test_sizes_and_rows_are_checked():
+def test_sizes_and_batches_are_checked():
     mesh = jax.sharding.AbstractMesh((8, 1, 1), ("data", "fsdp", "tensor"))
-    with pytest.raises(UsageError, match="12 rows"):
-        step.make(run_config(batch_size=12), None, mesh)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"12 sequences .* --data\.batch_size"):
+        tuning(mesh, batch_size=12)
     with pytest.raises(UsageError, match="'9B'"):
         step.dimensions("9B", "bfloat16", "none", None)
-    with pytest.raises(UsageError, match="6 rows"):
-        step.make(PretrainConfig(batch_size=6), None, mesh)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"6 sequences .* --batch_size"):
+        step.pretraining(PretrainConfig(batch_size=6), None, mesh)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="fitted to text"):
+        step.tuning(
+            ModelConfig(),
+            DataConfig(batch_size=8),
+            TuneConfig(),
+            UpscaleMethod(),
+            None,
+            mesh,  # pyright: ignore[reportArgumentType]
+        )
 
 
 def test_released_sizes_have_the_published_numbers_of_parameters():
@@ -165,16 +177,16 @@ def test_only_tpu_compilers_are_asked_for_a_dump():
 
 
 def test_table_says_when_weights_are_gathered_in_sums():
-    (row,) = (row for row in table.rows() if row["name"] == "pretrain-7.2B-v5p-128")
-    assert table.line(row).endswith("| in sums |")
-    assert table.line(row | {"mesh": row["mesh"] | {"fsdp": 1}}).endswith("| none |")
-    assert table.line(row | {"read": False}).endswith("| not known |")
+    (record,) = (record for record in table.records() if record["name"] == "pretrain-7.2B-v5p-128")
+    assert table.line(record).endswith("| in sums |")
+    assert table.line({**record, "mesh": record["mesh"] | {"fsdp": 1}}).endswith("| none |")
+    assert table.line({**record, "read": False}).endswith("| not known |")
 
 
 def test_table_prints_help_or_both_tables(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        table.main(["--help"])
-    assert stopped.value.code == 0
-    assert "usage: python -m experiments.plan.table" in capsys.readouterr().out
-    assert table.main([]) == 0
+    assert command.main(["table", "--help"]) == 0
+    assert "rwkv7 plan table" in capsys.readouterr().out
+    assert command.main(["table", "--size", "2.9B"]) == 2
+    assert "takes no settings" in capsys.readouterr().err
+    assert command.main(["table"]) == 0
     assert capsys.readouterr().out.startswith(table.HEAD[0])
