@@ -1,11 +1,12 @@
-"""One token for many rows, each with its own state: what sampling does between two choices.
+"""One token for many sequences, each with its own state: what generation does between two choices.
 
-A step moves each state once in and once out and hardly computes: 2 V K 4 bytes and a few vectors per row and head. On
-GPU and TPU one kernel does all of it and writes the state where it was read; XLA alone would read the state twice. In a
-loop, or with the state donated to `jax.jit`, no copy is made.
+A step moves each state once in and once out and hardly computes: 2 V K 4 bytes and a few vectors per sequence and head.
+On GPU and TPU one kernel does all of it and writes the state where it was read; XLA alone would read the state twice.
+In a loop, or with the state donated to `jax.jit`, no copy is made.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,22 @@ TPU_BLOCK = 1 << 20
 """Most bytes of states that one program of the TPU kernel has in fast memory; with both buffers, four times that."""
 
 State = Float[Array, "B H V K"]
+Step: TypeAlias = Callable[[Token, State], tuple[Array, Array]]
 
 
 def forward(x: OpInputs, s: State) -> tuple[Float[Array, "B 1 H V"], State]:
-    """The op on a single token: (y, s_T) with the contract of `chunked.make_op`'s rule of this name."""
+    """Computes the op on a single token: (y, s_T) with the contract of `chunked.make_op`'s rule of this name."""
     y, s = step(Token(*jax.tree.map(lambda z: z[:, 0], x)), s)
     return y[:, None], s
 
 
 def step(token: Token, s: State) -> tuple[Float[Array, "B H V"], State]:
-    """(y in the dtype of v, the new state). Chooses by the platform that the program is lowered for, and by shape."""
+    """Returns (y in the dtype of v, the new state).
+
+    The kernel is chosen by the platform that the program is lowered for, and by the sizes of the heads.
+    """
     value, key = s.shape[2:]
-    choices: dict[str, Any] = {}
+    choices: dict[str, Step] = {}
     if key == value and key in (16, 32, 64, 128):
         choices["cuda"] = gpu_step
     if key % 8 == 0 and value % 8 == 0:
@@ -43,7 +48,7 @@ def step(token: Token, s: State) -> tuple[Float[Array, "B H V"], State]:
 
 
 def xla_step(token: Token, s: State) -> tuple[Float[Array, "B H V"], State]:
-    """Without a kernel: CPU, and whatever has no other."""
+    """Computes a step without a kernel: on CPU, and for heads that no kernel has."""
     s, (y, _) = reference.step(s, token)
     return y.astype(token.v.dtype), s
 
@@ -59,7 +64,7 @@ def _update(token: Token, s: Array) -> tuple[Array, Array]:
 
 
 def gpu_step(token: Token, s: State, *, interpret: bool = False) -> tuple[Float[Array, "B H V"], State]:
-    """One program per row and head, the state in registers. K and V: powers of two."""
+    """Computes a step on a GPU: one program per sequence and head, the state in registers. K and V: powers of two."""
 
     def kernel(token_refs, s_ref, y_ref, out_ref):
         values = jax.tree.map(pallas_triton.load, token_refs)
@@ -72,8 +77,13 @@ def gpu_step(token: Token, s: State, *, interpret: bool = False) -> tuple[Float[
     return _call(kernel, token, s, (heads, batch), lambda h, b: (b, h), (None, None), params, interpret)
 
 
-def tpu_step(token: Token, s: State, *, interpret: Any = False) -> tuple[Float[Array, "B H V"], State]:
-    """One program per row and block of heads: as many as `TPU_BLOCK` holds, all or a multiple of 16."""
+def tpu_step(
+    token: Token, s: State, *, interpret: bool | pallas_tpu.InterpretParams = False
+) -> tuple[Float[Array, "B H V"], State]:
+    """Computes a step on a TPU: one program per sequence and block of heads.
+
+    A block has as many heads as `TPU_BLOCK` holds, all or a multiple of 16.
+    """
 
     def kernel(token_refs, s_ref, y_ref, out_ref):
         values = jax.tree.map(lambda ref: ref[...], token_refs)
@@ -88,8 +98,17 @@ def tpu_step(token: Token, s: State, *, interpret: Any = False) -> tuple[Float[A
     return _call(kernel, token, s, (batch, heads // block), lambda b, h: (b, h), (None, block), params, interpret)
 
 
-def _call(kernel, token: Token, s: State, grid, index, block, params: Any, interpret: Any):
-    """The kernel over `grid`, whose indices `index` turns into those of the blocks of rows and heads; s in place."""
+def _call(
+    kernel: Callable[..., None],
+    token: Token,
+    s: State,
+    grid: tuple[int, int],
+    index: Callable[..., tuple],
+    block: tuple[int | None, int | None],
+    params: pallas_triton.CompilerParams | pallas_tpu.CompilerParams,
+    interpret: bool | pallas_tpu.InterpretParams,
+) -> tuple[Array, Array]:
+    """The kernel over `grid`, with the state in place. index: from grid indices to those of sequences and heads."""
 
     def spec(*rest: int) -> pl.BlockSpec:
         return pl.BlockSpec((*block, *rest), lambda *i: (*index(*i), *(0,) * len(rest)))

@@ -6,18 +6,20 @@ lowered; what the others would have saved for their backward is zeros that nothi
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import PyTree
 
 from pallas_kernels import decode, gpu, tpu
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.chunked import parallel, sequential
 from pallas_kernels.chunked.layout import OpInputs, Saved
 
-Rules = Callable[[str], Callable[..., Any]]
+Rule = Callable[..., PyTree]
+Rules = Callable[[str], Rule]
 """`forward`, `forward_saving`, `backward` and `state_backward` by name, as `chunked.make_op` takes them."""
 
 
@@ -37,6 +39,7 @@ class Choice(NamedTuple):
 
     @property
     def for_state_only(self) -> bool:
+        """Whether s0 alone is differentiated."""
         return self.parts[0][0].shape[0] == 0
 
 
@@ -47,8 +50,8 @@ KERNELS = (
 
 
 def make_op(kernels: tuple[Kernels, ...] = KERNELS) -> Callable[..., tuple[Array, Array]]:
-    """The op, see `chunked.make_op`: the kernels of the platform if they support the heads, else `chunked`."""
-    return chunked.make_op(lambda rule: partial(_RULES[rule], kernels), partial(_nothing, kernels))
+    """Returns the op, see `chunked.make_op`: the kernels of the platform if they support the heads, else `chunked`."""
+    return chunked.make_op(lambda rule: partial(_RULES[rule], kernels), partial(_saved_for_state, kernels))
 
 
 def _fitting(kernels: tuple[Kernels, ...], x: OpInputs) -> dict[str, Rules]:
@@ -57,7 +60,7 @@ def _fitting(kernels: tuple[Kernels, ...], x: OpInputs) -> dict[str, Rules]:
     return {"default": partial(getattr, parallel), **own}
 
 
-def _by_platform(rules: dict[str, Rules], rule: str, *args: Any) -> Any:
+def _by_platform(rules: dict[str, Rules], rule: str, *args: PyTree) -> PyTree:
     branches = {platform: own(rule) for platform, own in rules.items()}
     return lax.platform_dependent(*args, cpu=getattr(sequential, rule), **branches)
 
@@ -72,7 +75,7 @@ def _state_backward(kernels: tuple[Kernels, ...], x: OpInputs, dy: Array, ds: Ar
     return _by_platform(_fitting(kernels, x), "state_backward", x, dy, ds)
 
 
-def _nothing(kernels: tuple[Kernels, ...], x: OpInputs) -> Choice:
+def _saved_for_state(kernels: tuple[Kernels, ...], x: OpInputs) -> Choice:
     """Residuals of the gradient of s0 alone."""
     return Choice(x, ((jnp.zeros((0,)), jnp.zeros((0,))),) * len(_fitting(kernels, x)))
 
@@ -81,7 +84,7 @@ def _forward_saving(kernels: tuple[Kernels, ...], x: OpInputs, s0: Array) -> tup
     rules = _fitting(kernels, x)
     shapes = {platform: jax.eval_shape(own("forward_saving"), x, s0)[2][1:] for platform, own in rules.items()}
 
-    def run(platform: str, function: Callable[..., Any], x: OpInputs, s0: Array) -> tuple:
+    def run(platform: str, function: Rule, x: OpInputs, s0: Array) -> tuple:
         y, s_last, saved = function(x, s0)
         unused = {p: tuple(jnp.zeros_like(s0, z.dtype, z.shape) for z in shape) for p, shape in shapes.items()}
         return y, s_last, tuple((unused | {platform: tuple(saved[1:])}).values())
@@ -95,18 +98,18 @@ def _forward_saving(kernels: tuple[Kernels, ...], x: OpInputs, s0: Array) -> tup
 def _backward(kernels: tuple[Kernels, ...], choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
     rules = _fitting(kernels, choice.inputs)
 
-    def run(part: int, function: Callable[..., Any], choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
+    def run(part: int, function: Rule, choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
         return tuple(function(Saved(choice.inputs, *choice.parts[part]), dy, ds))
 
     branches = {platform: partial(run, i, own("backward")) for i, (platform, own) in enumerate(rules.items())}
     return lax.platform_dependent(choice, dy, ds, cpu=partial(run, 0, sequential.backward), **branches)
 
 
-_RULES: dict[str, Callable[..., Any]] = {
+_RULES: dict[str, Rule] = {
     "forward": _forward,
     "forward_saving": _forward_saving,
     "backward": _backward,
     "state_backward": _state_backward,
 }
 
-wkv7_default = make_op()
+wkv7_auto = make_op()

@@ -1,6 +1,6 @@
 """The WKV-7 recurrence as a `lax.scan` over tokens: the specification that every other implementation must match.
 
-One step, per batch row and head, with the state S of shape [V, K] (value axis first) in float32:
+One step, per sequence and head, with the state S of shape [V, K] (value axis first) in float32:
 
     S_t = S_{t-1} diag(exp(log_w_t)) + (S_{t-1} a_t) b_t^T + v_t k_t^T          y_t = S_t r_t
 """
@@ -31,7 +31,7 @@ def matvec(s: Float[Array, "B H V K"], x: Float[Array, "B H K"]) -> Float[Array,
 
 
 def cleared(s: Float[Array, "B H V K"], reset: Bool[Array, " B"] | None) -> Float[Array, "B H V K"]:
-    """The state with the rows marked in `reset` set to zero."""
+    """The state with the sequences marked in `reset` set to zero."""
     return s if reset is None else jnp.where(reset[:, None, None, None], jnp.zeros_like(s), s)
 
 

@@ -10,14 +10,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from pallas_kernels.aot import table
-
-TPUS = ("v5e", "v5p", "v6e")
-GPUS = ("h100", "h200", "a100")
+from pallas_kernels.aot import gpu, nvidia, table, tpu
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int]:
-    """ "B,T,H,N" with K = V = N."""
+    """Reads "B,T,H,N", with K = V = N."""
     try:
         batch, length, heads, size = (int(part) for part in text.split(","))
     except ValueError:
@@ -28,11 +25,11 @@ def parse_shape(text: str) -> tuple[int, int, int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit status 1 if a kernel does not compile, 2 if nothing can be compiled here."""
+    """Prints the table; exit status 1 if a kernel does not compile, 2 if nothing can be compiled here."""
     parser = argparse.ArgumentParser(
         prog="python -m pallas_kernels.aot", description="Compile the kernels for hardware that is not attached."
     )
-    parser.add_argument("--target", required=True, choices=[*TPUS, *GPUS])
+    parser.add_argument("--target", required=True, choices=[*tpu.TARGETS, *nvidia.TARGETS])
     parser.add_argument("--shape", type=parse_shape, default=(8, 4096, 32, 64), help="B,T,H,N (default 8,4096,32,64)")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
@@ -47,13 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _rows(target: str, shape: tuple[int, ...]) -> list[table.Row]:
-    if target in TPUS:
-        from pallas_kernels.aot import tpu
-
-        return tpu.rows(target, shape)
-    from pallas_kernels.aot import gpu
-
-    return gpu.rows(target, shape)
+    return tpu.rows(target, shape) if target in tpu.TARGETS else gpu.rows(target, shape)
 
 
 if __name__ == "__main__":

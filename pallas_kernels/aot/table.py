@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 COMPILED = "compiled"
 
@@ -38,7 +38,7 @@ HEADINGS = {
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The rows as an aligned table; columns in which no row has anything are left out."""
+    """Returns the rows as an aligned table; columns in which no row has anything are left out."""
     columns = [name for name in HEADINGS if any(getattr(row, name) is not None for row in rows)]
     lines = [[HEADINGS[name] for name in columns]]
     lines += [[_cell(name, getattr(row, name)) for name in columns] for row in rows]
@@ -48,19 +48,19 @@ def text(rows: Sequence[Row]) -> str:
     )
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
-    if name == "memory":
+    if name == "memory" and isinstance(value, int):
         return f"{value / 1024:.0f}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def to_json(rows: Sequence[Row]) -> str:
-    """The rows as JSON text, one object per row."""
+    """Returns the rows as JSON text, one object per row."""
     return json.dumps([row._asdict() for row in rows], indent=1) + "\n"
 
 
 def from_json(text: str) -> list[Row]:
-    """The rows that `to_json` wrote."""
+    """Returns the rows that `to_json` wrote."""
     return [Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(text)]

@@ -12,9 +12,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
 
 from pallas_kernels.aot.table import COMPILED, Row
+from pallas_kernels.chunked.layout import OpInputs
+from pallas_kernels.tpu import rules
+from pallas_kernels.tpu.kernels import packs_per_program
+from pallas_kernels.tpu.packing import CHUNK, LANES
 
 
 class Target(NamedTuple):
@@ -38,7 +48,7 @@ DTYPES = ("bfloat16", "float32")
 
 
 def missing() -> str | None:
-    """One line that says what to install, or None if all is there."""
+    """Returns one line that says what to install, or None if all is there."""
     if importlib.util.find_spec("libtpu"):
         return None
     return "no libtpu: compiling for TPUs needs `pip install -e '.[aot]'`"
@@ -51,7 +61,7 @@ def rows(
     kernels: tuple[str, ...] = KERNELS,
     dtypes: tuple[str, ...] = DTYPES,
 ) -> list[Row]:
-    """One row per kernel and dtype for inputs of shape (B, T, H, N), each compiled in a fresh process.
+    """Compiles every kernel and dtype for inputs of shape (B, T, H, N), each in a fresh process.
 
     Raises:
         ValueError: an unknown target, or an N that has no kernel.
@@ -67,7 +77,7 @@ def rows(
 
 
 def row(kernel: str, target: str, shape: tuple[int, ...], dtype: str) -> Row:
-    """What the compiler says of one kernel."""
+    """Returns what the compiler says of one kernel."""
     chip = TARGETS[target]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pallas_kernels.aot.tpu", kernel, chip.topology, dtype, *map(str, shape)]
@@ -75,7 +85,7 @@ def row(kernel: str, target: str, shape: tuple[int, ...], dtype: str) -> Row:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
             return Row(kernel, target, shape, dtype, lines[-1].strip())
-        told = json.loads(done.stdout.splitlines()[-1])
+        counts = json.loads(done.stdout.splitlines()[-1])
         schedule = _dump(folder, kernel, "analysis_final_bundles")
         bundles = int(re.findall(r"total scheduled bundles:\s*(\d+)", schedule)[0])
         sizes = re.findall(r"space=vmem, size = (0x[0-9a-f]+)", _dump(folder, kernel, "post-ra"))
@@ -87,8 +97,8 @@ def row(kernel: str, target: str, shape: tuple[int, ...], dtype: str) -> Row:
         COMPILED,
         memory=sum(int(size, 16) for size in sizes),
         bundles=bundles,
-        bound_ms=1e3 * bundles * told["steps"] / chip.cores / chip.clock,
-        floor_ms=1e3 * told["bytes"] / chip.bandwidth,
+        bound_ms=1e3 * bundles * counts["steps"] / chip.cores / chip.clock,
+        floor_ms=1e3 * counts["bytes"] / chip.bandwidth,
     )
 
 
@@ -116,33 +126,23 @@ def _dump(folder: str, kernel: str, stage: str) -> str:
 
 
 def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> dict[str, int]:
-    """Compile one kernel with arrays as a model has them, [B, T, H * N]; steps of its grid, and bytes that it moves."""
-    import jax
-    import jax.numpy as jnp
-    from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
-
-    from pallas_kernels.chunked.layout import OpInputs
-    from pallas_kernels.tpu import rules
-    from pallas_kernels.tpu.kernels import packs_per_program
-    from pallas_kernels.tpu.packing import CHUNK, LANES
-
+    """Compiles a kernel on arrays [B, T, H * N], as a model has them; returns its grid's steps and the bytes moved."""
     batch, length, heads, size = shape
     device = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices[0]
-    flat: Any = jax.ShapeDtypeStruct((batch, length, heads * size), dtype)
+    flat = jax.ShapeDtypeStruct((batch, length, heads * size), dtype)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
-    x = OpInputs(flat, flat, flat, flat, flat, flat, None)
+    x = OpInputs(flat, flat, flat, flat, flat, flat, None)  # type: ignore[arg-type]
 
-    def by_head(tree: Any) -> Any:
+    def by_head(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda z: z.reshape(batch, length, heads, size) if z.ndim == 3 else z, tree)
 
-    def run(*args: Any) -> Any:
+    def run(*args: PyTree) -> PyTree:
         results = getattr(rules, kernel)(*by_head(args))
         return jax.tree.map(lambda z: z.reshape(batch, length, -1) if z.shape[1:2] == (length,) else z, results)
 
     if kernel == "backward":
         made = jax.eval_shape(lambda *args: rules.forward_saving(*by_head(args))[2], x, state)
-        saved: Any = made._replace(inputs=x, u=flat)
+        saved = made._replace(inputs=x, u=flat)
         args = (saved, flat, state)
     else:
         args = (x, flat, state) if kernel == "state_backward" else (x, state)
@@ -159,5 +159,4 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
 
 
 if __name__ == "__main__":
-    told = _compile(sys.argv[1], sys.argv[2], sys.argv[3], tuple(int(n) for n in sys.argv[4:]))
-    print(json.dumps(told))
+    print(json.dumps(_compile(sys.argv[1], sys.argv[2], sys.argv[3], tuple(int(n) for n in sys.argv[4:]))))

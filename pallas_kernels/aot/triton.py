@@ -5,33 +5,36 @@ import importlib.util
 import os
 import pathlib
 import tempfile
-from typing import Any
 
-from pallas_kernels.aot.gpu import TARGETS, examine, floor_bytes
+import jax
+
+from pallas_kernels.aot import nvidia
 from pallas_kernels.aot.table import COMPILED, Row
+from pallas_kernels.chunked.layout import OpInputs
+from pallas_kernels.triton.launch import Launch
 
 FLOAT32 = ("s0", "s_last", "ds_last", "ds0")
 
 
 def missing() -> str | None:
-    """One line that says what to install, or None."""
+    """Returns one line that says what to install, or None."""
     found = importlib.util.find_spec("triton")
     return None if found else "no triton: compiling Triton kernels needs `pip install triton`"
 
 
 def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
-    """One row per kernel and dtype for inputs of shape (B, T, H, N).
+    """Compiles every kernel and dtype for inputs of shape (B, T, H, N).
 
     Raises:
-        FileNotFoundError: a package is missing.
+      FileNotFoundError: a package is missing.
     """
     if message := missing():
         raise FileNotFoundError(message)
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as the committed tables were made; Triton warns if unset
     out = []
-    for dtype in ("bfloat16", "float32"):
+    for dtype in nvidia.DTYPES:
         for name in ("forward", "forward_saving", "backward", "state_backward"):
-            floor_ms = 1e3 * floor_bytes(name, shape, dtype) / TARGETS[target].bandwidth
+            floor_ms = 1e3 * nvidia.floor_bytes(name, shape, dtype) / nvidia.TARGETS[target].bandwidth
             row = Row(f"triton {name}", target, shape, dtype, COMPILED, floor_ms=floor_ms)
             try:
                 out.append(row._replace(**compile_kernel(name, target, shape, dtype)))
@@ -40,21 +43,18 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
     return out
 
 
-def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    """Registers per thread, bytes spilled and bytes of shared memory of one kernel."""
-    import jax
+def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -> dict[str, int]:
+    """Returns the registers per thread, the bytes spilled and the bytes of shared memory of one kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pallas_kernels.chunked.layout import OpInputs
     from pallas_kernels.triton import backward, kernels
-    from pallas_kernels.triton.launch import Launch
 
     full = name == "backward"
     kernel = getattr(backward if full else kernels, name.removesuffix("_saving"))
     x = jax.ShapeDtypeStruct(shape, dtype)
-    inputs: Any = OpInputs(x, x, x, x, x, x, None)  # type: ignore[arg-type]
+    inputs = OpInputs(x, x, x, x, x, x, None)  # type: ignore[arg-type]
     plan, constants = Launch().plan(inputs)
     tuning = Launch().tuned(inputs)
     constants["SAVE"] = name == "forward_saving"
@@ -75,10 +75,10 @@ def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -
         "num_warps": tuning.backward_warps if full else tuning.warps,
         "num_stages": tuning.backward_stages if full else tuning.stages,
     }
-    facts = TARGETS[target]
+    facts = nvidia.TARGETS[target]
     compiled = triton.compile(source, GPUTarget("cuda", 10 * facts.major, 32), options)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernel.ptx")
         path.write_text(compiled.asm["ptx"])
-        registers, spills = examine(str(path), facts.arch)
+        registers, spills = nvidia.examine(str(path), facts.arch)
     return {"registers": registers, "spills": spills, "memory": compiled.metadata.shared}

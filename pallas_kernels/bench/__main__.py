@@ -13,9 +13,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import jax
+import numpy as np
 
 from pallas_kernels import IMPLEMENTATIONS, wkv7
 from pallas_kernels.bench import peers
@@ -34,7 +35,7 @@ from pallas_kernels.bench.measure import (
     make_data,
     moved,
 )
-from pallas_kernels.bench.peers import Peer, of_jax
+from pallas_kernels.bench.peers import Peer, Prepared, of_jax
 from pallas_kernels.bench.shapes import BENCH, Shape
 from pallas_kernels.triton import launch as triton
 
@@ -44,23 +45,37 @@ HARDWARE = {"gpu": "gpu", "triton": "gpu", "tpu": "tpu"}
 """The backend of JAX that an implementation needs; the others run anywhere."""
 
 
+class Row(TypedDict):
+    """One candidate at one task: `seconds` and what comes of it, or `failed`, why there is no time."""
+
+    shape: dict[str, int]
+    dtype: str
+    task: str
+    implementation: str
+    error: NotRequired[float]
+    seconds: NotRequired[float]
+    of_bandwidth: NotRequired[float | None]
+    ratio: NotRequired[float | None]
+    failed: NotRequired[str]
+
+
 def runnable() -> list[str]:
-    """The implementations that this machine can run."""
+    """Returns the implementations that this machine can run."""
     here = jax.default_backend()
     found = [name for name in IMPLEMENTATIONS if HARDWARE.get(name, here) == here]
     return [name for name in found if name != "triton" or triton.missing() is None]
 
 
 def candidates(task: str, others: Sequence[Peer]) -> list[tuple[Peer, bool]]:
-    """(what can do the task, whether it is ours)."""
+    """Returns (what can do the task, whether it is ours)."""
     if task == DECODE:
         return [(peer, True) for peer in decoders()]
     ours = [of_jax(name, partial(wkv7, implementation=name)) for name in runnable()]
     return [(peer, True) for peer in ours] + [(peer, False) for peer in others]
 
 
-def ready(peer: Peer, ours: bool, task: str, data: Data, wanted: Sequence[Any]) -> tuple[Any, float]:
-    """(the peer's state after a first run, its error).
+def ready(peer: Peer, ours: bool, task: str, data: Data, wanted: Sequence[np.ndarray]) -> tuple[Prepared, float]:
+    """Returns (the peer's state after a first run, its error).
 
     Raises:
         WrongResult: the result disagrees with the scan.
@@ -76,8 +91,8 @@ def ready(peer: Peer, ours: bool, task: str, data: Data, wanted: Sequence[Any]) 
     return state, error
 
 
-def best_times(states: Sequence[tuple[Peer, Any]], task: str, repeats: int) -> list[float]:
-    """Seconds of the best of several interleaved runs."""
+def best_times(states: Sequence[tuple[Peer, Prepared]], task: str, repeats: int) -> list[float]:
+    """Returns the seconds of the best of several interleaved runs."""
     best = [float("inf")] * len(states)
     for _ in range(repeats):
         for i, (peer, state) in enumerate(states):
@@ -90,8 +105,8 @@ def best_times(states: Sequence[tuple[Peer, Any]], task: str, repeats: int) -> l
 
 def measure(
     shape: Shape, dtype: str, repeats: int, others: Sequence[Peer] = (), rate: float | None = None
-) -> Iterator[dict[str, Any]]:
-    """One row per task and candidate: error, seconds, how often that fits into the scan's time, share of `rate`.
+) -> Iterator[Row]:
+    """Yields one row per task and candidate: error, seconds, how often that fits into the scan's time, share of `rate`.
 
     A candidate that fails has `failed`, why, instead. `rate`: bytes per second of the memory, if it is known.
 
@@ -101,9 +116,10 @@ def measure(
     data = make_data(shape, dtype)
     wanted = expected(*data)
     for task in (*TASKS, DECODE):
-        rows, states = [], []
+        rows: list[Row] = []
+        states: list[tuple[Peer, Prepared]] = []
         for peer, ours in candidates(task, others):
-            row = {"shape": shape._asdict(), "dtype": dtype, "task": task, "implementation": peer.name}
+            row: Row = {"shape": shape._asdict(), "dtype": dtype, "task": task, "implementation": peer.name}
             try:
                 state, row["error"] = ready(peer, ours, task, data, wanted[task])
                 states.append((peer, state))
@@ -113,27 +129,27 @@ def measure(
                     raise WrongResult(f"{peer.name}, {task}, {tuple(shape)}: {error}") from None
             rows.append(row)
         timed = [row for row in rows if "failed" not in row]
-        for row, seconds in zip(timed, best_times(states, task, repeats), strict=True):
+        times = best_times(states, task, repeats)
+        base = [seconds for row, seconds in zip(timed, times, strict=True) if row["implementation"] in BASELINES]
+        for row, seconds in zip(timed, times, strict=True):
             row["seconds"] = seconds
             row["of_bandwidth"] = rate and moved(task, shape, dtype) / seconds / rate
-        base = [row["seconds"] for row in timed if row["implementation"] in BASELINES]
-        for row in timed:
-            row["ratio"] = base[0] / row["seconds"] if base else None
+            row["ratio"] = base[0] / seconds if base else None
         yield from rows
 
 
-def show(row: dict[str, Any]) -> str:
-    """One line of the table."""
+def show(row: Row) -> str:
+    """Returns one line of the table."""
     label = "{batch:>3} {length:>5} {heads:>3} {key:>3}".format(**row["shape"])
     label += f"  {row['task']:<17}{row['implementation']:<24}"
-    if "failed" in row:
-        return label + row["failed"]
-    ratio, share = (f"{z:.2f}" if z else "-" for z in (row["ratio"], row["of_bandwidth"]))
+    if "seconds" not in row or "error" not in row:
+        return label + row.get("failed", "")
+    ratio, share = (f"{z:.2f}" if z else "-" for z in (row.get("ratio"), row.get("of_bandwidth")))
     return f"{label}{1e3 * row['seconds']:>9.3f}{ratio:>8}{share:>8}{row['error']:>9.0e}"
 
 
 def parse_shape(text: str) -> Shape:
-    """ "B,T,H,N" with K = V = N."""
+    """Reads "B,T,H,N", with K = V = N."""
     try:
         batch, length, heads, size = (int(part) for part in text.split(","))
     except ValueError:
@@ -144,12 +160,13 @@ def parse_shape(text: str) -> Shape:
 
 
 def check_output(parser: argparse.ArgumentParser, path: pathlib.Path | None) -> None:
-    """End with a usage error where --json cannot be written, before anything is measured."""
+    """Ends with a usage error where --json cannot be written, before anything is measured."""
     if path and (path.is_dir() or not path.parent.is_dir()):
         parser.error(f"--json: {path} is a folder" if path.is_dir() else f"--json: no folder {path.parent}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pallas_kernels.bench", description="Times of wkv7 against the plain scan and other libraries."
     )
@@ -165,12 +182,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit status 1 if an implementation is wrong."""
+    """Prints the table; exit status 1 if an implementation is wrong."""
     options = parse(arguments)
     backend = jax.default_backend()
     others, absent = peers.available()
     rate = None if backend == "cpu" else bandwidth()
-    report: dict[str, Any] = {"backend": backend, "bytes_per_second": rate, "absent": absent, "rows": []}
+    rows: list[Row] = []
+    report = {"backend": backend, "bytes_per_second": rate, "absent": absent, "rows": rows}
     memory = f"memory {rate / 1e12:.2f} TB/s; " if rate else ""
     print(f"{backend}, {options.dtype}; {memory}ratio = time of the scan (decode: of XLA) / time; {'; '.join(absent)}")
     print(f"{'B':>3} {'T':>5} {'H':>3} {'N':>3}  {'task':<17}{'implementation':<24}", end="")
@@ -178,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shape in options.shape or BENCH:
         try:
             for row in measure(shape, options.dtype, options.repeats, others, rate):
-                report["rows"].append(row)
+                rows.append(row)
                 print(show(row), flush=True)
         except WrongResult as error:
             print(f"error: {error}", file=sys.stderr)

@@ -15,8 +15,8 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import NotRequired, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,17 @@ import numpy as np
 from pallas_kernels import IMPLEMENTATIONS, decode, gpu
 from pallas_kernels.bench import peers
 from pallas_kernels.bench.__main__ import check_output, parse_shape
-from pallas_kernels.bench.measure import OURS, TASKS, THEIRS, bandwidth, best_seconds, expected, largest_error, moved
+from pallas_kernels.bench.measure import (
+    OURS,
+    TASKS,
+    THEIRS,
+    Data,
+    bandwidth,
+    best_seconds,
+    expected,
+    largest_error,
+    moved,
+)
 from pallas_kernels.bench.peers import Peer, of_jax
 from pallas_kernels.bench.shapes import Shape, make_example
 from pallas_kernels.gpu.tuning import BFLOAT16, Tuning
@@ -36,9 +46,25 @@ SHAPES = (Shape(8, 4096, 32, 64, 64), Shape(1, 4096, 12, 64, 64))
 DECODE = Shape(1024, 1, 32, 64, 64)
 
 
+class Row(TypedDict):
+    """One candidate at one task: its time, or `failed`, why there is none."""
+
+    shape: dict[str, int]
+    name: str
+    task: str
+    error: NotRequired[float]
+    seconds: NotRequired[float]
+    of_bandwidth: NotRequired[float]
+    failed: NotRequired[str]
+
+
+Candidates: TypeAlias = Callable[[Shape, float], Iterator[Row]]
+"""(shape, bytes per second of the memory) -> the rows of what is to be measured at that shape."""
+
+
 def tunings() -> Iterator[tuple[str, Tuning]]:
-    """What is worth trying, by the name of its differences from the default."""
-    changes: list[dict[str, Any]] = [{}]
+    """Yields the tunings worth trying, by the name of their differences from the default."""
+    changes: list[dict[str, int]] = [{}]
     changes += [{"warps": w, "stages": s} for w, s in itertools.product((2, 4, 8), (1, 2, 3))]
     changes += [{"chunk": 32, "warps": w} for w in (4, 8)]
     changes += [{"checkpoint": c, "backward_warps": w} for c, w in itertools.product((16, 32, 64), (4, 8))]
@@ -48,18 +74,20 @@ def tunings() -> Iterator[tuple[str, Tuning]]:
 
 
 def ours() -> list[Peer]:
-    """Our implementations as peers of themselves."""
+    """Returns our implementations as peers of themselves."""
     found = [of_jax(name, gpu.make_op(tuning)) for name, tuning in tunings()]
     if triton.missing() is None:
         found.append(of_jax("triton", triton.make_op()))
     return [*found, of_jax("chunked", IMPLEMENTATIONS["chunked"])]
 
 
-def measure(shape: Shape, peer: Peer, data: tuple, wanted: dict, rate: float) -> Iterator[dict[str, Any]]:
-    """One row per task: the error, and the time unless the result is wrong or the library refuses."""
+def measure(
+    shape: Shape, peer: Peer, data: Data, wanted: dict[str, tuple[np.ndarray, ...]], rate: float
+) -> Iterator[Row]:
+    """Yields one row per task: the error, and the time unless the result is wrong or the library refuses."""
     limit = THEIRS if peer.name.split()[0] in ("fla", "rwkv-ops", "ejkernel") else OURS
     for task in TASKS:
-        row: dict[str, Any] = {"shape": shape._asdict(), "name": peer.name, "task": task}
+        row: Row = {"shape": shape._asdict(), "name": peer.name, "task": task}
         try:
             state = peer.prepare(*data)
             peer.run(state, task)
@@ -74,8 +102,8 @@ def measure(shape: Shape, peer: Peer, data: tuple, wanted: dict, rate: float) ->
         yield row
 
 
-def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[dict[str, Any]]:
-    """One step for many rows, the states in place."""
+def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[Row]:
+    """Yields one row per way to take one step for many sequences, the states in place."""
     inputs = make_example(np.random.default_rng(0), shape).inputs
     token = Token(*(jnp.asarray(z[:, 0], jnp.bfloat16) for n, z in inputs.items() if n != "s0"), reset=None)
     y, s = jax.jit(decode.xla_step)(token, jnp.asarray(inputs["s0"]))
@@ -83,9 +111,9 @@ def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[dict[str, Any
         run = jax.jit(step, donate_argnums=1)
         other_y, other_s = run(token, jnp.asarray(inputs["s0"]))
         error = max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in ((other_y, y), (other_s, s)))
-        row: dict[str, Any] = {"shape": shape._asdict(), "name": f"decode {name}", "task": "decode", "error": error}
+        row: Row = {"shape": shape._asdict(), "name": f"decode {name}", "task": "decode", "error": error}
         if error > OURS:
-            yield row | {"failed": "wrong result"}
+            yield {**row, "failed": "wrong result"}
             continue
         states = [other_s]
 
@@ -94,11 +122,11 @@ def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[dict[str, Any
 
         seconds = best_seconds(start, lambda states=states: states[0].block_until_ready())
         moved = 2 * s.size * 4 + 14 * token.r.size
-        yield row | {"seconds": seconds, "of_bandwidth": moved / seconds / rate}
+        yield {**row, "seconds": seconds, "of_bandwidth": moved / seconds / rate}
 
 
 def suite(seconds: float) -> str:
-    """The last line of the test suite with compiled kernels, or why there is none."""
+    """Returns the last line of the test suite with compiled kernels, or why there is none."""
     folder = pathlib.Path(__file__).parents[2] / "tests" / "pallas_kernels"
     if not folder.is_dir():
         return "not run: the tests are not here"
@@ -113,14 +141,18 @@ def suite(seconds: float) -> str:
     return lines[-1] if lines else f"exit status {done.returncode}"
 
 
-def show(row: dict[str, Any]) -> None:
+def show(row: Row) -> None:
+    """Prints one line of the table."""
     shape = "{batch:>4} {length:>5} {heads:>3} {key:>3}".format(**row["shape"])
-    end = row.get("failed") or f"{1e3 * row['seconds']:9.3f} ms {row['of_bandwidth']:6.1%}  error {row['error']:.1e}"
+    if "seconds" in row and "of_bandwidth" in row and "error" in row:
+        end = f"{1e3 * row['seconds']:9.3f} ms {row['of_bandwidth']:6.1%}  error {row['error']:.1e}"
+    else:
+        end = row.get("failed", "")
     print(f"{shape}  {row['task']:<17}{row['name']:<36}{end}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print and write the table; exit status 1 where there is no GPU."""
+    """Prints and writes the table; exit status 1 where there is no GPU."""
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench.gpu", description="Check and time on a GPU.")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("gpu_check.json"), help="where to write")
     parser.add_argument("--seconds", type=float, default=570, help="start nothing new after this (default 570)")
@@ -131,16 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if jax.default_backend() != "gpu":
         print(f"error: no GPU: this process computes on {jax.default_backend()}", file=sys.stderr)
         return 1
-    report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    report["suite"] = suite(0.4 * options.seconds)
-    report["bytes_per_second"] = rate = bandwidth()
-    others, report["absent"] = peers.available()
-    print(f"{report['device']}, JAX {jax.__version__}; suite: {report['suite']}; memory {rate / 1e12:.2f} TB/s")
-    print(*report["absent"], sep="\n")
-    report["rows"] = []
+    device, tested, rate = jax.devices()[0].device_kind, suite(0.4 * options.seconds), bandwidth()
+    others, absent = peers.available()
+    print(f"{device}, JAX {jax.__version__}; suite: {tested}; memory {rate / 1e12:.2f} TB/s")
+    print(*absent, sep="\n")
+    rows: list[Row] = []
+    report = {
+        "device": device, "jax": jax.__version__, "suite": tested, "bytes_per_second": rate, "absent": absent,
+        "rows": rows,
+    }  # fmt: skip
     for shape, candidates in _work(options.shape or SHAPES, others):
         for row in candidates(shape, rate):
-            report["rows"].append(row)
+            rows.append(row)
             show(row)
             options.json.write_text(json.dumps(report, indent=1) + "\n")
             if time.monotonic() - begin > options.seconds:
@@ -149,14 +183,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _work(shapes: Sequence[Shape], others: list[Peer]) -> Iterator[tuple[Shape, Any]]:
+def _work(shapes: Sequence[Shape], others: list[Peer]) -> Iterator[tuple[Shape, Candidates]]:
     """What to measure, most wanted first: defaults and peers at every shape, decoding, then tunings."""
     everything = ours()
     first = [p for p in everything if p.name in ("gpu default", "triton", "chunked")] + others
     rest = [p for p in everything if p not in first]
 
-    def of(peers: list[Peer]) -> Any:
-        def rows(shape: Shape, rate: float) -> Iterator[dict[str, Any]]:
+    def of(peers: list[Peer]) -> Candidates:
+        def rows(shape: Shape, rate: float) -> Iterator[Row]:
             example = make_example(np.random.default_rng(0), shape)
             inputs = {n: jnp.asarray(z, jnp.float32 if n == "s0" else jnp.bfloat16) for n, z in example.inputs.items()}
             data = inputs, jnp.asarray(example.dy, jnp.bfloat16), jnp.asarray(example.ds)

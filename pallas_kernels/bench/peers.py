@@ -7,11 +7,15 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
+Prepared: TypeAlias = dict[str, object]
+"""What a peer prepared, and the result of its last run."""
 
 
 class Peer(NamedTuple):
@@ -23,14 +27,14 @@ class Peer(NamedTuple):
     """
 
     name: str
-    prepare: Callable[..., Any]
-    run: Callable[[Any, str], None]
-    wait: Callable[[Any], Any]
-    result: Callable[[Any], tuple[np.ndarray, ...]]
+    prepare: Callable[[dict[str, Array], Array, Array], Prepared]
+    run: Callable[[Prepared, str], None]
+    wait: Callable[[Prepared], object]
+    result: Callable[[Prepared], tuple[np.ndarray, ...]]
 
 
 def available() -> tuple[list[Peer], list[str]]:
-    """(the peers of this machine, one line for each library that is not here)."""
+    """Returns (the peers of this machine, one line for each library that is not here)."""
     found, absent = [], []
     for library, make in (("fla", _flash_linear_attention), ("rwkv_ops", _rwkv_ops), ("ejkernel", _ejkernel)):
         if importlib.util.find_spec(library) is None:
@@ -83,8 +87,8 @@ def _flash_linear_attention() -> Iterator[Peer]:
         )
 
 
-def of_jax(name: str, op: Callable[..., Any]) -> Peer:
-    """A peer that is a JAX function of the seven inputs and gives (y, s_T). The loss keeps the forward."""
+def of_jax(name: str, op: Callable[..., tuple[Array, Array]]) -> Peer:
+    """Makes a peer of a JAX function of the seven inputs that gives (y, s_T). The loss keeps the forward."""
 
     def prepare(inputs, dy, ds):
         arrays = [jnp.asarray(x) for x in inputs.values()]

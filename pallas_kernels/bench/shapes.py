@@ -32,7 +32,7 @@ TEST_RELEASED = Shape(1, 97, 2, 64, 64)
 
 
 def make_example(rng: np.random.Generator, shape: Shape, regime: str = "model") -> Example:
-    """Random inputs with the statistics of one regime.
+    """Draws random inputs with the statistics of one regime.
 
     "model": as in the released architecture (a = -kk, b = kk * iclr, kk of unit length); "strong": every decay at its
     strongest; "aligned": hardly any decay, one key direction for all tokens and iclr near 1, where errors pile up.

@@ -31,7 +31,7 @@ class ChunkInputs(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Who sees whom. The last three are None where there are no resets.
+    """Which token (row) sees which (column). The last three are None where there are no resets.
 
     strict, causal: s < t and s <= t on scores, within one segment between resets.
     head: rows before the first reset, which see the incoming state; tail: rows from the last reset on, which reach the

@@ -6,31 +6,51 @@ device that is not attached gets the right one. Both keep the same residuals.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree
 
 from pallas_kernels.chunked import parallel, sequential
 from pallas_kernels.chunked.layout import OpInputs, saved_for_state, varying
 
 
-def by_platform(rule: str) -> Callable[..., Any]:
-    """The function called `rule` of the schedule for the platform that the program is lowered for."""
+@runtime_checkable
+class Residuals(Protocol):
+    """What the forward keeps for the backward; the structure is free beside these two."""
+
+    @property
+    def inputs(self) -> OpInputs:
+        """Inputs of the op."""
+        ...
+
+    @property
+    def for_state_only(self) -> bool:
+        """Whether s0 alone is differentiated."""
+        ...
+
+
+def by_platform(rule: str) -> Callable[..., PyTree]:
+    """Returns the function called `rule` of the schedule for the platform that the program is lowered for."""
     return partial(lax.platform_dependent, cpu=getattr(sequential, rule), default=getattr(parallel, rule))
 
 
 def make_op(
-    schedule: Callable[[str], Callable[..., Any]], nothing: Callable[[OpInputs], Any] = saved_for_state
+    schedule: Callable[[str], Callable[..., PyTree]], for_state: Callable[[OpInputs], Residuals] = saved_for_state
 ) -> Callable[..., tuple[Array, Array]]:
-    """The op with its gradient, from a function that finds `forward`, `backward`, ... by name.
+    """Makes the op with its gradient.
 
-    `nothing` makes the residuals of the gradient of s0 alone, of the structure that `forward_saving` returns.
+    Args:
+      schedule: finds `forward`, `forward_saving`, `backward` and `state_backward` by name.
+      for_state: makes the residuals of the gradient of s0 alone, of the structure that `forward_saving` returns.
 
-    Returns op(r, log_w, k, v, a, b, s0, reset=None) -> (y, s_T) with the shapes and dtypes of `reference.wkv7_scan`,
-    differentiable once, in reverse mode.
+    Returns:
+      op(r, log_w, k, v, a, b, s0, reset=None) -> (y, s_T) with the shapes and dtypes of `reference.wkv7_scan`,
+      differentiable once, in reverse mode.
     """
 
     @jax.custom_vjp
@@ -38,15 +58,14 @@ def make_op(
         return schedule("forward")(OpInputs(r, log_w, k, v, a, b, reset), s0)
 
     def forward(*args):
-        values: list[Any] = [None if x is None else x.value for x in args]
-        r, log_w, k, v, a, b, s0, reset = values
-        x = OpInputs(r, log_w, k, v, a, b, reset)
-        if any(z.perturbed for z in args[:6]):
-            y, s_last, saved = schedule("forward_saving")(x, s0)
+        *vectors, s0, reset = args
+        x = OpInputs(*(z.value for z in vectors), reset=None if reset is None else reset.value)
+        if any(z.perturbed for z in vectors):
+            y, s_last, saved = schedule("forward_saving")(x, s0.value)
             return (y, s_last), saved
-        return schedule("forward")(x, s0), nothing(x)
+        return schedule("forward")(x, s0.value), for_state(x)
 
-    def backward(saved: Any, cotangents: tuple):
+    def backward(saved: Residuals, cotangents: tuple):
         dy, ds = (_dense(z) for z in cotangents)
         if saved.for_state_only:
             return (*(None,) * 6, schedule("state_backward")(saved.inputs, dy, ds), None)
@@ -56,10 +75,10 @@ def make_op(
     return op
 
 
-def _dense(cotangent: Any) -> Array:
+def _dense(cotangent: Array | SymbolicZero) -> Array:
     """The array that a cotangent stands for."""
     if isinstance(cotangent, SymbolicZero):
-        aval: Any = cotangent.aval
+        aval: ShapedArray = cotangent.aval  # type: ignore[assignment]
         return varying(jnp.zeros(aval.shape, aval.dtype), aval.manual_axis_type.varying)
     return cotangent
 

@@ -7,12 +7,13 @@ products each, which is as exact as float32. Any T; head sizes that are no power
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 import jax
 from jax import Array
+from jaxtyping import PyTree
 
 from pallas_kernels.chunked import op as chunked
+from pallas_kernels.gpu.launch import Launch
 from pallas_kernels.gpu.tuning import Tuning
 from pallas_kernels.support import for_sizes
 
@@ -24,20 +25,18 @@ __all__ = ["MAX_SIZE", "SIZES", "Tuning", "make_op", "rule", "supports", "wkv7_g
 
 
 def supports(key: int, value: int) -> bool:
-    """Whether there is a kernel for heads of these sizes."""
+    """Says whether there is a kernel for heads of these sizes."""
     return max(key, value) <= MAX_SIZE
 
 
 @cache
-def rule(name: str, tuning: Tuning | None = None, interpret: bool = False) -> Callable[..., Any]:
-    """`forward`, `forward_saving`, `backward` or `state_backward`, as `chunked.make_op` asks for them; traced once."""
-    from pallas_kernels.gpu.launch import Launch
-
+def rule(name: str, tuning: Tuning | None = None, interpret: bool = False) -> Callable[..., PyTree]:
+    """Returns `forward`, `forward_saving`, `backward` or `state_backward` for `chunked.make_op`, traced once."""
     return jax.jit(getattr(Launch(tuning, interpret), name))
 
 
 def make_op(tuning: Tuning | None = None, interpret: bool = False) -> Callable[..., tuple[Array, Array]]:
-    """The op, see `chunked.make_op`. tuning: None chooses by dtype; interpret: run the kernels on a CPU.
+    """Makes the op, see `chunked.make_op`. tuning: None chooses by dtype; interpret: run the kernels on a CPU.
 
     Raises (the op):
         ValueError: heads of a size that has no kernel; when compiled for anything but a GPU, unless interpreted.

@@ -1,4 +1,4 @@
-"""One chunk of WKV-7 as tiles of a GPU program: the mathematics of `chunk_math` in the operations Triton has.
+"""One chunk of WKV-7 as tiles of a GPU program: the mathematics of `chunked.math` in the operations Triton has.
 
 A tile is [C, K], [C, V] or [C, C] with power-of-two sides of at least 16 and is never sliced; rows are picked by masks
 and sums. Matrix products round their operands to `Numerics.operand` and add up in float32. Whatever enters a product
@@ -6,11 +6,14 @@ is kept rounded, so that the gradient of log_w is made of the very numbers that 
 tokens adds at one and takes away at the other then cancels exactly.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental.pallas import triton as pallas_triton
+
+Precision: TypeAlias = lax.Precision | lax.DotAlgorithmPreset | None
 
 
 class Numerics(NamedTuple):
@@ -21,7 +24,7 @@ class Numerics(NamedTuple):
     interpret: the kernel runs on a CPU, which rounds to bfloat16 and tf32 as a GPU would and then multiplies exactly.
     """
 
-    operand: Any
+    operand: np.dtype
     interpret: bool
 
     def dot(self, x: Array, y: Array, contract: tuple[int, int]) -> Array:
@@ -63,7 +66,7 @@ class Numerics(NamedTuple):
         return _dot(x, y, contract, lax.DotAlgorithmPreset.TF32_TF32_F32)
 
 
-def _dot(x: Array, y: Array, contract: tuple[int, int], precision: Any) -> Array:
+def _dot(x: Array, y: Array, contract: tuple[int, int], precision: Precision) -> Array:
     axes = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
 
@@ -90,24 +93,21 @@ class Scale(NamedTuple):
     whole: Array
 
 
-class Writers(NamedTuple):
-    """b and k scaled to the middle of the chunk, rounded for products; k None where nothing needs it."""
+class Storer(NamedTuple):
+    """b and k, which store in the state: [C, K] scaled to the middle of the chunk, rounded for products."""
 
     b: Array
-    k: Any
+    k: Array
 
 
-class Reader(NamedTuple):
-    """r, which reads the state after its token wrote, or a, which reads it before.
+class Loader(NamedTuple):
+    """r, which loads from the state after its token stored, or a, which loads from it before.
 
-    mid, entering: [C, K] scaled to the middle and to the start, rounded; b, k: what token t (row) reads of what token
-    s (column) wrote by b and by k, [C, C] float32 within one segment.
+    mid, entering: [C, K] scaled to the middle and to the start of the chunk, rounded for products.
     """
 
     mid: Array
     entering: Array
-    b: Any
-    k: Any
 
 
 def where(mask: Array | None, x: Array) -> Array:
@@ -116,6 +116,7 @@ def where(mask: Array | None, x: Array) -> Array:
 
 
 def make_segments(reset: Array | None) -> Segments | None:
+    """Returns the segments between resets, int32 [C] of 0 and 1; None without resets."""
     return None if reset is None else Segments(lax.cumsum(reset, axis=0), jnp.sum(reset))
 
 
@@ -150,7 +151,7 @@ def make_masks(size: int, segments: Segments | None) -> tuple[Array, Array]:
 
 
 def unit_lower_inverse(numerics: Numerics, lower: Array) -> Array:
-    """(I - lower)^-1 for a strictly lower triangular tile, by doubling blocks; see `chunk_math`."""
+    """(I - lower)^-1 for a strictly lower triangular tile, by doubling blocks; see `chunked.math`."""
     size = lower.shape[0]
     row, col = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
     inverse = (row == col).astype(jnp.float32)
@@ -171,21 +172,28 @@ def scaled(x: Array, *factors: Array) -> Array:
     return out
 
 
-def make_writers(n: Numerics, b: Array, k: Array | None, scale: Scale) -> Writers:
-    return Writers(*(None if z is None else scaled(z, scale.bk).astype(n.operand) for z in (b, k)))  # type: ignore
+def at_middle(n: Numerics, x: Array, scale: Scale) -> Array:
+    """Scales b or k to the middle of the chunk, rounded for products."""
+    return scaled(x, scale.bk).astype(n.operand)
 
 
-def make_vectors(n: Numerics, x: Array, factor: Array, scale: Scale) -> Reader:
-    """A reader without its scores. factor: `scale.r` or `scale.a`."""
+def make_storer(n: Numerics, b: Array, k: Array, scale: Scale) -> Storer:
+    """Scales b and k to the middle of the chunk, rounded for products."""
+    return Storer(at_middle(n, b, scale), at_middle(n, k, scale))
+
+
+def make_loader(n: Numerics, x: Array, factor: Array, scale: Scale) -> Loader:
+    """Scales r or a. factor: `scale.r` or `scale.a`."""
     mid = scaled(x, factor)
-    return Reader(mid.astype(n.operand), (mid * scale.enter).astype(n.operand), None, None)
+    return Loader(mid.astype(n.operand), (mid * scale.enter).astype(n.operand))
 
 
-def make_reader(n: Numerics, x: Array, factor: Array, scale: Scale, w: Writers, mask: Array) -> Reader:
-    """factor: `scale.r` or `scale.a`; mask: which token sees which."""
-    reader = make_vectors(n, x, factor, scale)
-    b, k = (None if z is None else where(mask, n.mm_t(reader.mid, z)) for z in w)
-    return reader._replace(b=b, k=k)
+def scores(n: Numerics, loader: Loader, stored: Array, mask: Array) -> Array:
+    """Returns what token t (row) loads of what token s (column) stored by b or by k, [C, C] float32.
+
+    mask: which token sees which.
+    """
+    return where(mask, n.mm_t(loader.mid, stored))
 
 
 def advance(n: Numerics, scale: Scale, b: Array, k: Array, u: Array, v: Array, s: Array) -> Array:

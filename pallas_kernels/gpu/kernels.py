@@ -1,9 +1,9 @@
 """The GPU programs of WKV-7: forward, full backward, and the backward of the state alone.
 
-One program has one (batch, head) and one block of the value axis. It walks over the chunks of its row with the state,
-or the gradient of the state, in registers. Refs are [T, N] and [V, K] blocks of the arrays in their own layout; what
-lies outside of an array (ragged T, sizes that are no power of two) is masked. Tiles are loaded where they are used and
-stored as soon as they are known, which keeps few registers busy.
+One program has one (batch, head) and one block of the value axis. It walks over the chunks of a sequence with the
+state, or the gradient of the state, in registers. Refs are [T, N] and [V, K] blocks of the arrays in their own layout;
+what lies outside of an array (ragged T, sizes that are not a power of two) is masked. Tiles are loaded where they are
+used and stored as soon as they are known, which keeps few registers busy.
 """
 
 import jax.numpy as jnp
@@ -14,68 +14,72 @@ from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.chunk import (
     Numerics,
     Scale,
-    Writers,
+    Storer,
     advance,
+    at_middle,
+    make_loader,
     make_masks,
-    make_reader,
     make_scale,
     make_segments,
-    make_vectors,
-    make_writers,
+    make_storer,
     scaled,
+    scores,
     unit_lower_inverse,
     where,
 )
-from pallas_kernels.gpu.tiles import Here, Plan, Ref, make_window
+from pallas_kernels.gpu.tiles import GridIndex, Plan, Ref, make_tile_buffer
 
 
-def _frame(here: Here) -> tuple[Scale, Array, Array]:
+def _frame(tile: GridIndex) -> tuple[Scale, Array, Array]:
     """Decay factors, and the masks s < t and s <= t, of a chunk."""
-    segments = make_segments(here.reset())
-    return make_scale(here.load("log_w"), segments), *make_masks(here.plan.chunk, segments)
+    segments = make_segments(tile.reset())
+    return make_scale(tile.load("log_w"), segments), *make_masks(tile.plan.chunk, segments)
 
 
 def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) -> None:
     """y and the last state; `saved`, if given, takes states [n, V, K] every `plan.every` chunks, and u."""
-    n, window = plan.numerics, make_window(plan)
+    n, buffer = plan.numerics, make_tile_buffer(plan)
 
     def chunk(i: Array, s: Array) -> Array:
-        here = window.at(x, i)
+        tile = buffer.at(x, i)
         if saved:
-            pl.when((i & (plan.every - 1)) == 0)(lambda: window.store_state(saved[0].at[plan.saved_before(i)], s))
-        scale, strict, causal = _frame(here)
-        b, k = here.load("b"), here.load("k")
-        writers = make_writers(n, b, k, scale)
-        a = make_reader(n, here.load("a"), scale.a, scale, writers, strict)
-        inverse, v = unit_lower_inverse(n, a.b), here.load("v")
-        u = n.fine_dot(inverse, n.mm_t(a.entering, s) + n.mm(a.k, v)).astype(n.operand)
+            pl.when((i & (plan.every - 1)) == 0)(lambda: buffer.store_state(saved[0].at[plan.saved_before(i)], s))
+        scale, strict, causal = _frame(tile)
+        b, k = tile.load("b"), tile.load("k")
+        storer = make_storer(n, b, k, scale)
+        a = make_loader(n, tile.load("a"), scale.a, scale)
+        ab, ak = (scores(n, a, z, strict) for z in storer)
+        inverse, v = unit_lower_inverse(n, ab), tile.load("v")
+        u = n.fine_dot(inverse, n.mm_t(a.entering, s) + n.mm(ak, v)).astype(n.operand)
         if saved:
-            here.put(saved[1], u, key=False)
-        r = make_reader(n, here.load("r"), scale.r, scale, writers, causal)
-        here.put(y, n.mm_t(r.entering, s) + n.mm(r.b, u) + n.mm(r.k, v), key=False)
+            tile.put(saved[1], u, key=False)
+        r = make_loader(n, tile.load("r"), scale.r, scale)
+        rb, rk = (scores(n, r, z, causal) for z in storer)
+        tile.put(y, n.mm_t(r.entering, s) + n.mm(rb, u) + n.mm(rk, v), key=False)
         return advance(n, scale, b, k, u, v, s)
 
-    window.store_state(s_last, lax.fori_loop(0, plan.chunks, chunk, window.load_state(s0)))
+    buffer.store_state(s_last, lax.fori_loop(0, plan.chunks, chunk, buffer.load_state(s0)))
 
 
 def state_backward(x: OpInputs, dy: Ref, ds_last: Ref, ds0: Ref, *, plan: Plan) -> None:
     """The gradient of the first state; reads neither k nor v nor any state."""
-    n, window = plan.numerics, make_window(plan)
+    n, buffer = plan.numerics, make_tile_buffer(plan)
 
     def chunk(step: Array, ds: Array) -> Array:
-        here = window.at(x, plan.chunks - 1 - step)
-        scale, strict, causal = _frame(here)
-        b = here.load("b")
-        writers = make_writers(n, b, None, scale)
-        a = make_reader(n, here.load("a"), scale.a, scale, writers, strict)
-        inverse = unit_lower_inverse(n, a.b)
-        r = make_reader(n, here.load("r"), scale.r, scale, writers, causal)
-        d = here.get(dy, key=False)
-        du = n.t_mm(r.b, d) + n.mm_t(scaled(b, scale.bk, scale.leave), ds)
+        tile = buffer.at(x, plan.chunks - 1 - step)
+        scale, strict, causal = _frame(tile)
+        b = tile.load("b")
+        stored = at_middle(n, b, scale)
+        a = make_loader(n, tile.load("a"), scale.a, scale)
+        inverse = unit_lower_inverse(n, scores(n, a, stored, strict))
+        r = make_loader(n, tile.load("r"), scale.r, scale)
+        rb = scores(n, r, stored, causal)
+        d = tile.get(dy, key=False)
+        du = n.t_mm(rb, d) + n.mm_t(scaled(b, scale.bk, scale.leave), ds)
         dz = n.fine_dot(inverse, du, (0, 0))
         return ds * scale.whole + n.t_mm(d, r.entering) + n.t_mm(dz, a.entering)
 
-    window.store_state(ds0, lax.fori_loop(0, plan.chunks, chunk, window.load_state(ds_last)))
+    buffer.store_state(ds0, lax.fori_loop(0, plan.chunks, chunk, buffer.load_state(ds_last)))
 
 
 def backward(x: OpInputs, states: Ref, u: Ref, dy: Ref, ds_last: Ref, *outputs: Ref, plan: Plan) -> None:
@@ -83,67 +87,71 @@ def backward(x: OpInputs, states: Ref, u: Ref, dy: Ref, ds_last: Ref, *outputs: 
 
     Of r, log_w, k, a and b they are what this block of the value axis contributes.
     """
-    n, window = plan.numerics, make_window(plan)
+    n, buffer = plan.numerics, make_tile_buffer(plan)
     grads, ds0 = OpInputs(*outputs[:6], reset=None), outputs[6]
 
     def state_before(i: Array) -> Array:
         """The state before chunk i, computed again from the last one saved."""
 
         def chunk(j: Array, s: Array) -> Array:
-            here = window.at(x, j)
-            scale = make_scale(here.load("log_w"), make_segments(here.reset()))
-            return advance(n, scale, here.load("b"), here.load("k"), here.get(u, key=False), here.load("v"), s)
+            tile = buffer.at(x, j)
+            scale = make_scale(tile.load("log_w"), make_segments(tile.reset()))
+            return advance(n, scale, tile.load("b"), tile.load("k"), tile.get(u, key=False), tile.load("v"), s)
 
         saved = plan.saved_before(i)
-        s = window.load_state(states.at[saved])
+        s = buffer.load_state(states.at[saved])
         return s if plan.every == 1 else lax.fori_loop(saved * plan.every, i, chunk, s)
 
     def chunk(step: Array, ds: Array) -> Array:
         i = plan.chunks - 1 - step
-        here = window.at(x, i)
-        out, d = window.at(grads, i), here.get(dy, key=False)
-        dz = value_gradients(n, here, out, d, ds)
+        tile = buffer.at(x, i)
+        out, d = buffer.at(grads, i), tile.get(dy, key=False)
+        dz = value_gradients(n, tile, out, d, ds)
         n.barrier()
-        return key_gradients(n, here, out, here.get(u, key=False), d, dz, state_before(i), ds)
+        return key_gradients(n, tile, out, tile.get(u, key=False), d, dz, state_before(i), ds)
 
-    window.store_state(ds0, lax.fori_loop(0, plan.chunks, chunk, window.load_state(ds_last)))
+    buffer.store_state(ds0, lax.fori_loop(0, plan.chunks, chunk, buffer.load_state(ds_last)))
 
 
-def value_gradients(n: Numerics, x: Here, out: Here, dy: Array, ds: Array) -> Array:
+def value_gradients(n: Numerics, x: GridIndex, out: GridIndex, dy: Array, ds: Array) -> Array:
     """The first half of a chunk's gradients: that of `v` goes to `out`, that of what the inverse gave is returned."""
     scale, strict, causal = _frame(x)
-    writers = make_writers(n, x.load("b"), x.load("k"), scale)
-    a = make_reader(n, x.load("a"), scale.a, scale, writers, strict)
+    storer = make_storer(n, x.load("b"), x.load("k"), scale)
+    a = make_loader(n, x.load("a"), scale.a, scale)
+    ab, ak = (scores(n, a, z, strict) for z in storer)
     n.barrier()
-    r = make_reader(n, x.load("r"), scale.r, scale, writers, causal)
+    r = make_loader(n, x.load("r"), scale.r, scale)
+    rb, rk = (scores(n, r, z, causal) for z in storer)
     n.barrier()
-    inverse = unit_lower_inverse(n, a.b)
+    inverse = unit_lower_inverse(n, ab)
     b_out, k_out = (scaled(x.load(z), scale.bk, scale.leave) for z in "bk")
-    du = n.t_mm(r.b, dy) + n.mm_t(b_out, ds)
+    du = n.t_mm(rb, dy) + n.mm_t(b_out, ds)
     dz = n.fine_dot(inverse, du, (0, 0)).astype(n.operand)
-    out.store("v", n.t_mm(r.k, dy) + n.mm_t(k_out, ds) + n.t_mm(a.k, dz))
+    out.store("v", n.t_mm(rk, dy) + n.mm_t(k_out, ds) + n.t_mm(ak, dz))
     return dz
 
 
-def key_gradients(n: Numerics, x: Here, out: Here, u: Array, dy: Array, dz: Array, s: Array, ds: Array) -> Array:
+def key_gradients(
+    n: Numerics, x: GridIndex, out: GridIndex, u: Array, dy: Array, dz: Array, s: Array, ds: Array
+) -> Array:
     """The second half: the gradient of the state before a chunk from that of the state after it; the rest to `out`.
 
     Everything is loaded and scaled again, which is cheaper than the registers to keep it. The formulas are those of
-    `chunk_math.gradients`.
+    `chunked.math.gradients`.
     """
     scale, strict, causal = _frame(x)
-    writers, v = make_writers(n, x.load("b"), x.load("k"), scale), x.load("v")
-    a, r = make_vectors(n, x.load("a"), scale.a, scale), make_vectors(n, x.load("r"), scale.r, scale)
+    storer, v = make_storer(n, x.load("b"), x.load("k"), scale), x.load("v")
+    a, r = make_loader(n, x.load("a"), scale.a, scale), make_loader(n, x.load("r"), scale.r, scale)
     ds_first = ds * scale.whole + n.t_mm(dy, r.entering) + n.t_mm(dz, a.entering)
     at_end = jnp.sum(s * ds, axis=0, keepdims=True) * scale.whole
-    d_rb, d_rk, g_r = _through_reader(n, dy, u, v, s, scale, writers, causal)
+    d_rb, d_rk, g_r = _through_loader(n, dy, u, v, s, scale, storer, causal)
     out.store("r", g_r * scale.r)
-    d_ab, d_ak, g_a = _through_reader(n, dz, u, v, s, scale, writers, strict)
+    d_ab, d_ak, g_a = _through_loader(n, dz, u, v, s, scale, storer, strict)
     out.store("a", g_a * scale.a)
     through_a = _product(a.mid, g_a)
     terms = _product(r.mid, g_r) + through_a
-    for name, mid, wrote, d_a, d_r in (("b", writers.b, u, d_ab, d_rb), ("k", writers.k, v, d_ak, d_rk)):
-        leaving = n.mm(wrote, ds) * scale.leave
+    for name, mid, stored, d_a, d_r in (("b", storer.b, u, d_ab, d_rb), ("k", storer.k, v, d_ak, d_rk)):
+        leaving = n.mm(stored, ds) * scale.leave
         g = n.score_dot(d_a, a.mid, (0, 0)) + n.score_dot(d_r, r.mid, (0, 0)) + leaving
         out.store(name, g * scale.bk)
         at_end = at_end + jnp.sum(_product(mid, leaving), axis=0, keepdims=True)
@@ -153,13 +161,13 @@ def key_gradients(n: Numerics, x: Here, out: Here, u: Array, dy: Array, dz: Arra
     return ds_first
 
 
-def _through_reader(
-    n: Numerics, d: Array, u: Array, v: Array, s: Array, scale: Scale, w: Writers, mask: Array
+def _through_loader(
+    n: Numerics, d: Array, u: Array, v: Array, s: Array, scale: Scale, storer: Storer, mask: Array
 ) -> tuple[Array, Array, Array]:
-    """Gradients of a reader's scores with b and with k, and of its vector relative to the middle, from that of what it
-    read, d [C, V]."""
+    """Gradients of a loader's scores with b and with k, and of its vector relative to the middle, from that of what it
+    loaded, d [C, V]."""
     d_b, d_k = where(mask, n.mm_t(d, u)), where(mask, n.mm_t(d, v))
-    return d_b, d_k, n.score_dot(d_b, w.b) + n.score_dot(d_k, w.k) + n.mm(d, s) * scale.enter
+    return d_b, d_k, n.score_dot(d_b, storer.b) + n.score_dot(d_k, storer.k) + n.mm(d, s) * scale.enter
 
 
 def _product(rounded: Array, x: Array) -> Array:

@@ -1,11 +1,12 @@
 """How the GPU programs are launched: tile sizes, the block of each array that a program sees, residuals."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pallas_triton
@@ -24,7 +25,7 @@ MULTIPROCESSORS = 128
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
-Block = tuple[pl.BlockSpec, Any]
+Block: TypeAlias = tuple[pl.BlockSpec, Array | jax.ShapeDtypeStruct]
 """What one program sees of an array, and the array or its shape and dtype."""
 
 
@@ -83,14 +84,16 @@ class Launch(NamedTuple):
         used = x._replace(k=None, v=None)
         return self._run(kernels.state_backward, plan, used, inputs, [(spec.state, ds)])[0]
 
-    def _operand(self, x: OpInputs) -> Any:
+    def _operand(self, x: OpInputs) -> np.dtype:
         bf16 = all(z.dtype == jnp.bfloat16 for z in (x.r, x.k, x.v, x.a, x.b) if z is not None)
         return jnp.dtype(jnp.bfloat16 if bf16 else jnp.float32)
 
     def tuned(self, x: OpInputs) -> Tuning:
+        """Returns the tuning for these inputs."""
         return self.tuning or (BFLOAT16 if self._operand(x) == jnp.bfloat16 else FLOAT32)
 
     def plan(self, x: OpInputs) -> Plan:
+        """Returns the sizes of the launch for these inputs."""
         batch, length, heads, key = x.r.shape
         value, tuning = x.v.shape[3], self.tuned(x)
         return Plan(
@@ -105,9 +108,9 @@ class Launch(NamedTuple):
         )
 
     def _run(
-        self, kernel: Callable[..., None], plan: Plan, x: OpInputs, inputs: list[Block], outputs: list[Block]
+        self, kernel: Callable[..., None], plan: Plan, x: OpInputs, inputs: Sequence[Block], outputs: Sequence[Block]
     ) -> tuple[Array, ...]:
-        """One program per head, block of values and batch row; refs in the order x, inputs, outputs."""
+        """One program per head, block of values and sequence; refs in the order x, inputs, outputs."""
         if x.reset is not None:
             x = x._replace(reset=x.reset.astype(jnp.int32))
         if not self.interpret:
@@ -141,8 +144,8 @@ class Specs(NamedTuple):
     states: pl.BlockSpec
     part: pl.BlockSpec
 
-    def inputs(self, x: OpInputs) -> Any:
-        """One for each array in x."""
+    def inputs(self, x: OpInputs) -> OpInputs:
+        """Returns one for each array in x."""
         specs = OpInputs(self.key, self.key, self.key, self.value, self.key, self.key, self.reset)  # type: ignore
         return OpInputs(*(None if z is None else spec for z, spec in zip(x, specs, strict=True)))  # type: ignore
 
@@ -167,7 +170,7 @@ def tile(size: int) -> int:
 
 
 def value_tile(heads: int, value: int) -> int:
-    """Rows of the state per program: all, unless too few heads (times batch rows) would leave the GPU idle."""
+    """Rows of the state per program: all, unless too few heads (times sequences) would leave the GPU idle."""
     size = tile(value)
     while size > 16 and 2 * heads <= MULTIPROCESSORS:
         size, heads = size // 2, 2 * heads

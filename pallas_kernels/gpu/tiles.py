@@ -1,6 +1,6 @@
 """What one GPU program sees: sizes, and masked reads and writes of the tiles of one chunk."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,7 +10,9 @@ from jax.experimental.pallas import triton as pallas_triton
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.chunk import Numerics
 
-Ref = Any
+Ref: TypeAlias = Any
+"""Memory of a GPU as a kernel sees it, which has no public type in Pallas."""
+Limit: TypeAlias = int | Array | None
 
 
 class Plan(NamedTuple):
@@ -31,10 +33,12 @@ class Plan(NamedTuple):
 
     @property
     def chunks(self) -> int:
+        """Chunks of a sequence."""
         return pl.cdiv(self.length, self.chunk)
 
     @property
     def saved_states(self) -> int:
+        """States that the forward saves, for each sequence and head."""
         return pl.cdiv(self.chunks, self.every)
 
     @property
@@ -43,87 +47,91 @@ class Plan(NamedTuple):
         return pl.cdiv(self.value, self.value_tile)
 
     def saved_before(self, i: Array) -> Array:
-        """Index of the last saved state at or before chunk i."""
+        """Returns the index of the last saved state at or before chunk i."""
         return i >> (self.every.bit_length() - 1)
 
 
-class Window(NamedTuple):
+class TileBuffer(NamedTuple):
     """The tiles of one program; columns from `key_limit` and `value_limit` on are outside, None if none are."""
 
     plan: Plan
-    key_limit: Any
-    value_limit: Any
+    key_limit: int | None
+    value_limit: Array | None
 
-    def at(self, x: OpInputs, i: Array) -> "Here":
-        return Here(self.plan, self, x, i)
+    def at(self, x: OpInputs, i: Array) -> "GridIndex":
+        """Returns chunk i of the refs in x."""
+        return GridIndex(self.plan, self, x, i)
 
     def _state_mask(self) -> Array | None:
         return _mask((self.plan.value_tile, self.plan.key_tile), self.value_limit, self.key_limit)
 
     def load_state(self, ref: Ref) -> Array:
-        """float32 [V, K] from a ref of that shape, 0 outside."""
+        """Reads float32 [V, K] from a ref of that shape, 0 outside."""
         return _load(ref, self._state_mask()).astype(jnp.float32)
 
     def store_state(self, ref: Ref, s: Array) -> None:
+        """Writes a state [V, K] to a ref of that shape, inside only."""
         pallas_triton.store(ref, s.astype(ref.dtype), mask=self._state_mask())
 
 
-class Here(NamedTuple):
+class GridIndex(NamedTuple):
     """Chunk i of one program, and refs named like the inputs of the op."""
 
     plan: Plan
-    window: Window
+    buffer: TileBuffer
     refs: OpInputs
     i: Array
 
     def load(self, name: str) -> Array:
-        """The tile of the ref `name`, 0 outside."""
+        """Reads the tile of the ref `name`, 0 outside."""
         return self.get(getattr(self.refs, name), key=name != "v")
 
     def store(self, name: str, x: Array) -> None:
+        """Writes a tile to the ref `name`, inside only."""
         self.put(getattr(self.refs, name), x, key=name != "v")
 
     def get(self, ref: Ref, key: bool) -> Array:
-        """The tile of a [T, K] (`key`) or [T, V] ref, 0 outside."""
+        """Reads the tile of a [T, K] (`key`) or [T, V] ref, 0 outside."""
         return _load(ref.at[self._rows()], self._mask(key))
 
     def put(self, ref: Ref, x: Array, key: bool) -> None:
+        """Writes a tile to a [T, K] (`key`) or [T, V] ref, inside only."""
         pallas_triton.store(ref.at[self._rows()], x.astype(ref.dtype), mask=self._mask(key))
 
     def reset(self) -> Array | None:
-        """int32 [C] of 0 and 1, 0 outside; None without resets."""
+        """Reads the resets, int32 [C] of 0 and 1, 0 outside; None without resets."""
         if self.refs.reset is None:
             return None
         ref: Ref = self.refs.reset
         inside = lax.iota(jnp.int32, self.plan.chunk) < self._rows_left()
         return pallas_triton.load(ref.at[self._rows()], mask=inside, other=0)
 
-    def _rows(self) -> Any:
+    def _rows(self) -> slice | pl.Slice:
         return pl.ds(self.i * self.plan.chunk, self.plan.chunk)
 
     def _rows_left(self) -> Array:
         return self.plan.length - self.i * self.plan.chunk
 
     def _mask(self, key: bool) -> Array | None:
-        plan, window = self.plan, self.window
+        plan, buffer = self.plan, self.buffer
         rows = self._rows_left() if plan.length % plan.chunk else None
         if key:
-            return _mask((plan.chunk, plan.key_tile), rows, window.key_limit)
-        return _mask((plan.chunk, plan.value_tile), rows, window.value_limit)
+            return _mask((plan.chunk, plan.key_tile), rows, buffer.key_limit)
+        return _mask((plan.chunk, plan.value_tile), rows, buffer.value_limit)
 
 
-def make_window(plan: Plan) -> Window:
-    """The window of the running program; blocks of values are axis 1 of the grid."""
+def make_tile_buffer(plan: Plan) -> TileBuffer:
+    """Returns the tiles of the running program; blocks of values are axis 1 of the grid."""
     key = plan.key if plan.key % plan.key_tile else None
     value = plan.value - pl.program_id(1) * plan.value_tile if plan.value % plan.value_tile else None
-    return Window(plan, key, value)
+    return TileBuffer(plan, key, value)
 
 
 def _load(ref: Ref, mask: Array | None) -> Array:
     return pallas_triton.load(ref) if mask is None else pallas_triton.load(ref, mask=mask, other=0.0)
 
 
-def _mask(shape: tuple[int, int], rows: Any, columns: Any) -> Array | None:
+def _mask(shape: tuple[int, int], rows: Limit, columns: Limit) -> Array | None:
     """Bool: row < rows and column < columns; None stands for no limit."""
     mask = None
     for axis, limit in enumerate((rows, columns)):

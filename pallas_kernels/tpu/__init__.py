@@ -7,9 +7,9 @@ products in full float32.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from jax import Array
+from jax.experimental.pallas import tpu as pallas_tpu
 
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.support import for_sizes
@@ -19,12 +19,12 @@ HEAD_SIZES = (64, 128)
 
 
 def supports(key: int, value: int) -> bool:
-    """Whether there is a kernel for heads of these sizes."""
+    """Says whether there is a kernel for heads of these sizes."""
     return key == value and key in HEAD_SIZES
 
 
-def make_op(interpret: Any = False) -> Callable[..., tuple[Array, Array]]:
-    """The op, see `chunked.make_op`. interpret: as `pallas_call` takes it, to run the kernels without a TPU.
+def make_op(interpret: bool | pallas_tpu.InterpretParams = False) -> Callable[..., tuple[Array, Array]]:
+    """Makes the op, see `chunked.make_op`. interpret: as `pallas_call` takes it, to run the kernels without a TPU.
 
     Raises (the op):
         ValueError: heads of a size that has no kernel; when compiled for anything but a TPU, unless interpreted.

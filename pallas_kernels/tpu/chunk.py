@@ -1,19 +1,27 @@
-"""One chunk of one pack: forward, full backward, and the backward of the state alone, as generators that take turns.
+"""One chunk of one pack: forward, full backward, and the backward of the state alone, as generators of stages.
 
 Arrays of tokens are [C, 128], states [V, 128] with lanes (head, key), all float32. A `yield` stands after each product,
 where the next pack may issue its own. `ti` is the inverse without its diagonal of ones, which stays exact that way.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pallas_kernels.tpu import stages
 from pallas_kernels.tpu.inverse import inverse
 from pallas_kernels.tpu.packing import Masks, keep
-from pallas_kernels.tpu.schedule import Turns
+from pallas_kernels.tpu.schedule import Stages
 from pallas_kernels.tpu.stages import halves, stacked
+
+
+class Static(TypedDict):
+    """Keyword arguments of a stage that are not traced."""
+
+    pack: int
+    operand: np.dtype
 
 
 class Setting(NamedTuple):
@@ -21,14 +29,15 @@ class Setting(NamedTuple):
 
     masks: Masks
     pack: int
-    operand: Any
+    operand: np.dtype
 
     @property
-    def static(self) -> dict[str, Any]:
+    def static(self) -> Static:
+        """The same for every stage of a chunk."""
         return {"pack": self.pack, "operand": self.operand}
 
 
-def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Turns[tuple[Array, Array, Array]]:
+def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
     """(y, u, the next state); row t of u is S_{t-1} a_t."""
     masks, static = at.masks, at.static
     d = stages.decays(log_w, masks, operand=at.operand)
@@ -52,7 +61,7 @@ def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Turns[tuple[Arra
     return y, u, state * d.whole + change * d.leave
 
 
-def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) -> Turns[tuple[Array, ...]]:
+def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) -> Stages[tuple[Array, ...]]:
     """(dr, dlog_w, dk, dv, da, db, gradient of `state`) from the gradients of y and of the next state."""
     masks, static = at.masks, at.static
     d = stages.decays(log_w, masks, operand=at.operand)
@@ -90,7 +99,7 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     return dr * d.r, dlog_w, dk * d.bk, dv, da * d.a, db * d.bk, ds
 
 
-def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Turns[tuple[Array]]:
+def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[Array]]:
     """The gradient of the state before the chunk alone: k, v and the states do not enter."""
     masks, static = at.masks, at.static
     d = stages.decays(log_w, masks, operand=at.operand)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.tpu.packing import CHUNK, blocks, dot, iota, keep
-from pallas_kernels.tpu.schedule import Turns
+from pallas_kernels.tpu.schedule import Stages
 
 BASE = 8
 TILE = 16
@@ -100,7 +100,7 @@ def _right(x: Array, left: Array, size: int, upper: bool, operand, pack: int) ->
     return spread(changed, parts)
 
 
-def inverse(a: Array, pack: int, operand, *, upper: bool = False) -> Turns[Array]:
+def inverse(a: Array, pack: int, operand, *, upper: bool = False) -> Stages[Array]:
     """(I - A)^-1 of strictly lower (or upper) triangular A [C, pack * C], float32."""
     base = _side_by_side(a, size=BASE)
     x = (iota((BASE, a.shape[1]), 0) == (iota((BASE, a.shape[1]), 1) & (BASE - 1))).astype(jnp.float32)

@@ -1,23 +1,25 @@
 """The Pallas calls: which blocks a program sees, and the state that its chunks hand on.
 
-Tokens are [B, T, H * N] in memory, as a model leaves them: no transposes. A program owns a batch row and up to
+Tokens are [B, T, H * N] in memory, as a model leaves them: no transposes. A program owns a sequence and up to
 MAX_PACKS packs of heads and walks over the chunks, the last grid dimension, with its states in VMEM scratch. States of
 packs are [., packs, V, 128], lanes (head, key).
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from pallas_kernels.chunked.layout import shape_like
 from pallas_kernels.tpu.chunk import Setting
 from pallas_kernels.tpu.packing import CHUNK, LANES, make_masks
-from pallas_kernels.tpu.schedule import Turns, take_turns
+from pallas_kernels.tpu.schedule import Stages, interleave
 
 VMEM_LIMIT = 48 << 20
 """Bytes that a kernel may take, of 64 MiB on the smallest chip; the compiler's own limit is 16 MiB."""
@@ -34,16 +36,17 @@ class Plan(NamedTuple):
 
     rule: str
     head: int
-    operand: Any
+    operand: np.dtype
     reverse: bool
-    interpret: Any
+    interpret: bool | pltpu.InterpretParams
 
     @property
     def pack(self) -> int:
+        """Heads per pack."""
         return LANES // self.head
 
 
-def _kernel(*refs, body: Callable[..., Turns], plan: Plan, resets: bool, counts: tuple[int, int, int]) -> None:
+def _kernel(*refs, body: Callable[..., Stages], plan: Plan, resets: bool, counts: tuple[int, int, int]) -> None:
     """One grid step.
 
     refs: tokens read, states per chunk read, first states, segments if `resets`; tokens written, states per chunk
@@ -63,7 +66,7 @@ def _kernel(*refs, body: Callable[..., Turns], plan: Plan, resets: bool, counts:
     masks = make_masks(None if segment is None else segment[0, 0], plan.pack, plan.operand)
     at = Setting(masks, plan.pack, plan.operand)
 
-    def program(i: int) -> Turns[None]:
+    def one_pack(i: int) -> Stages[None]:
         lanes = slice(i * LANES, (i + 1) * LANES)
         arrays = [ref[0, :, lanes] for ref in inputs[:tokens]] + [ref[0, 0, i] for ref in inputs[tokens:]]
         before = state[i]
@@ -73,30 +76,30 @@ def _kernel(*refs, body: Callable[..., Turns], plan: Plan, resets: bool, counts:
         for ref in outputs[written:]:
             ref[0, 0, i] = before.astype(ref.dtype)
 
-    take_turns([program(i) for i in range(state.shape[0])])
+    interleave([one_pack(i) for i in range(state.shape[0])])
 
     @pl.when(position == count - 1)
     def _():
         last[0] = state[...]
 
 
-def packs_per_program(packs: int, operand: Any) -> int:
-    """The largest divisor of `packs` up to MAX_PACKS."""
+def packs_per_program(packs: int, operand: DTypeLike) -> int:
+    """Returns the largest divisor of `packs` up to MAX_PACKS."""
     return max(n for n in range(1, MAX_PACKS[jnp.dtype(operand).name] + 1) if packs % n == 0)
 
 
 def call(
-    body: Callable[..., Turns],
+    body: Callable[..., Stages],
     plan: Plan,
     tokens: Sequence[Array],
     state: Array,
     segment: Array | None,
     *,
     saved: Sequence[Array] = (),
-    out: Sequence[Any],
-    save: Any = None,
+    out: Sequence[DTypeLike],
+    save: DTypeLike | None = None,
 ) -> tuple[list[Array], list[Array], Array]:
-    """Run `body` over all chunks.
+    """Runs `body` over all chunks.
 
     Args:
         tokens: [B, n * C, packs * 128]; state: [B, packs, V, 128] float32; segment: [B, n, 1, pack * C] or None.

@@ -39,6 +39,7 @@ def rounded(x: Array, operand) -> Array:
 
 
 def iota(shape: tuple[int, ...], axis: int) -> Array:
+    """Returns the index along `axis`, int32."""
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
@@ -64,7 +65,7 @@ def fold(x: Array, pack: int) -> Array:
 
 
 class Masks(NamedTuple):
-    """Who sees whom, the same for all packs of a program.
+    """Which token sees which, the same for all packs of a program.
 
     earlier, upto: [C, pack * C], s < t and s <= t, rows t and lanes (head, s), within one segment between resets;
     later, since: their transposes, rows s and lanes (head, t).

@@ -1,9 +1,10 @@
 """What `chunked.make_op` needs, on top of the kernels: op arrays to and from the layout of the kernels."""
 
-from typing import Any
+from typing import TypeAlias
 
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental.pallas import tpu as pallas_tpu
 from jaxtyping import Float
 
 from pallas_kernels import decode
@@ -15,14 +16,16 @@ from pallas_kernels.tpu.packing import CHUNK, LANES
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
+Interpret: TypeAlias = bool | pallas_tpu.InterpretParams
+"""Whether, and how, `pallas_call` runs a kernel without a TPU."""
 
 
-def _here(s: State, interpret: Any) -> State:
+def _on_tpu(s: State, interpret: Interpret) -> State:
     """The state, in a program for a TPU only unless the kernels are interpreted."""
     return s if interpret else only_on(s, "tpu", "tpu")
 
 
-def _plan(rule: str, x: OpInputs, interpret: Any) -> Plan:
+def _plan(rule: str, x: OpInputs, interpret: Interpret) -> Plan:
     """Products of bfloat16 operands if that is what all vectors are, else of float32."""
     half = all(z.dtype == jnp.bfloat16 for z in (x.r, x.k, x.v, x.a, x.b))
     operand = jnp.dtype(jnp.bfloat16 if half else jnp.float32)
@@ -71,9 +74,9 @@ def _segments(reset: Array | None, pack: int) -> Array | None:
     return jnp.concatenate([counts] * pack, -1)
 
 
-def forward(x: OpInputs, s0: State, *, interpret: Any = False) -> tuple[Values, State]:
+def forward(x: OpInputs, s0: State, *, interpret: Interpret = False) -> tuple[Values, State]:
     """(y, s_T); a single token is a step of decoding."""
-    s0 = _here(s0, interpret)
+    s0 = _on_tpu(s0, interpret)
     if x.v.shape[1] == 1:
         return decode.forward(x, s0)
     plan = _plan("forward", x, interpret)
@@ -84,9 +87,9 @@ def forward(x: OpInputs, s0: State, *, interpret: Any = False) -> tuple[Values, 
     return _from_tokens(y, x.v), _from_states(last, s0.shape[1], plan.pack)
 
 
-def forward_saving(x: OpInputs, s0: State, *, interpret: Any = False) -> tuple[Values, State, Saved]:
+def forward_saving(x: OpInputs, s0: State, *, interpret: Interpret = False) -> tuple[Values, State, Saved]:
     """(y, s_T, what the full backward needs): the states before all chunks, packed, and u as it lies in memory."""
-    s0 = _here(s0, interpret)
+    s0 = _on_tpu(s0, interpret)
     plan = _plan("forward_saving", x, interpret)
     tokens = [_tokens(z, plan.pack) for z in x[:6]]
     (y, u), (states,), last = call(
@@ -102,9 +105,9 @@ def forward_saving(x: OpInputs, s0: State, *, interpret: Any = False) -> tuple[V
     return _from_tokens(y, x.v), _from_states(last, s0.shape[1], plan.pack), saved
 
 
-def backward(saved: Saved, dy: Values, ds: State, *, interpret: Any = False) -> tuple[Array, ...]:
+def backward(saved: Saved, dy: Values, ds: State, *, interpret: Interpret = False) -> tuple[Array, ...]:
     """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
-    x, ds = saved.inputs, _here(ds, interpret)
+    x, ds = saved.inputs, _on_tpu(ds, interpret)
     plan = _plan("backward", x, interpret)
     tokens = [_tokens(z, plan.pack) for z in (*x[:6], saved.u, dy)]
     grads, _, first = call(
@@ -122,9 +125,9 @@ def backward(saved: Saved, dy: Values, ds: State, *, interpret: Any = False) -> 
     )
 
 
-def state_backward(x: OpInputs, dy: Values, ds: State, *, interpret: Any = False) -> State:
+def state_backward(x: OpInputs, dy: Values, ds: State, *, interpret: Interpret = False) -> State:
     """The gradient of s0 alone, from r, log_w, a, b and dy."""
-    ds = _here(ds, interpret)
+    ds = _on_tpu(ds, interpret)
     plan = _plan("state_backward", x, interpret)
     tokens = [_tokens(z, plan.pack) for z in (x.r, x.log_w, x.a, x.b, dy)]
     _, _, first = call(

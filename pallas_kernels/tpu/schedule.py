@@ -1,14 +1,15 @@
-"""Packs of heads that take turns, so that one has work for the vector units while another waits for the matrix unit."""
+"""Interleaves packs of heads, so that one has work for the vector units while another waits for the matrix unit."""
 
 from collections.abc import Generator, Iterable
 from typing import TypeAlias, TypeVar
 
 Result = TypeVar("Result")
-Turns: TypeAlias = Generator[None, None, Result]
+Stages: TypeAlias = Generator[None, None, Result]
+"""The computation of one pack, which yields after each stage."""
 
 
-def take_turns(programs: Iterable[Turns]) -> None:
-    """Run all generators to their ends, each up to its next `yield` in turn."""
-    running = list(programs)
+def interleave(packs: Iterable[Stages]) -> None:
+    """Runs all generators to their ends, one stage of each after the other."""
+    running = list(packs)
     while running:
-        running = [program for program in running if next(program, StopIteration) is not StopIteration]
+        running = [pack for pack in running if next(pack, StopIteration) is not StopIteration]

@@ -1,4 +1,4 @@
-"""The full backward of WKV-7 in the Triton language; conventions and helpers as in `triton_kernels`."""
+"""The full backward of WKV-7 in the Triton language; conventions and helpers as in `pallas_kernels.triton.kernels`."""
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 import triton

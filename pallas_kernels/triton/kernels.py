@@ -1,6 +1,6 @@
 """The programs of `pallas_kernels.gpu.kernels` in the Triton language; needs the package `triton`.
 
-One program per (head, block of the value axis, batch row). Arrays are contiguous: [B, T, H, K], [B, T, H, V], states
+One program per (head, block of the value axis, sequence). Arrays are contiguous: [B, T, H, K], [B, T, H, V], states
 [B, H, V, K] and saved states [n, B, H, V, K]; `reset` is int32 [B, T] and anything where RESET is false. Constants:
 B, T, H, K, V are sizes, KT and VT tile sizes (powers of two), C tokens per chunk, EVERY chunks per saved state, HALF
 whether products round their operands to bfloat16 (else float32 in six products of bfloat16 parts).
@@ -58,11 +58,13 @@ def state_tile(b, h, start, H, K, V, KT: tl.constexpr, VT: tl.constexpr):
 
 @triton.jit
 def load(pointer, where):
+    """The tile at (offsets, mask), 0 outside."""
     return tl.load(pointer + where[0], mask=where[1], other=0.0)
 
 
 @triton.jit
 def store(pointer, where, x):
+    """Writes the tile to (offsets, mask)."""
     tl.store(pointer + where[0], x.to(pointer.dtype.element_ty), mask=where[1])
 
 
@@ -104,9 +106,9 @@ def make_masks(segment, C: tl.constexpr, RESET: tl.constexpr):
 
 
 @triton.jit
-def scores(reader, writer, mask, HALF: tl.constexpr):
-    """[C, C]: what token t (row) reads of what token s (column) wrote."""
-    return tl.where(mask, dot(reader, tl.trans(writer), HALF), 0.0)
+def scores(loader, stored, mask, HALF: tl.constexpr):
+    """[C, C]: what token t (row) loads of what token s (column) stored."""
+    return tl.where(mask, dot(loader, tl.trans(stored), HALF), 0.0)
 
 
 @triton.jit

@@ -5,21 +5,25 @@ The same programs and tuning as `pallas_kernels.gpu`. Needs the extra `gpu` (`ja
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from pallas_kernels import decode, gpu
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.chunked.layout import OpInputs, Saved
+from pallas_kernels.gpu.launch import Launch as PallasLaunch
+from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Tuning
 from pallas_kernels.support import for_sizes, only_on
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
+Constants: TypeAlias = dict[str, int | bool]
+"""Constants of a Triton kernel by name."""
 
 
 class Launch(NamedTuple):
@@ -45,18 +49,14 @@ class Launch(NamedTuple):
         if save and saved >= 1 << 31:
             raise ValueError(
                 f"wkv7: implementation 'triton' would save {saved} numbers of states, it addresses fewer than 2^31: "
-                "take fewer or shorter rows, or 'gpu'"
+                "take fewer or shorter sequences, or 'gpu'"
             )
-        from pallas_kernels.triton.kernels import forward
-
         states, u = ((plan.saved_states, *s0.shape), x.v.shape) if save else ((1,), (1,))
         outputs = (_like(x.v), _like(s0), *(jax.ShapeDtypeStruct(z, plan.numerics.operand) for z in (states, u)))
-        return self._call(forward, x, x[:6], (s0,), outputs, constants | {"SAVE": save})
+        return self._call("forward", x, x[:6], (s0,), outputs, constants | {"SAVE": save})
 
     def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
-        from pallas_kernels.triton.backward import backward
-
         x = saved.inputs
         plan, constants = self.plan(x)
         parts = [
@@ -64,7 +64,7 @@ class Launch(NamedTuple):
         ]
         parts[3] = _like(x.v)
         given = (saved.states, saved.u, dy, ds)
-        *grads, ds = self._call(backward, x, x[:6], given, (*parts, _like(ds)), constants, full=True)
+        *grads, ds = self._call("backward", x, x[:6], given, (*parts, _like(ds)), constants)
         return (
             *(g if i == 3 else g.sum(0).astype(z.dtype) for i, (g, z) in enumerate(zip(grads, x[:6], strict=True))),
             ds,
@@ -72,16 +72,12 @@ class Launch(NamedTuple):
 
     def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
         """The gradient of s0 alone."""
-        from pallas_kernels.triton.kernels import state_backward
-
         constants = {n: z for n, z in self.plan(x)[1].items() if n not in ("B", "EVERY")}
-        return self._call(state_backward, x, (x.r, x.log_w, x.a, x.b), (dy, ds), (_like(ds),), constants)[0]
+        return self._call("state_backward", x, (x.r, x.log_w, x.a, x.b), (dy, ds), (_like(ds),), constants)[0]
 
-    def plan(self, x: OpInputs) -> tuple[Any, dict[str, Any]]:
-        """Sizes as for the Pallas kernels, and as constants of the Triton ones."""
-        from pallas_kernels.gpu import launch
-
-        plan = launch.Launch(self.tuning).plan(x)
+    def plan(self, x: OpInputs) -> tuple[Plan, Constants]:
+        """Returns sizes as for the Pallas kernels, and as constants of the Triton ones."""
+        plan = PallasLaunch(self.tuning).plan(x)
         constants = {
             "B": x.r.shape[0], "T": plan.length, "H": x.r.shape[2], "K": plan.key, "V": plan.value,
             "KT": plan.key_tile, "VT": plan.value_tile, "C": plan.chunk, "EVERY": plan.every,
@@ -90,28 +86,30 @@ class Launch(NamedTuple):
         return plan, constants
 
     def tuned(self, x: OpInputs) -> Tuning:
-        from pallas_kernels.gpu import launch
-
-        return launch.Launch(self.tuning).tuned(x)
+        """Returns the tuning for these inputs."""
+        return PallasLaunch(self.tuning).tuned(x)
 
     def _call(
         self,
-        kernel: Any,
+        kernel: str,
         x: OpInputs,
-        vectors: tuple,
-        given: tuple,
-        outputs: tuple,
-        constants: dict,
-        full: bool = False,
+        vectors: tuple[Array, ...],
+        given: tuple[Array, ...],
+        outputs: tuple[jax.ShapeDtypeStruct, ...],
+        constants: Constants,
     ) -> tuple[Array, ...]:
+        """Launches the Triton kernel of this name."""
         import jax_triton  # type: ignore[import-not-found]
 
+        from pallas_kernels.triton import backward, kernels
+
+        full = kernel == "backward"
         tuning = self.tuned(x)
         reset = jnp.zeros(1, jnp.int32) if x.reset is None else x.reset.astype(jnp.int32)
         first = only_on(vectors[0], "cuda", "triton")
         return jax_triton.triton_call(
             first, *vectors[1:], reset, *given,
-            kernel=kernel,
+            kernel=getattr(backward if full else kernels, kernel),
             out_shape=outputs,
             grid=(x.r.shape[2], -(-constants["V"] // constants["VT"]), x.r.shape[0]),
             num_warps=tuning.backward_warps if full else tuning.warps,
@@ -124,12 +122,12 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _rule(name: str, tuning: Tuning | None) -> Callable[..., Any]:
+def _rule(name: str, tuning: Tuning | None) -> Callable[..., PyTree]:
     return getattr(Launch(tuning), name)
 
 
 def make_op(tuning: Tuning | None = None) -> Callable[..., tuple[Array, Array]]:
-    """The op, see `chunked.make_op`.
+    """Makes the op, see `chunked.make_op`.
 
     Raises (the op):
         ValueError: jax-triton is not installed; heads of a size that has no kernel; when compiled for
@@ -146,7 +144,7 @@ def make_op(tuning: Tuning | None = None) -> Callable[..., tuple[Array, Array]]:
 
 
 def missing() -> str | None:
-    """What to install, in one line, or None."""
+    """Returns what to install, in one line, or None."""
     try:
         import jax_triton  # type: ignore[import-not-found]  # noqa: F401
     except Exception as error:  # jax-triton raises whatever its CUDA plugin raises where there is no GPU

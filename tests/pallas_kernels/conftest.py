@@ -40,7 +40,7 @@ def implementation(request):
     }
     here = HARDWARE.get(request.param) == jax.default_backend()
     if request.param in HARDWARE and request.param not in bound and not here:
-        pytest.skip(f"{request.param} cannot be interpreted and there is no GPU; see test_triton.py")
+        pytest.skip(f"{request.param} cannot be interpreted and there is no GPU; see triton/test_triton.py")
     with pytest.MonkeyPatch.context() as patch:
         if request.param in bound and not here:
             patch.setitem(pallas_kernels.IMPLEMENTATIONS, request.param, jax.jit(bound[request.param]()))

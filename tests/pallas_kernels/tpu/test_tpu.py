@@ -57,7 +57,7 @@ def test_odd_heads_and_both_sizes_on_poisoned_memory_without_races(shape, regime
 
 
 def test_several_packs_and_programs(rng, error):
-    """More heads than one program has, so that packs take turns and programs divide the heads."""
+    """More heads than one program has, so that packs are interleaved and programs divide the heads."""
     example = make_example(rng, Shape(1, 70, 18, 64, 64))
     results = [value_and_gradients(op, example) for op in (tpu.make_op(interpret=True), chunked.wkv7_chunked)]
     errors = {n: error.max(results[0][n], np.asarray(x)) for n, x in results[1].items()}

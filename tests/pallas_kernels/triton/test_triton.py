@@ -21,7 +21,7 @@ INTERPRET = """
 import json, sys
 import numpy as np
 import torch
-from pallas_kernels import triton_backward, triton_kernels
+from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels
 triton_kernels.EXACT = "ieee"  # the interpreter knows no products of parts
 constants, paths = json.loads(sys.argv[1]), sys.argv[2:]
 x = {n: torch.tensor(z) for n, z in np.load(paths[0]).items()}

@@ -4,14 +4,14 @@ import pathlib
 
 import pytest
 
-from pallas_kernels.aot import gpu, table
+from pallas_kernels.aot import gpu, nvidia, table
 from pallas_kernels.aot.table import COMPILED
 
 RESULTS = pathlib.Path(gpu.__file__).parent / "results"
 SHAPE = (8, 4096, 32, 64)
 
 
-@pytest.fixture(params=sorted(gpu.TARGETS))
+@pytest.fixture(params=sorted(nvidia.TARGETS))
 def committed(request):
     """(target, rows) of a committed table."""
     return request.param, table.from_json((RESULTS / f"{request.param}.json").read_text())
@@ -27,7 +27,7 @@ def test_every_kernel_compiles_and_none_spills_on_hopper(committed):
     for row in rows:
         assert (row.target, row.status, row.shape) == (target, COMPILED, SHAPE), row
         assert row.registers <= 255
-        assert row.memory < gpu.TARGETS[target].shared_memory
+        assert row.memory < nvidia.TARGETS[target].shared_memory
         if target != "a100":
             assert row.spills == 0, row
 
@@ -39,9 +39,9 @@ def test_floors_at_the_size_of_the_documentation(committed):
     expected = {"forward": 896, "forward_saving": 1024, "backward": 1792, "state_backward": 640}
     for row in rows:
         if row.dtype == "bfloat16" and row.kernel in expected:
-            moved = gpu.floor_bytes(row.kernel, row.shape, row.dtype)
+            moved = nvidia.floor_bytes(row.kernel, row.shape, row.dtype)
             assert moved == expected[row.kernel] * count + state
-            assert row.floor_ms == pytest.approx(1e3 * moved / gpu.TARGETS[row.target].bandwidth)
+            assert row.floor_ms == pytest.approx(1e3 * moved / nvidia.TARGETS[row.target].bandwidth)
 
 
 def test_unknown_target():
