@@ -11,6 +11,7 @@ from pathlib import Path
 
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import read_lines
+from experiments.reporting.tables import markdown_line, markdown_table
 from rwkv7_jax.tokenizer import world
 
 LONGEST = 200_000
@@ -78,11 +79,9 @@ def table(files: Sequence[Path]) -> Iterator[str]:
       ValueError: the tokenizers do not agree.
     """
     runners = encoders()
-    yield "| text | bytes | ours, MB/s | theirs, MB/s | ours is faster by |"
-    yield "|---|---|---|---|---|"
+    yield markdown_table([["text", "bytes", "ours, MB/s", "theirs, MB/s", "ours is faster by"]])
     for path in files:
         found = texts(path)
         best, size = race(found, runners), sum(map(len, found))
         rates = [f"{size / best[who] / 1e6:.2f}" for who in ("ours", "theirs")]
-        cells = [path.name, str(size), *rates, f"{best['theirs'] / best['ours']:.2f}x"]
-        yield f"| {' | '.join(cells)} |"
+        yield markdown_line([path.name, size, *rates, f"{best['theirs'] / best['ours']:.2f}x"])

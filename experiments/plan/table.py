@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from experiments.reporting.tables import Line, markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 HEAD = (
-    "| step | model | slice | mesh (data x fsdp x tensor) | tokens | a chip needs | of | fits | largest gather |",
-    "|---" * 9 + "|",
-)
+    "step", "model", "slice", "mesh (data x fsdp x tensor)", "tokens", "a chip needs", "of", "fits", "largest gather",
+)  # fmt: skip
 SCALING = (
-    "| slice | chips | tokens a step | model FLOPs a chip | compiler's FLOPs | gathered a chip | reduced a chip |",
-    "|---" * 7 + "|",
-)
+    "slice", "chips", "tokens a step", "model FLOPs a chip", "compiler's FLOPs", "gathered a chip", "reduced a chip",
+)  # fmt: skip
 
 
 class Sent(TypedDict):
@@ -63,8 +63,11 @@ def records() -> list[Record]:
     return sorted(found, key=lambda one: (one["config"].startswith("pretrain"), one["size"] or "", one["chips"]))
 
 
-def line(record: Record) -> str:
-    """Formats one plan. "in sums": parts of weights are gathered by all-reduce, each chip adding its own to zeros."""
+def line(record: Record) -> Line:
+    """Returns the cells of one plan.
+
+    "in sums": parts of weights are gathered by all-reduce, each chip adding its own to zeros.
+    """
     kind = "state tuning"
     if record["config"].startswith("pretrain"):
         kind = "pre-training, Adam" if "adam" in record["settings"] else "pre-training, Muon"
@@ -73,30 +76,27 @@ def line(record: Record) -> str:
     none = "in sums" if record["mesh"]["fsdp"] * record["mesh"]["tensor"] > 1 else "none"
     largest = "not known" if not record["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
     memory = (_gib(record["memory"]["needed"]), _gib(record["chip_memory"]), "yes" if record["fits"] else "no")
-    cells = [kind, record["size"], record["topology"], mesh, record["tokens"], *memory, largest]
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return [kind, record["size"], record["topology"], mesh, record["tokens"], *memory, largest]
 
 
-def scaling(found: Sequence[Record]) -> list[str]:
-    """Formats weak scaling by static cost: plans of one step and size on slices of different size."""
-    out = []
+def scaling(found: Sequence[Record]) -> list[Line]:
+    """Returns the cells of weak scaling by static cost: plans of one step and size on slices of different size."""
+    lines: list[Line] = []
     for record in found:
         sent = {one["kind"]: one["bytes"] for one in record["collectives"]}
-        cells = [
+        lines.append([
             record["topology"], record["chips"], record["tokens"], f"{record['model_flops_per_chip']:.3g}",
             f"{record['cost'].get('flops', 0):.4g}", _gib(sent.get("all-gather", 0)), _gib(sent.get("all-reduce", 0)),
-        ]  # fmt: skip
-        out.append("| " + " | ".join(map(str, cells)) + " |")
-    return out
+        ])  # fmt: skip
+    return lines
 
 
 def text() -> str:
     """Returns both tables: all plans, and the weak scaling of the 2.9B model."""
     found = records()
     series = [record for record in found if record["size"] == "2.9B" and record["config"] == "quickstart"]
-    return "\n".join([*HEAD, *map(line, found), "", *SCALING, *scaling(series)])
+    return f"{markdown_table([HEAD, *map(line, found)])}\n\n{markdown_table([SCALING, *scaling(series)])}"
 
 
 def _gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
-

@@ -1,7 +1,5 @@
 """Numbers of a run: records of metrics.jsonl, progress bars, throughput."""
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from experiments.reporting import jsonl_store
 
 
 class MetricsLog:
@@ -20,20 +20,15 @@ class MetricsLog:
     def rewind(self, job: str, step: int) -> None:
         """Forget rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
         rows = [row for row in self.rows() if row["job"] != job or row["step"] <= step]
-        beside = self.path.with_name(f".{self.path.name}")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(beside, self.path)
+        jsonl_store.rewrite(self.path, rows)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; it needs "job" and "step"."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        jsonl_store.append(self.path, row)
 
     def rows(self, job: str | None = None) -> list[dict[str, Any]]:
         """All rows, or those of one job, in order."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-        return [row for row in rows if job is None or row["job"] == job]
+        return [row for row in jsonl_store.read(self.path) if job is None or row["job"] == job]
 
 
 def progress_bar(total: int, name: str, unit: str, done: int = 0, *, shown: bool = True) -> tqdm:

@@ -178,9 +178,9 @@ def test_only_tpu_compilers_are_asked_for_a_dump():
 
 def test_table_says_when_weights_are_gathered_in_sums():
     (record,) = (record for record in table.records() if record["name"] == "pretrain-7.2B-v5p-128")
-    assert table.line(record).endswith("| in sums |")
-    assert table.line({**record, "mesh": record["mesh"] | {"fsdp": 1}}).endswith("| none |")
-    assert table.line({**record, "read": False}).endswith("| not known |")
+    assert table.line(record)[-1] == "in sums"
+    assert table.line({**record, "mesh": record["mesh"] | {"fsdp": 1}})[-1] == "none"
+    assert table.line({**record, "read": False})[-1] == "not known"
 
 
 def test_table_prints_help_or_both_tables(capsys):
@@ -189,4 +189,4 @@ def test_table_prints_help_or_both_tables(capsys):
     assert command.main(["table", "--size", "2.9B"]) == 2
     assert "takes no settings" in capsys.readouterr().err
     assert command.main(["table"]) == 0
-    assert capsys.readouterr().out.startswith(table.HEAD[0])
+    assert capsys.readouterr().out.startswith("| step | model |")

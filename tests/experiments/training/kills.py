@@ -11,6 +11,7 @@ import shutil
 
 import orbax.checkpoint as ocp
 
+from experiments.reporting import jsonl_store
 from experiments.training import metrics_log
 from experiments.training.checkpoint import files
 
@@ -37,7 +38,7 @@ class Killer:
     def patched(self, monkeypatch):
         """All operations counted from now on."""
         text, rename, tree = pathlib.Path.write_text, pathlib.Path.rename, shutil.rmtree
-        replace, hashes, append = metrics_log.os.replace, files.file_hashes, metrics_log.MetricsLog.append
+        replace, hashes, append = jsonl_store.os.replace, files.file_hashes, metrics_log.MetricsLog.append
         save, wait = ocp.StandardCheckpointer.save, ocp.StandardCheckpointer.wait_until_finished
 
         def write_text(path, body, *args, **kwargs):
@@ -75,7 +76,7 @@ class Killer:
 
         monkeypatch.setattr(pathlib.Path, "write_text", write_text)
         monkeypatch.setattr(pathlib.Path, "rename", lambda a, b: [self.tick("rename"), rename(a, b)][1])
-        monkeypatch.setattr(metrics_log.os, "replace", lambda a, b: [self.tick("replace"), replace(a, b)][1])
+        monkeypatch.setattr(jsonl_store.os, "replace", lambda a, b: [self.tick("replace"), replace(a, b)][1])
         monkeypatch.setattr(shutil, "rmtree", rmtree)
         monkeypatch.setattr(files, "file_hashes", lambda path: [self.tick("hashes"), hashes(path)][1])
         monkeypatch.setattr(metrics_log.MetricsLog, "append", appended)
