@@ -93,8 +93,8 @@ def generate_samples(evaluator: Evaluator, state: State, prompts: Sequence[str],
 def command(lm: LanguageModel, folder: Path) -> str:
     """The shell command that continues the saved prompt from the saved state."""
     weights = folder / WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else lm.path
-    words = ["python", "-m", "experiments.commands.generate", str(weights), "--state", str(folder / STATE_FILE)]
-    words += ["--tokenizer", lm.tokenizer_name] if lm.tokenizer_name != "auto" else []
+    words = ["rwkv7", "generate", "--model.checkpoint", str(weights), "--state", str(folder / STATE_FILE)]
+    words += ["--model.tokenizer", lm.tokenizer_name] if lm.tokenizer_name != "auto" else []
     return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
 
 

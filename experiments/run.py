@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.config.cli import documented, tuning_status
-from experiments.config.overrides import UsageError, suggest
-from experiments.config.schema import RunConfig, check, config_hash, config_names, digest, help_lines, load_config
-from experiments.config.study import TableRunConfig
-from experiments.study import run as table
+from experiments.commands.tune import main
+from experiments.config.cli import tuning_status
+from experiments.config.overrides import UsageError
+from experiments.config.schema import RunConfig, config_hash, digest
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -46,50 +45,6 @@ class Tools(NamedTuple):
     identity: str
     log: "MetricsLog"
     interrupt: "Interrupt"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-
-    def configured(args: list[str]) -> int:
-        config = check(load_config(*split_config(args)))
-        print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
-        return table.run(config) if isinstance(config, TableRunConfig) else run(config)
-
-    return documented(
-        argv, help_text, configured, "interrupted; run the same command to resume from the last checkpoint"
-    )
-
-
-def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:
-    """(config name, the other arguments).
-
-    Raises:
-      UsageError: no --config.
-    """
-    for index, word in enumerate(args):
-        if word.startswith("--config="):
-            return word.removeprefix("--config="), [*args[:index], *args[index + 1 :]]
-        if word == "--config" and index + 1 < len(args):
-            return args[index + 1], [*args[:index], *args[index + 2 :]]
-    near = suggest(args[0].lstrip("-"), ["config"]) if args[0].startswith("--") else ""
-    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(kind))}, or a path{near}")
-
-
-def help_text() -> str:
-    """Usage, configs and every setting with its default."""
-    return "\n".join([
-        __doc__ or "",
-        f"configs: {', '.join(config_names(RunConfig))}, or a path to a .py file",
-        "",
-        "examples:",
-        "  python -m experiments.run --config quickstart",
-        "  python -m experiments.run --config jsonl --model.checkpoint model.pth --data.train my.jsonl",
-        "  python -m experiments.run --config quickstart --data.tasks gsm8k --tune.steps 400 --output-dir runs/longer",
-        "",
-        "settings, --key value or key=value [default; configs set their own]:",
-        *help_lines(RunConfig()),
-    ])  # fmt: skip
 
 
 def run(config: RunConfig) -> int:

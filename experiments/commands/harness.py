@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     print(make_table(found))
     if "groups" in found:
         print(make_table(found, "groups"))
-    cost = model.forker.cost
+    cost = model.scorer.cost
     print(f"{cost.tokens} tokens fed ({cost.places} places), state: {args.state or 'none'}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1, default=str) + "\n")

@@ -1,17 +1,115 @@
-"""How the commands of this package begin and end."""
+"""How the commands begin and end."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.training.preemption import Interrupted
+from experiments.config.loading import help_lines
+from experiments.config.overrides import UsageError, suggest
 from rwkv7_jax import terminal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class Stopped(Exception):
+    """The user, or the machine's scheduler, asked to stop, and all is saved."""
+
+
+class Help(NamedTuple):
+    """What a command says about itself."""
+
+    name: str
+    """As in `rwkv7 NAME`."""
+    text: str | None
+    """A docstring: one line, the examples, then whatever else is to be known."""
+    settings: "tuple[DataclassInstance, ...]" = ()
+
+    def short(self) -> str:
+        """The first line, the examples, and where the rest is."""
+        more = f"rwkv7 {self.name} --help lists every setting."
+        return "\n\n".join([*(self.text or "").strip().split("\n\n")[:2], more])
+
+    def full(self) -> str:
+        """The text and every setting with its default."""
+        lines = [line for config in self.settings for line in help_lines(config)]
+        head = ["", "settings, --key value or key=value [default; configs set their own]:"] if lines else []
+        return "\n".join([(self.text or "").strip(), *head, *lines])
+
+
+def command(
+    argv: Sequence[str] | None,
+    help: Help,
+    body: Callable[[list[str]], int],
+    interrupted: str = "interrupted",
+    verbs: "Mapping[str, DataclassInstance] | None" = None,
+) -> int:
+    """Runs a command.
+
+    Args:
+      argv: its arguments; None: those of the process.
+      help: what -h and --help print (status 0), and in short a command without arguments (status 2).
+      body: takes the arguments and returns the exit status.
+      interrupted: what is said after Ctrl-C.
+      verbs: the settings of each first word, whose own help is shown behind it.
+
+    Returns:
+      The exit status: that of `body`; 2 after a one-line error; 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in args or "--help" in args:
+        named = [word for word in args if word in (verbs or {})][:1]
+        shown = [(verbs or {})[word] for word in named] or list((verbs or {}).values())
+        lines = help_text(help, shown, named or list(verbs or {}))
+        return exit_status(lambda: _print(lines), "")
+    if not args:
+        print(help.short())
+        return 2
+    return exit_status(lambda: body(args), interrupted)
+
+
+def help_text(help: Help, shown: "Sequence[DataclassInstance]", names: Sequence[str]) -> str:
+    """The whole help, with the settings of the verbs."""
+    parts = [help.full()]
+    parts += ["\n".join([f"{help.name} {name}:", *help_lines(own)]) for name, own in zip(names, shown, strict=True)]
+    return "\n\n".join(parts)
+
+
+def chosen(args: Sequence[str], name: str, verbs: Collection[str], default: str | None = None) -> tuple[str, list[str]]:
+    """(the verb that the first word names, the other words).
+
+    Raises:
+      UsageError: it names none, and there is no default for arguments that begin with a key.
+    """
+    if args[0] in verbs:
+        return args[0], list(args[1:])
+    if default is not None and args[0].startswith("--"):
+        return default, list(args)
+    hint = suggest(args[0], list(verbs)) or f" (there are: {', '.join(verbs)})"
+    raise UsageError(f"rwkv7 {name}: no {args[0]!r}{hint}")
+
+
+def exit_status(body: Callable[[], int], interrupted: str) -> int:
+    """`terminal.exit_status`; a run that has `Stopped` ends as one that Ctrl-C ended."""
+
+    def run() -> int:
+        try:
+            return body()
+        except Stopped:
+            raise KeyboardInterrupt from None
+
+    return terminal.exit_status(run, interrupted)
+
+
+def _print(text: str) -> int:
+    print(text)
+    return 0
 
 
 def documented(
     argv: Sequence[str] | None, text: Callable[[], str], body: Callable[[list[str]], int], interrupted: str
 ) -> int:
-    """`exit_status` of body(arguments), those of the process if `argv` is None; with -h or --help the text and 0,
-    with no arguments the text and 2."""
+    """`exit_status` of body(arguments); with -h or --help the text and 0, with no arguments the text and 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or "-h" in args or "--help" in args:
         print(text())
@@ -26,18 +124,6 @@ def take_word(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     return (found[-1] if found else None), [word for word in args if not word.startswith(begin)]
 
 
-def exit_status(body: Callable[[], int], interrupted: str) -> int:
-    """`terminal.exit_status`, to which an `Interrupted` run is one that Ctrl-C ended."""
-
-    def run() -> int:
-        try:
-            return body()
-        except Interrupted:
-            raise KeyboardInterrupt from None
-
-    return terminal.exit_status(run, interrupted)
-
-
 def tuning_status(body: Callable[[], int], again: str) -> int:
     """What `body` returns; 130 after an interruption, saying where and what to do `again`; 1 after a tuning that
     diverged."""
@@ -45,7 +131,7 @@ def tuning_status(body: Callable[[], int], again: str) -> int:
 
     try:
         return body()
-    except Interrupted as place:
+    except Stopped as place:
         print(f"interrupted at {place}; run the same command to {again}", file=sys.stderr)
         return 130
     except NonFiniteError as error:

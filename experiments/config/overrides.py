@@ -1,6 +1,6 @@
-"""Dotted command-line overrides (`--tune.steps 100`, `tune.steps=100`) of any tree of frozen dataclasses.
+"""The one language of settings: dotted overrides (`--tune.steps 100`, `tune.steps=100`) of any frozen dataclass tree.
 
-Not tyro: an unknown key or a wrong value must give one line with a suggestion.
+An unknown key or a wrong value is one line with a suggestion.
 """
 
 import dataclasses
@@ -8,10 +8,16 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar, Union
 
-C = TypeVar("C")
+from experiments.config.old_names import renamed
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+T = TypeVar("T")
 TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
 
 
@@ -19,41 +25,56 @@ class UsageError(ValueError):
     """A wrong key, value, name or file, told in one line: what was wrong, where, what to do."""
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with one line of help for `--help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: T, help: str, *, positional: bool = False, repeat: bool = False, required: bool = False) -> T:
+    """A dataclass field with one line of help.
+
+    Args:
+      default: value when nothing is given.
+      help: one line for `--help`.
+      positional: the setting also takes words without a key, in order of definition; a tuple takes all that are left.
+      repeat: each occurrence adds one element to the tuple, commas included.
+      required: `parse` refuses a config in which the value is still None or empty.
+    """
+    tags = {"help": help, "positional": positional, "repeat": repeat, "required": required}
+    return dataclasses.field(default=default, metadata=tags)
 
 
-class Leaf(typing.NamedTuple):
-    """One setting of a config tree: its type, present value and line of help."""
+class Leaf(NamedTuple):
+    """One setting of a config tree."""
 
-    kind: Any
-    value: Any
-    help: str
+    kind: object
+    """Its type, as annotated."""
+    value: object
+    help: str = ""
+    positional: bool = False
+    repeat: bool = False
+    required: bool = False
 
 
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+def leaves(config: "DataclassInstance", prefix: str = "") -> Iterator[tuple[str, Leaf]]:
     """All settings of a dataclass tree as (dotted key, Leaf), in order of definition."""
     kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, tags = getattr(config, field.name), variants(kinds[field.name])
-        for key, leaf in leaves(value, f"{prefix}{field.name}.") if dataclasses.is_dataclass(value) else ():
-            yield key, leaf._replace(kind=Literal[tuple(tags)]) if tags and key.endswith(".kind") else leaf
-        if dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            yield prefix + field.name, Leaf(kinds[field.name], value, **field.metadata)
             continue
-        else:
-            yield prefix + field.name, Leaf(kinds[field.name], value, field.metadata.get("help", ""))
+        for key, leaf in leaves(value, f"{prefix}{field.name}."):
+            yield key, leaf._replace(kind=Literal[tuple(tags)]) if tags and key.endswith(".kind") else leaf
 
 
-def variants(kind: Any) -> dict[str, type]:
+def variants(kind: object) -> dict[str, type]:
     """The members of a tagged union, dataclasses that tell themselves apart by `kind`; {} for any other type."""
     members = typing.get_args(kind)
     return {member().kind: member for member in members} if all(map(dataclasses.is_dataclass, members)) else {}
 
 
 def choose_variants(config: C, args: Sequence[str]) -> tuple[C, dict[str, str]]:
-    """(The config with every tagged union switched to the member that `--field.kind` names, with its defaults;
-    the keys of the members that are not chosen, with what chooses them)."""
+    """Switches every tagged union to the member that `--field.kind` names, with its defaults.
+
+    Returns:
+      (the config, the keys of the members that are not chosen with what chooses them).
+    """
     elsewhere: dict[str, list[str]] = {}
     for name, kind in typing.get_type_hints(type(config)).items():
         tags = variants(kind)
@@ -78,11 +99,11 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def parse_value(kind: Any, text: str, key: str) -> Any:
+def parse_value(kind: object, text: str, key: str) -> object:
     """`text` as a value of the type `kind`: int, float, bool, str, Literal, X | None or tuple[X, ...] (by commas).
 
     Raises:
-      UsageError: the text is no such value.
+      UsageError: the text is not such a value.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
@@ -90,6 +111,8 @@ def parse_value(kind: Any, text: str, key: str) -> Any:
         return None if text.lower() in NONE else parse_value(inner, text, key)
     if origin is tuple:
         return tuple(parse_value(args[0], part.strip(), key) for part in text.split(",") if part.strip())
+    if origin is dict:
+        raise UsageError(f"{key}: tables are set in a config of Python, not as text")
     if origin is Literal:
         if text in args:
             return text
@@ -99,35 +122,39 @@ def parse_value(kind: Any, text: str, key: str) -> Any:
             return text.lower() in TRUE
         raise UsageError(f"{key}: {text!r} is not true or false")
     try:
-        return kind(text)
+        return typing.cast(Callable[[str], object], kind)(text)
     except ValueError:
-        name = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        name = {int: "a whole number", float: "a number"}.get(typing.cast(type, kind), str(kind))
         raise UsageError(f"{key}: {text!r} is not {name}") from None
 
 
 def split_arguments(
     args: Sequence[str], known: Mapping[str, Leaf], elsewhere: Mapping[str, str] = types.MappingProxyType({})
 ) -> Iterator[tuple[str, str]]:
-    """Pairs (key, text) from `--key value`, `--key=value`, `key=value` and, for a bool, `--key` alone.
+    """Pairs (key, text) from `--key value`, `--key=value`, `key=value`, positional words and, for a bool, `--key`.
 
-    elsewhere: keys that another choice would make known, and that choice.
+    Args:
+      args: the words.
+      known: the settings by key.
+      elsewhere: keys that another choice would make known, and that choice.
 
     Raises:
       UsageError: a key is unknown or has no value.
     """
     rest = list(args)
+    places = [key for key, leaf in known.items() if leaf.positional]
     while rest:
         word = rest.pop(0)
         written = re.fullmatch(r"(?:--)?([\w.-]+)=(.*)", word, re.DOTALL) or re.fullmatch(r"--([\w.-]+)", word)
+        key = written[1].replace("-", "_") if written else ""
+        if places and not word.startswith("--") and key not in known:
+            yield places[0], word
+            places = places if known[places[0]].repeat else places[1:]
+            continue
         if written is None:
             raise UsageError(f"argument {word!r} is not understood: write --key value or key=value")
-        key = written[1].replace("-", "_")
-        if key not in known and key in elsewhere:
-            raise UsageError(f"unknown key {key!r}; it goes with {elsewhere[key]}")
         if key not in known:
-            inside = next((name for name in known if name.startswith(f"{key}.")), None)
-            hint = f"; it is a group, name a setting such as {inside}" if inside else suggest(key, list(known))
-            raise UsageError(f"unknown key {key!r}{hint or '; --help lists the keys'}")
+            raise UsageError(f"unknown key {key!r}{_hint(key, known, elsewhere)}")
         if len(written.groups()) == 2:
             yield key, written[2]
         elif known[key].kind is bool and (not rest or rest[0].lower() not in TRUE + FALSE):
@@ -138,25 +165,84 @@ def split_arguments(
             yield key, rest.pop(0)
 
 
-def replace_at(config: C, key: str, value: Any) -> C:
+def _hint(key: str, known: Mapping[str, Leaf], elsewhere: Mapping[str, str]) -> str:
+    """What to write instead of an unknown key."""
+    if key in elsewhere:
+        return f"; it goes with {elsewhere[key]}"
+    if new := renamed(key, known):
+        return f"; it is now --{new}"
+    if inside := next((name for name in known if name.startswith(f"{key}.")), None):
+        return f"; it is a group, name a setting such as {inside}"
+    return suggest(key, list(known)) or "; --help lists the keys"
+
+
+def replace_at(config: C, key: str, value: object) -> C:
     """A copy of the dataclass tree with the setting at the dotted key replaced."""
     head, _, tail = key.partition(".")
     new = replace_at(getattr(config, head), tail, value) if tail else value
-    return dataclasses.replace(config, **{head: new})  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return dataclasses.replace(config, **{head: new})  # pyright: ignore[reportArgumentType]
 
 
-def apply_overrides(config: C, args: Sequence[str]) -> C:
+def apply_overrides(config: C, args: Sequence[str], others: Mapping[str, Leaf] = types.MappingProxyType({})) -> C:
     """The config with every override applied, the last one winning.
+
+    Args:
+      config: the tree.
+      args: overrides.
+      others: settings of the same command outside this tree, for suggestions.
 
     Raises:
       UsageError: unknown key (with a suggestion), missing value or value of the wrong type, in one line.
     """
     config, elsewhere = choose_variants(config, args)
-    known = dict(leaves(config))
+    known, lists = dict(leaves(config)), {}
     for key, text in split_arguments(args, known, elsewhere):
-        value = parse_value(known[key].kind, text, key)
+        leaf = known[key]
+        if leaf.repeat:
+            lists[key] = value = (*lists.get(key, ()), text)
+        else:
+            value = parse_value(leaf.kind, text, key)
         try:
             config = replace_at(config, key, value)
         except ValueError as error:
             raise UsageError(f"{key}: {error}") from None
     return config
+
+
+def check_required(config: C, usage: str = "") -> C:
+    """The same config, if every required setting has a value.
+
+    Raises:
+      UsageError: the first one without.
+    """
+    for key, leaf in leaves(config):
+        if leaf.required and leaf.value in (None, "", ()):
+            how = usage if leaf.positional and usage else f"--{key} VALUE"
+            raise UsageError(f"{key} is missing ({leaf.help}): {how}")
+    return config
+
+
+def take(config: C, args: Sequence[str]) -> tuple[C, list[str]]:
+    """Applies the overrides that belong to this tree and leaves the others.
+
+    Returns:
+      (the config, the words that it has no setting for).
+
+    Raises:
+      UsageError: a missing value or a value of the wrong type.
+    """
+    known = dict(leaves(config))
+    mine: list[str] = []
+    rest: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        written = re.match(r"(?:--)?([\w.-]+)(=|$)", word)
+        key = written[1].replace("-", "_") if written else ""
+        if key not in known or not (word.startswith("--") or "=" in word):
+            rest.append(word)
+            continue
+        mine.append(word)
+        if "=" not in word and words and not words[0].startswith("--"):
+            mine.append(words.pop(0))
+    return apply_overrides(config, mine), rest

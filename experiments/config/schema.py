@@ -1,32 +1,39 @@
-"""The settings of a run as one frozen tree, and how a config file becomes one.
-
-A config is a Python module, in experiments/configs or anywhere, whose docstring holds the command and the expected
-result and which defines `config = RunConfig(...)` or `get_config()`.
-"""
+"""The settings of a run as one frozen tree; `experiments.config.loading` reads it from files and words."""
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from experiments.config.loop import LoopConfig
 from experiments.config.methods import MethodConfig, StandardMethod
-from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, option, suggest, variants
+from experiments.config.overrides import UsageError, option
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Json: TypeAlias = "dict[str, object] | list[object] | str | int | float | bool | None"
 STANDARD = StandardMethod()
-CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
-# Settings that say where and how a run is kept, and change nothing in its results.
-BOOKKEEPING = ("output_dir", "resume", "overwrite", "system", "mesh")
+BENCHMARKS = ("mmlu", "gsm8k", "winogrande", "arc")
+POCKET = "pocket:"
+"""Begins the names of embedded benchmarks."""
+BOOKKEEPING = ("output", "resume", "overwrite", "system", "mesh")
+"""Settings that say where and how a run is kept, and change nothing in its results."""
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+R = TypeVar("R", bound="RunConfig")
+
+
+def plain_name(task: str) -> str:
+    """The name of a benchmark's jobs and folders: `mmlu` for `mmlu` and `pocket:mmlu`."""
+    return task.removeprefix(POCKET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +56,9 @@ class DataConfig:
     """What the state is tuned on."""
 
     tasks: tuple[str, ...] = option(
-        (), "mmlu, gsm8k, winogrande, arc: pocket benchmarks, or the kind of records in train"
+        (), "pocket:mmlu, pocket:gsm8k, ... (embedded); mmlu, ... with dir; or the kind of records in train"
     )
-    dir: str | None = option(None, "folder of the real benchmarks' files: tasks are those, not the pocket ones")
+    dir: str | None = option(None, "folder of the real benchmarks' files, for tasks without pocket:")
     train: str | None = option(None, 'local .jsonl: {"prompt", "completion"}, {"text"}, or public records of one task')
     validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
     validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
@@ -63,6 +70,11 @@ class DataConfig:
         _require(0 < self.validation_fraction < 1, "must lie between 0 and 1")
         _require(self.max_length >= 2, "must be at least 2")
         _require(self.batch_size >= 1 and (self.max_train is None or self.max_train >= 1), "must be at least 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks as jobs and folders are called."""
+        return tuple(map(plain_name, self.tasks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +153,7 @@ class RunConfig:
 
     name: str = option("run", "name of the experiment")
     seed: int = option(0, "seed of shuffling, splits, sampling and bootstrap")
-    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    output: str | None = option(None, "folder of everything written; none: runs/NAME")
     resume: Literal["auto", "no"] = option("auto", "auto: continue from the newest checkpoint in the output folder")
     overwrite: bool = option(False, "throw away what the output folder holds of an earlier run")
     model: ModelConfig = ModelConfig()
@@ -156,7 +168,7 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """Where the run is written."""
-        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+        return Path(self.output or f"runs/{self.name}").expanduser()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +177,7 @@ class PretrainConfig(LoopConfig):
 
     name: str = option("pretrain", "name of the model")
     seed: int = option(0, "seed of weights and text")
-    output_dir: str | None = option(None, "folder of everything written; none: runs/NAME")
+    output: str | None = option(None, "folder of everything written; none: runs/NAME")
     n_layer: int = option(4, "layers")
     n_embd: int = option(128, "width")
     head_size: int = option(64, "size of a head")
@@ -196,106 +208,81 @@ class PretrainConfig(LoopConfig):
         super().__post_init__()
         counts = (self.steps, self.batch_size, self.length, self.validate_every, self.streams, self.accumulate)
         _require(min(counts) >= 1, "must be at least 1")
-        _require(self.batch_size % self.streams == 0, f"batch_size is no multiple of streams ({self.streams})")
-        _require(self.batch_size % self.accumulate == 0, f"batch_size is no multiple of accumulate ({self.accumulate})")
+        for name in ("streams", "accumulate"):
+            count = getattr(self, name)
+            _require(self.batch_size % count == 0, f"batch_size is not a multiple of {name} ({count})")
 
     @property
     def folder(self) -> Path:
         """Where the run is written."""
-        return Path(self.output_dir or f"runs/{self.name}").expanduser()
+        return Path(self.output or f"runs/{self.name}").expanduser()
 
 
-def check(config: RunConfig) -> RunConfig:
+def check_tasks(data: DataConfig) -> DataConfig:
+    """The same settings, if every task has its records somewhere.
+
+    Raises:
+      UsageError: naming the task that does not.
+    """
+    for task in data.tasks:
+        if task in BENCHMARKS and not (data.dir or data.train):
+            raise UsageError(f"data.tasks: {task} is the real benchmark: give --data.dir FOLDER, or use {POCKET}{task}")
+        if data.train and task.startswith(POCKET):
+            raise UsageError(f"data.tasks: with data.train write {plain_name(task)}, the kind of records, not {task}")
+    if len(set(data.names)) < len(data.names):
+        raise UsageError(f"data.tasks: {', '.join(data.tasks)}: one folder for two of them; run them one by one")
+    return data
+
+
+def check(config: R) -> R:
     """The same config, if its settings fit together.
 
     Raises:
       UsageError: naming the settings that do not.
     """
-    tasks = ", ".join(config.data.tasks)
-    if not tasks and not config.data.train:
-        raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks mmlu,gsm8k,winogrande,arc")
-    if config.data.dir and config.data.train:
+    data, tasks = config.data, ", ".join(config.data.tasks)
+    if not tasks and not data.train:
+        raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks pocket:mmlu,pocket:gsm8k")
+    if data.dir and data.train:
         raise UsageError("data.dir and data.train are two sources: give one of them")
-    if len(config.data.tasks) > 1 and config.data.train:
+    if len(data.tasks) > 1 and data.train:
         raise UsageError(
             f"data.train goes with one task at most, not {tasks}: add --data.tasks gsm8k or use --config jsonl"
         )
-    if config.data.validation and not config.data.train:
+    if data.validation and not data.train:
         raise UsageError("data.validation needs data.train")
-    if config.data.batch_size % config.tune.accumulate:
-        sizes = (
-            f"data.batch_size ({config.data.batch_size}) is no multiple of tune.accumulate ({config.tune.accumulate})"
-        )
+    check_tasks(data)
+    if data.batch_size % config.tune.accumulate:
+        sizes = f"data.batch_size ({data.batch_size}) is not a multiple of tune.accumulate ({config.tune.accumulate})"
         raise UsageError(f"{sizes}; change one of them")
     return config
 
 
-def config_names(kind: type | None = None) -> list[str]:
-    """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
-    files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
-    return sorted(path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text())
-
-
-def config_path(name: str, kind: type = RunConfig) -> Path:
-    """The file of a config given by name or path.
-
-    Raises:
-      UsageError: there is no such file; the line lists the names.
-    """
-    path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
-    if path.is_file() and path.suffix == ".py":
-        return path
-    names = config_names(kind)
-    known = f"configs: {', '.join(names)}, or a path to a .py file"
-    raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
-
-
-def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) -> C:
-    """The config called `name` (or in the file `name`), with dotted overrides applied.
-
-    Raises:
-      UsageError: no such config, the file defines none of this kind, or an override is wrong; always one line.
-    """
-    path = config_path(name, kind)
-    spec = importlib.util.spec_from_file_location(f"experiments_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else getattr(module, "config", None)
-    except Exception as error:
-        raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if not isinstance(config, kind):
-        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`")
-    return apply_overrides(config, args)
-
-
-def resolved(config: Any, *, without: Sequence[str] = ()) -> dict[str, Any]:
+def resolved(config: "DataclassInstance", *, without: Sequence[str] = ()) -> dict[str, Json]:
     """The config as a plain dict for JSON, top-level fields in `without` left out."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     return {key: value for key, value in plain.items() if key not in without}
 
 
-def digest(value: Any) -> str:
+def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEPING) -> dict[str, Json]:
+    """What identifies the results of a run: `resolved` without bookkeeping, embedded benchmarks by their plain names.
+
+    Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one.
+    """
+    plain = resolved(config, without=without)
+    data = plain.get("data")
+    if isinstance(data, dict) and not data.get("dir"):
+        for section in (data, plain.get("scaling")):
+            if isinstance(section, dict) and isinstance(tasks := section.get("tasks"), list):
+                section["tasks"] = [plain_name(str(task)) for task in tasks]
+    return plain
+
+
+def digest(value: object) -> str:
     """SHA-256 (hex) of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def config_hash(config: RunConfig) -> str:
+def config_hash(config: "DataclassInstance") -> str:
     """SHA-256 of all settings that can change a result."""
-    return digest(resolved(config, without=BOOKKEEPING))
-
-
-def help_lines(config: Any) -> list[str]:
-    """One line a setting: key, value, help."""
-
-    def line(key: str, leaf: Leaf) -> str:
-        return f"  --{key:<28} {leaf.help} [{leaf.value}]"
-
-    lines = [line(key, leaf) for key, leaf in leaves(config)]
-    for name, kind in typing.get_type_hints(type(config)).items():
-        for tag, member in variants(kind).items():
-            own = [line(*item) for item in leaves(member(), f"{name}.") if item[0] != f"{name}.kind"]
-            lines += [f"with --{name}.kind {tag}:", *own] if own else []
-    return lines
+    return digest(identified(config))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from experiments.config.methods import MethodConfig
 from experiments.config.overrides import option
-from experiments.config.schema import STANDARD, RunConfig, digest, resolved
+from experiments.config.schema import STANDARD, RunConfig, digest, identified, plain_name
 
 LARGER = "larger"
 """Begins the names of rows that are about the larger model."""
@@ -17,7 +17,7 @@ class Learned:
 
     method: MethodConfig = STANDARD
     rates: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Peak learning rate for each benchmark, chosen by `experiments.study.rate_search`."""
+    """Peak learning rate for each benchmark, chosen by `rwkv7 study rates`."""
     seconds_of: str | None = None
     """Take as many steps as cost the seconds that this row costs; none: `tune.steps`."""
     model: Literal["student", "larger"] = "student"
@@ -38,6 +38,11 @@ class ScalingConfig:
     kl: float = option(0.05, "weight of the KL to the policy without adaptation")
     reward: Literal["log_probability", "margin"] = option("log_probability", "the larger model's score")
     tuned_teacher: bool = option(True, "the larger model scores from its own tuned state, else from the zero state")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks as cells and folders are called."""
+        return tuple(map(plain_name, self.tasks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,5 +78,5 @@ SHARED = ("name", "model", "data", "evaluate")
 
 def shared_identity(config: TableRunConfig) -> str:
     """SHA-256 of what all cells have in common: more seeds or other rows go on in the same folder."""
-    plain = resolved(config)
+    plain = identified(config, without=())
     return digest({name: plain[name] for name in SHARED})

@@ -1,9 +1,9 @@
 """State tuning on GSM8K's 7473 training problems, scored on numbers of the test split; real files, any RWKV-7.
 
-    python -m experiments.run --config gsm8k --data.dir data --model.checkpoint model.pth
+    rwkv7 tune --config gsm8k --data.dir data --model.checkpoint model.pth
 
 Expected: the held-out completion loss falls, and with a capable model the accuracy gain is above zero; the tuned state
-in runs/gsm8k/gsm8k/state.safetensors, ready for `python -m experiments.commands.evaluate --state`.
+in runs/gsm8k/gsm8k/state.safetensors, ready for `rwkv7 evaluate --states`.
 """
 
 from experiments.config.schema import DataConfig, EvaluateConfig, RunConfig, TuneConfig

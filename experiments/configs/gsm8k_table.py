@@ -1,15 +1,16 @@
 """Every method on GSM8K's own problems with any RWKV-7: three seeds, the held-out loss and the accuracy of each.
 
-    python -m experiments.run --config gsm8k_table --data.dir data --model.checkpoint model.pth
+    rwkv7 study --config gsm8k_table --data.dir data --model.checkpoint model.pth
 
 The learning rates were found for the 834K model of docs/results-gsm8k.md; for another model find them first:
 
-    python -m experiments.study.rate_search --config gsm8k_table --data.dir data --model.checkpoint model.pth
+    rwkv7 study rates --config gsm8k_table --data.dir data --model.checkpoint model.pth
 """
 
 import dataclasses
 
-from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig, load_config
+from experiments.config.loading import load_config
+from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig
 from experiments.config.study import ScalingConfig, TableRunConfig
 
 FULL = load_config("paper_table", kind=TableRunConfig)

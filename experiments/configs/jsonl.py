@@ -1,9 +1,9 @@
 """State tuning on your own task: any RWKV-7 checkpoint, jsonl of {"prompt", "completion"} or {"text"}.
 
-    python -m experiments.run --config jsonl --model.checkpoint model.pth --data.train my.jsonl
+    rwkv7 tune --config jsonl --model.checkpoint model.pth --data.train my.jsonl
 
 Expected: `RESULT: PASS` when the held-out completion loss falls; the tuned state in runs/jsonl/jsonl/state.safetensors
-and the command to use it. Give each task its own --output-dir. Without --model.checkpoint it is the embedded student.
+and the command to use it. Give each task its own --output. Without --model.checkpoint it is the embedded student.
 """
 
 from experiments.config.schema import DataConfig, RunConfig, TuneConfig

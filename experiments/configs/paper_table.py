@@ -1,6 +1,6 @@
 """The paper's results table on the four pocket benchmarks: every method, 3 seeds, with the controls; no download.
 
-    python -m experiments.run --config paper_table
+    rwkv7 study --config paper_table
 
 Writes report.md, results.json and pictures to runs/paper_table.
 """
@@ -9,8 +9,8 @@ from experiments.config.methods import BaselineMethod, DBPMethod, StandardMethod
 from experiments.config.schema import DataConfig, EvaluateConfig, TuneConfig
 from experiments.config.study import Learned, ScalingConfig, TableRunConfig
 
-TASKS = ("mmlu", "gsm8k", "winogrande", "arc")
-# python -m experiments.study.rate_search --config paper_table
+TASKS = ("pocket:mmlu", "pocket:gsm8k", "pocket:winogrande", "pocket:arc")
+# rwkv7 study rates --config paper_table
 RATES: dict[str, dict[str, float]] = {
     "standard": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},
     "upscale": {"mmlu": 0.1, "gsm8k": 3.0, "winogrande": 3.0, "arc": 0.3},

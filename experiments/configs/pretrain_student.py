@@ -1,6 +1,6 @@
 """The embedded student: 4 x 128, 1.07M parameters, trained from scratch on the pocket world's text.
 
-python -m experiments.training.pretraining --config pretrain_student
+rwkv7 pretrain --config pretrain_student
 """
 
 from experiments.config.schema import PretrainConfig

@@ -1,6 +1,6 @@
 """A teacher for the embedded student: 4 x 192, 2.3M parameters, trained from scratch on the same text as the student.
 
-python -m experiments.training.pretraining --config pretrain_teacher
+rwkv7 pretrain --config pretrain_teacher
 """
 
 from experiments.config.schema import PretrainConfig

@@ -1,9 +1,9 @@
 """State tuning on WinoGrande XL's training split, scored on the validation split; real files, any RWKV-7.
 
-    python -m experiments.run --config winogrande --data.dir data --model.checkpoint model.pth
+    rwkv7 tune --config winogrande --data.dir data --model.checkpoint model.pth
 
 Expected: the held-out completion loss falls, and with a capable model the accuracy gain is above zero; the tuned state
-in runs/winogrande/winogrande/state.safetensors, ready for `python -m experiments.commands.evaluate --state`.
+in runs/winogrande/winogrande/state.safetensors, ready for `rwkv7 evaluate --states`.
 """
 
 from experiments.config.schema import DataConfig, EvaluateConfig, RunConfig, TuneConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from experiments.config.overrides import UsageError, suggest
-from experiments.config.schema import RunConfig, digest
+from experiments.config.schema import POCKET, RunConfig, check_tasks, digest, plain_name
 from experiments.data import find
 from experiments.data import load as sources
 from experiments.data.jsonl import Line, Pair, hold_out, read_lines, read_pairs, to_pair
@@ -41,8 +41,11 @@ def load_jobs(config: RunConfig) -> list[Job]:
         return [_from_records(find_task(config.data.tasks[0]), config)]
     if config.data.train:
         return [_from_pairs(config)]
-    make = _from_folder if config.data.dir else _from_benchmark
-    return [make(find_task(name), config) for name in config.data.tasks]
+    check_tasks(config.data)
+    return [
+        (_from_benchmark if name.startswith(POCKET) else _from_folder)(find_task(name), config)
+        for name in config.data.tasks
+    ]
 
 
 def find_task(name: str) -> Task:
@@ -51,9 +54,11 @@ def find_task(name: str) -> Task:
     Raises:
       UsageError: there is none.
     """
-    if name not in TASKS:
-        raise UsageError(f"data.tasks: no task {name!r}{suggest(name, list(TASKS))} (tasks: {', '.join(TASKS)})")
-    return TASKS[name]
+    plain = plain_name(name)
+    if plain not in TASKS:
+        known = [*TASKS, *(f"{POCKET}{task}" for task in TASKS)]
+        raise UsageError(f"data.tasks: no task {name!r}{suggest(name, known)} (tasks: {', '.join(known)})")
+    return TASKS[plain]
 
 
 def _from_benchmark(task: Task, config: RunConfig) -> Job:

@@ -5,10 +5,12 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
+from experiments.config.cli import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
+class Interrupted(Stopped):
     """The user, or the machine's scheduler, asked to stop, and all is saved. The text says at which step."""
 
 

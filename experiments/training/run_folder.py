@@ -14,7 +14,7 @@ from experiments.training import checkpoint
 RUN_FILE = "run.json"
 TRIES_FILE = "rates.jsonl"
 SEARCHED = (TRIES_FILE, "states")
-"""What `experiments.study.rate_search` leaves in the folder of the table that it searches for."""
+"""What `rwkv7 study rates` leaves in the folder of the table that it searches for."""
 PICTURES = ("loss", "accuracy", "scaling", "condition", "speed", "queries", "rates")
 RESULTS = ("metrics.jsonl", ".metrics.jsonl", "cells.jsonl", "jsonl", *TASKS)
 """Files and folders with results, of a run (its jobs' folders) or of a table."""
@@ -30,17 +30,17 @@ def check(config: RunConfig, identity: str) -> bool:
     """
     folder = config.folder
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"output_dir: {folder} is a file")
+        raise UsageError(f"output: {folder} is a file")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if RUN_FILE not in found and found - set(SEARCHED):
-        raise UsageError(f"output_dir: {folder} holds other files; choose another --output-dir")
+        raise UsageError(f"output: {folder} holds other files; choose another --output")
     if RUN_FILE not in found or config.overwrite:
         return False
     begun = read(folder).get("identity")
     if not has_results(folder):
         return begun == identity
     if config.resume == "no":
-        raise UsageError(f"{folder} holds an earlier run: choose another --output-dir, --overwrite, or --resume auto")
+        raise UsageError(f"{folder} holds an earlier run: choose another --output, --overwrite, or --resume auto")
     checkpoint.check_identity(folder, begun, identity)
     return True
 

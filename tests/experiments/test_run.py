@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import run
-from experiments.config.schema import load_config
+from experiments.config.loading import load_config
 from experiments.data.jobs import Job, load_jobs
 from experiments.data.jsonl import Pair
 from experiments.training import checkpoint, profiling
@@ -21,7 +21,7 @@ from experiments.training.metrics_log import MetricsLog
 from experiments.training.preemption import Interrupt
 from experiments.training.run_folder import claim
 from rwkv7_jax.checkpoint import load, load_state
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer
 
 STEPS = 12
 CACHE_SETTINGS = (
@@ -49,7 +49,7 @@ def cache_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def argv(tiny_checkpoint, tmp_path_factory):
-    """The command, without --output-dir: digits repeated, which a state learns at once."""
+    """The command, without --output: digits repeated, which a state learns at once."""
     path = tmp_path_factory.mktemp("data") / "mine.jsonl"
     rows = [{"prompt": f"{i}", "completion": "ab" * (1 + i % 3)} for i in range(30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -63,7 +63,7 @@ def argv(tiny_checkpoint, tmp_path_factory):
 def finished(argv, tmp_path_factory):
     """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert run.main([*argv, "--output-dir", str(folder)]) == 0
+    assert run.main([*argv, "--output", str(folder)]) == 0
     return folder
 
 
@@ -89,19 +89,19 @@ def test_a_run_leaves_all_that_is_promised(finished, capsys, argv):
 
 def test_the_same_command_reads_a_finished_run_back(finished, argv, capsys):
     before = result(finished)
-    assert run.main([*argv, "--output-dir", str(finished)]) == 0
+    assert run.main([*argv, "--output", str(finished)]) == 0
     assert result(finished) == before
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == "RESULT: PASS"
     assert "without and with the tuned state" in out
-    assert "python -m experiments.commands.generate" in out
+    assert "rwkv7 generate" in out
 
 
 def test_lora_leaves_its_weights_beside_the_state(argv, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert run.main([*argv, "--method.kind", "baseline", "--method.name", "lora", "--output-dir", str(folder)]) == 0
+    assert run.main([*argv, "--method.kind", "baseline", "--method.name", "lora", "--output", str(folder)]) == 0
     weights = folder / "jsonl" / "model.safetensors"
-    assert f"experiments.commands.generate {weights}" in capsys.readouterr().out
+    assert f"rwkv7 generate --model.checkpoint {weights}" in capsys.readouterr().out
     base = argv[argv.index("--model.checkpoint") + 1]
     merged, before = load(weights), load(base)
     state = load_state(folder / "jsonl/state.safetensors")
@@ -127,7 +127,7 @@ def interrupt_at(monkeypatch, step):
 
 def test_interrupted_and_resumed_equals_undisturbed(argv, finished, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    command = [*argv, "--output-dir", str(folder)]
+    command = [*argv, "--output", str(folder)]
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
@@ -141,7 +141,7 @@ def test_interrupted_and_resumed_equals_undisturbed(argv, finished, tmp_path, mo
 
 def test_a_damaged_checkpoint_is_passed_over_by_name(argv, finished, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    command = [*argv, "--output-dir", str(folder)]
+    command = [*argv, "--output", str(folder)]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 7)
         assert run.main(command) == 130
@@ -165,15 +165,15 @@ def one_error(capsys):
 
 
 def test_other_settings_do_not_mix_with_an_earlier_run(argv, finished, capsys):
-    assert run.main([*argv, "--output-dir", str(finished), "--tune.l2", "0.1"]) == 2
+    assert run.main([*argv, "--output", str(finished), "--tune.l2", "0.1"]) == 2
     assert "holds a run with other settings, data or weights" in one_error(capsys)
-    assert run.main([*argv, "--output-dir", str(finished), "--resume", "no"]) == 2
+    assert run.main([*argv, "--output", str(finished), "--resume", "no"]) == 2
     assert "holds an earlier run" in one_error(capsys)
 
 
 def test_a_folder_with_other_files_is_never_thrown_away(argv, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("dear")
-    assert run.main([*argv, "--output-dir", str(tmp_path), "--overwrite"]) == 2
+    assert run.main([*argv, "--output", str(tmp_path), "--overwrite"]) == 2
     assert "holds other files" in one_error(capsys)
     assert (tmp_path / "thesis.txt").read_text() == "dear"
 
@@ -192,7 +192,7 @@ TOO_SMALL = ["--method.kind", "upscale", "--method.size", "3"]
 def test_wrong_settings_throw_nothing_away(words, message, argv, finished, monkeypatch, capsys):
     monkeypatch.setattr(profiling.importlib.util, "find_spec", lambda name: None)
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert run.main([*argv, "--output-dir", str(finished), "--overwrite", *words]) == 2
+    assert run.main([*argv, "--output", str(finished), "--overwrite", *words]) == 2
     assert message in one_error(capsys)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
@@ -201,17 +201,17 @@ def test_overwrite_throws_away_what_a_run_wrote_and_nothing_else(argv, finished,
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "my_notes.txt").write_text("dear")
-    config = load_config("jsonl", ["--output-dir", str(folder), "--overwrite", "yes"])
+    config = load_config("jsonl", ["--output", str(folder), "--overwrite", "yes"])
     assert not claim(config, "other")
     assert {path.name for path in folder.iterdir()} == {"my_notes.txt", "run.json"}
 
 
 def test_a_run_without_results_is_in_nobodys_way(argv, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert run.main([*argv, "--output-dir", str(folder), *TOO_SMALL]) == 2
+    assert run.main([*argv, "--output", str(folder), *TOO_SMALL]) == 2
     assert "size" in one_error(capsys)
     assert not folder.exists()
-    config = load_config("jsonl", ["--output-dir", str(folder), "--resume", "no"])
+    config = load_config("jsonl", ["--output", str(folder), "--resume", "no"])
     assert not claim(config, "a")
     assert not claim(config, "b")
     assert json.loads((folder / "run.json").read_text())["identity"] == "b"
@@ -220,13 +220,13 @@ def test_a_run_without_results_is_in_nobodys_way(argv, tmp_path, capsys):
 def test_a_text_file_named_pth(argv, tmp_path, capsys):
     (tmp_path / "model.pth").write_text("not a checkpoint\n")
     assert (
-        run.main([*argv, "--model.checkpoint", str(tmp_path / "model.pth"), "--output-dir", str(tmp_path / "o")]) == 2
+        run.main([*argv, "--model.checkpoint", str(tmp_path / "model.pth"), "--output", str(tmp_path / "o")]) == 2
     )
     assert "model.pth" in one_error(capsys)
 
 
 def test_non_finite_run_fails_and_says_where(argv, tmp_path, capsys):
-    words = ["--output-dir", str(tmp_path / "run"), "--tune.warmup", "1", "--tune.learning_rate", "3e38"]
+    words = ["--output", str(tmp_path / "run"), "--tune.warmup", "1", "--tune.learning_rate", "3e38"]
     assert run.main([*argv, *words]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("RESULT: FAIL (step ")
 
@@ -247,7 +247,7 @@ def test_public_records_of_a_task_in_a_local_file(tmp_path, capsys):
         "gsm8k",
         "--data.train",
         str(path),
-        "--output-dir",
+        "--output",
         str(tmp_path / "o"),
     ]
     assert run.main(argv) == 2
@@ -283,7 +283,7 @@ def test_a_real_checkpoint_on_real_text(shared_data, tmp_path):
     words = "--data.tasks gsm8k --data.max_train 64 --data.max_length 96 --data.batch_size 8 --tune.steps 12"
     more = "--tune.learning_rate 0.1 --evaluate.max_records 16 --evaluate.max_new_tokens 4 --report.sample_tokens 4"
     argv = ["--config", "jsonl", "--model.checkpoint", str(model), "--data.train", str(train)]
-    code = run.main([*argv, *words.split(), *more.split(), "--report.plots=no", "--output-dir", str(tmp_path / "run")])
+    code = run.main([*argv, *words.split(), *more.split(), "--report.plots=no", "--output", str(tmp_path / "run")])
     assert code in (0, 1)
     body = json.loads((tmp_path / "run/results.json").read_text())
     assert body["jobs"]["gsm8k"]["loss_change"][2] < 0

@@ -79,7 +79,7 @@ def _from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def check_identity(folder: Path, found: str | None, wanted: str, option: str = "--output-dir") -> None:
+def check_identity(folder: Path, found: str | None, wanted: str, option: str = "--output") -> None:
     """Refuse to continue what was begun with other settings, data or weights. option: what names the folder.
 
     Raises:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.commands import distill
+from experiments.commands.work import distill as work
 from rwkv7_jax.checkpoint import load_state
 from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import surgery
@@ -18,9 +19,11 @@ PROMPT = "Answer in capital letters. Be brief.\n"
 @pytest.fixture
 def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "system.txt").write_text(PROMPT)
-    found = ["--checkpoint", str(tiny_checkpoint), "--prompt-file", str(tmp_path / "system.txt"), "--no-cache"]
-    sizes = ["--texts", "6", "--length", "8", "--batch-size", "4", "--steps", "12", "--rate", "0.03"]
-    return [*found, *sizes, "--out", str(tmp_path / "state.safetensors")]
+    found = ["--model.checkpoint", str(tiny_checkpoint), "--prompt-file", str(tmp_path / "system.txt")]
+    found += ["--system.compilation_cache", "no"]
+    sizes = ["--texts", "6", "--length", "8", "--batch-size", "4", "--tune.steps", "12"]
+    sizes += ["--tune.learning_rate", "0.03"]
+    return [*found, *sizes, "--output", str(tmp_path / "state.safetensors")]
 
 
 def divergences(output: str) -> dict[str, float]:
@@ -46,7 +49,7 @@ def test_the_fitted_file_needs_no_prompt(words: list[str], tiny: LanguageModel, 
 def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: LanguageModel, tmp_path: Path, capsys):
     data = tmp_path / "text.jsonl"
     data.write_text("".join(f'{{"prompt": "say {i}", "completion": " {i}{i}"}}\n' for i in range(6)))
-    assert distill.main([*words, "--keep-shifts", "--text", str(data)]) == 0
+    assert distill.main([*words, "--keep-shifts", "--data.train", str(data)]) == 0
     assert "fitted" not in capsys.readouterr().out
     state = load_state(tmp_path / "state.safetensors").state
     exact = method.compile_prompt(tiny.model, tiny.params, tiny.tokenizer.encode(PROMPT))
@@ -62,9 +65,9 @@ def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: Language
     [
         (["--prompt-file", "nothing.txt"], "nothing.txt"),
         (["--rank", "3", "--keep-shifts"], "exclude each other"),
-        (["--rate", "0"], "must be above 0"),
-        (["--out", "no/such/folder/state.st"], "--out: no folder"),
-        (["--out", "."], "is a folder; give the name of a file"),
+        (["--tune.learning_rate", "0"], "must be above 0"),
+        (["--output", "no/such/folder/state.st"], "output: no folder"),
+        (["--output", "."], "is a folder; give the name of a file"),
         (["--rank", "77"], "rank 77 is not in 1..4"),
     ],
 )
@@ -77,30 +80,32 @@ def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str],
 
 @pytest.mark.parametrize("out", [".", "s" * 250])
 def test_a_file_that_cannot_be_written_is_told_before_the_work(words: list[str], out: str, monkeypatch, capsys):
-    monkeypatch.setattr(distill, "compile_prompt", lambda *_: pytest.fail("the prompt was compiled"))
-    assert distill.main([*words, "--out", out]) == 2
-    assert capsys.readouterr().err.startswith("error: --out: ")
+    monkeypatch.setattr(work, "compile_prompt", lambda *_: pytest.fail("the prompt was compiled"))
+    assert distill.main([*words, "--output", out]) == 2
+    assert capsys.readouterr().err.startswith("error: output: ")
 
 
 def test_two_texts_are_too_few(words: list[str], tmp_path: Path, capsys):
     data = tmp_path / "two.jsonl"
     data.write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert distill.main([*words, "--text", str(data)]) == 2
+    assert distill.main([*words, "--data.train", str(data)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: --text: {data} has fewer than 3 different texts")
+    assert error.startswith(f"error: data.train: {data} has fewer than 3 different texts")
     assert "--data.validation" not in error
 
 
 def test_the_home_folder_is_expanded_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert distill.parser().parse_args(["--prompt-file", "p", "--out", "~/s.st"]).out == "/home/me/s.st"
+    assert distill.settings(["--prompt-file", "p", "--output", "~/s.st"]).output == "/home/me/s.st"
 
 
 def test_the_command_names_weights_and_tokenizer_as_generate_takes_them(tiny: LanguageModel, tiny_checkpoint: Path):
-    assert distill.command(tiny, "s.st").split()[3:] == [str(tiny_checkpoint), "--state", "s.st", "--prompt", "TEXT"]
-    spaced = tiny._replace(path=Path("my model.pth"), tokenizer_name="byte")
-    begin = "python -m experiments.commands.generate 'my model.pth' --state s.st"
-    assert distill.command(spaced, "s.st") == f"{begin} --tokenizer byte --prompt TEXT"
+    assert work.command(tiny, "s.st").split()[2:] == [
+        "--model.checkpoint", str(tiny_checkpoint), "--state", "s.st", "--prompt", "TEXT"
+    ]  # fmt: skip
+    spaced = tiny.replace(path=Path("my model.pth"), tokenizer_name="byte")
+    begin = "rwkv7 generate --model.checkpoint 'my model.pth' --state s.st"
+    assert work.command(spaced, "s.st") == f"{begin} --model.tokenizer byte --prompt TEXT"
 
 
 def test_an_empty_prompt_is_refused(words: list[str], tmp_path: Path, capsys):

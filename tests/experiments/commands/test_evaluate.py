@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.commands.evaluate import main, short_names
+from experiments.commands.evaluate import main
+from experiments.commands.work.evaluate import short_names
 from experiments.config.overrides import UsageError
 from experiments.evaluation import engine as engine_module
 from experiments.reporting import statistics
@@ -26,8 +27,9 @@ def state_file(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def argv(tiny_checkpoint, state_file):
-    words = "--tasks pocket:winogrande,pocket:gsm8k --limit 6 --batch-size 4 --max-new-tokens 5 --wkv scan --no-cache"
-    return [*words.split(), "--checkpoint", str(tiny_checkpoint), "--state", "none", "--state", str(state_file)]
+    words = "--data.tasks pocket:winogrande,pocket:gsm8k --limit 6 --batch-size 4 --max-new-tokens 5 --model.wkv scan"
+    more = ["--system.compilation_cache", "no", "--model.checkpoint", str(tiny_checkpoint)]
+    return [*words.split(), *more, "--states", f"none,{state_file}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,14 @@ def whole(argv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "PORTION", 12)
-        assert main([*argv, "--folder", str(folder), "--json", str(folder / "out.json")]) == 0
+        assert main([*argv, "--output", str(folder), "--json", str(folder / "out.json")]) == 0
     return folder, json.loads((folder / "out.json").read_text())
 
 
 def test_json_holds_every_sample_and_number(whole, state_file):
     _, body = whole
     assert list(body["states"]) == ["none", "tuned"]
+    assert body["config"]["data"] == {"tasks": ["pocket:winogrande", "pocket:gsm8k"], "dir": None}
     assert body["states"]["tuned"]["file"] == str(state_file)
     for task, metric in (("pocket:winogrande", "acc"), ("pocket:gsm8k", "strict_match")):
         samples, result = body["samples"][task], body["results"][task]
@@ -71,7 +74,7 @@ def test_a_stopped_evaluation_goes_on(whole, argv, tmp_path, monkeypatch, capsys
         return work(self, *args)
 
     monkeypatch.setattr(engine_module.Engine, "samples", stopping)
-    command = [*argv, "--folder", str(tmp_path), "--json", str(tmp_path / "out.json")]
+    command = [*argv, "--output", str(tmp_path), "--json", str(tmp_path / "out.json")]
     assert main(command) == 130
     assert "run the same command to resume" in capsys.readouterr().err
     assert main(command) == 0
@@ -85,19 +88,23 @@ def test_a_stopped_evaluation_goes_on(whole, argv, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--tasks mmul", "tasks: no task 'mmul'; did you mean mmlu"),
-        ("--tasks gsm8k", "gsm8k: say where its files lie with --data-dir, or use pocket:gsm8k"),
-        ("--tasks pocket:arc --shots arc=5", "a setting for 'arc', which is not among the tasks: pocket:arc"),
-        ("--tasks pocket:arc --shots 5", "'5' is not understood: write TASK=VALUE"),
-        ("--tasks pocket:arc --shots pocket:arc=x", "--shots: 'x' is not a whole number"),
-        ("--tasks pocket:arc --limit 0", "--limit: 0 must be at least 1"),
-        ("--tasks pocket:arc --split pocket:arc=dev", "unknown split 'dev'"),
-        ("--tasks pocket:mmlu_rwkv --shots pocket:mmlu_rwkv=1", "zero-shot protocol"),
-        ("--tasks pocket:arc --state nowhere.st", "nowhere.st"),
+        ("--data.tasks mmul", "tasks: no task 'mmul'; did you mean mmlu"),
+        ("--data.tasks gsm8k", "gsm8k: say where its files lie with --data.dir, or use pocket:gsm8k"),
+        ("--data.tasks pocket:arc --shots arc=5", "a setting for 'arc', which is not among the tasks: pocket:arc"),
+        ("--data.tasks pocket:arc --shots five", "'five' is not understood: write TASK=VALUE"),
+        ("--data.tasks pocket:arc --shots pocket:arc=x", "--shots: 'x' is not a whole number"),
+        ("--data.tasks pocket:arc,lm_eval:hellaswag", "evaluate pocket:arc in another command"),
+        ("--data.tasks lm_eval:arc_easy --split arc_easy=test", "split: tasks of the harness have their own"),
+        ("--data.tasks lm_eval:arc_easy --states none,x.st", "tasks of the harness are run from one state"),
+        ("--limit 3", "data.tasks is missing (names, by commas): --data.tasks VALUE"),
+        ("--data.tasks pocket:arc --limit 0", "--limit: 0 must be at least 1"),
+        ("--data.tasks pocket:arc --split pocket:arc=dev", "unknown split 'dev'"),
+        ("--data.tasks pocket:mmlu_rwkv --shots pocket:mmlu_rwkv=1", "zero-shot protocol"),
+        ("--data.tasks pocket:arc --states nowhere.st", "nowhere.st"),
     ],
 )
 def test_errors_are_one_line(words, line, tiny_checkpoint, tmp_path, capsys):
-    assert main(["--checkpoint", str(tiny_checkpoint), "--folder", str(tmp_path), "--no-cache", *words.split()]) == 2
+    assert main(["--model.checkpoint", str(tiny_checkpoint), "--output", str(tmp_path), *words.split()]) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1

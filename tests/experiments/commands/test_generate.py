@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from experiments.commands import generate
+from experiments.commands.work import generate as work
 from rwkv7_jax import RWKV7, RWKV7Config, State, checkpoint, compile_cache, zero_state
-from rwkv7_jax.generation.generate import SamplingConfig, for_decoding, stream
+from rwkv7_jax.generation.generate import SamplingParams, for_decoding, stream
 from rwkv7_jax.terminal import exit_status
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer
 
 CONFIG = RWKV7Config(256, 2, 32, head_size=16, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8)
-COMMAND = [sys.executable, "-m", "experiments.commands.generate"]
+COMMAND = [sys.executable, "-m", "experiments.cli", "generate"]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,9 @@ def expected(params, prompt, state, config, stop=()):
 
 def test_text_is_that_of_stream_with_and_without_a_state(params, weights, state_file, capsys):
     path, state = state_file
-    common = [weights, "--prompt=ab", "--seed=3", "--max-new-tokens=20", "--top-k=50", "--temperature=0.8"]
-    config = SamplingConfig(temperature=0.8, top_p=0.85, top_k=50, max_new_tokens=20)
+    common = ["--model.checkpoint", weights, "--prompt=ab", "--seed=3", "--max-new-tokens=20", "--top_k=50"]
+    common.append("temperature=0.8")
+    config = SamplingParams(temperature=0.8, top_p=0.85, top_k=50, max_new_tokens=20)
     assert generate.main(common) == 0
     plain = capsys.readouterr()
     assert plain.out == expected(params, "ab", None, config) + "\n"
@@ -67,12 +69,12 @@ def test_text_is_that_of_stream_with_and_without_a_state(params, weights, state_
 
 
 def test_prompt_from_standard_input_and_stop_text(params, weights, capsys, monkeypatch):
-    config = SamplingConfig(top_p=0.85, max_new_tokens=20)
+    config = SamplingParams(top_p=0.85, max_new_tokens=20)
     whole = expected(params, "ab", None, config)
     stop = whole[6:8]
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab"))
-    options = ["--prompt", "-", "--seed", "3", "--max-new-tokens", "20", "--stop", "never this", "--stop", stop]
-    assert generate.main([weights, *options]) == 0
+    options = ["--prompt", "-", "--seed", "3", "--max_new_tokens", "20", "--stop", "never this", "--stop", stop]
+    assert generate.main(["--model.checkpoint", weights, *options]) == 0
     assert capsys.readouterr().out == whole[: whole.index(stop)] + "\n"
 
 
@@ -80,10 +82,11 @@ def test_prompt_from_standard_input_and_stop_text(params, weights, capsys, monke
     ("options", "message"),
     [
         (["nowhere.pth"], "nowhere.pth"),
+        (["notes.pth", "KEYLESS"], "the model is named by a key: --model.checkpoint notes.pth"),
         (["WEIGHTS", "--state", "nowhere.state"], "nowhere.state"),
         (["WEIGHTS", "--state", "WEIGHTS"], "weights.safetensors"),
-        (["WEIGHTS", "--tokenizer", "world"], "vocabulary is 256"),
-        (["WEIGHTS", "--tokenizer", "wrld"], "unknown tokenizer 'wrld'"),
+        (["WEIGHTS", "--model.tokenizer", "world"], "vocabulary is 256"),
+        (["WEIGHTS", "--model.tokenizer", "wrld"], "unknown tokenizer 'wrld'"),
         (["WEIGHTS", "--top-p", "2"], "top_p must lie in 0..1"),
         (["WEIGHTS", "--stop", ""], "stop string is empty"),
         (["WEIGHTS", "--temperature", "inf"], "temperature must lie in 0..inf and be finite"),
@@ -97,6 +100,7 @@ def test_a_mistake_gets_one_line_and_status_2(options, message, weights, tmp_pat
     text = tmp_path / "notes.pth"
     text.write_text("this is no checkpoint\n")
     options = [{"WEIGHTS": weights, "TEXT": str(text)}.get(option, option) for option in options]
+    options = options[:1] if options[-1] == "KEYLESS" else ["--model.checkpoint", *options]
     assert generate.main([*options, "--quiet"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -108,7 +112,7 @@ def test_a_mistake_gets_one_line_and_status_2(options, message, weights, tmp_pat
 def test_weights_of_nan_are_no_silence(params, tmp_path, capsys):
     path = tmp_path / "nan.safetensors"
     checkpoint.save(path, params | {"head": jax.tree.map(lambda x: np.full_like(x, np.nan), params["head"])})
-    assert generate.main([str(path), "--prompt", "a", "--max-new-tokens", "2", "--quiet"]) == 2
+    assert generate.main(["--model.checkpoint", str(path), "--prompt", "a", "--max-new-tokens", "2", "--quiet"]) == 2
     assert "nothing but NaN" in capsys.readouterr().err
 
 
@@ -137,8 +141,8 @@ def test_ctrl_c_ends_the_line_with_status_130(monkeypatch, capsys):
         yield "half a"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "pieces", interrupted)
-    assert generate.main(["weights"]) == 130
+    monkeypatch.setattr(work, "pieces", interrupted)
+    assert generate.main(["--prompt", "a"]) == 130
     assert capsys.readouterr().out == "half a\n"
 
 
@@ -149,7 +153,7 @@ def start_endless(weights, tmp_path_factory):
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
     def start():
-        command = [*COMMAND, weights, "--max-new-tokens", "100000000", "--prompt", "a", "--quiet"]
+        command = [*COMMAND, "--model.checkpoint", weights, "--max-new-tokens", "100000000", "--prompt", "a", "--quiet"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | cache)
 
     return start
@@ -183,9 +187,9 @@ def test_help_loads_nothing_heavy():
     show = "import atexit, sys; atexit.register(lambda: print(*sys.modules))"
     show += "; import experiments.commands.generate as g; g.main()"
     run = subprocess.run([sys.executable, "-c", show, "--help"], capture_output=True, text=True, check=True)
-    assert "--max-new-tokens" in run.stdout
+    assert "--max_new_tokens" in run.stdout
     loaded = set(run.stdout.split())
-    assert "argparse" in loaded
+    assert "dataclasses" in loaded
     assert not loaded & {
         "matplotlib",
         "orbax",

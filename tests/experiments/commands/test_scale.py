@@ -18,9 +18,11 @@ from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN
 def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     data = tmp_path / "my.jsonl"
     data.write_text("".join(f'{{"prompt": "say {i}:", "completion": " {i}"}}\n' for i in range(5)))
-    model = ["--checkpoint", str(tiny_checkpoint), "--teacher", str(tiny_checkpoint), "--no-cache"]
-    sizes = ["--samples", "2", "--steps", "1", "--max-new-tokens", "3", "--batch-size", "2", "--max-records", "4"]
-    return [*model, "--data", str(data), *sizes, "--out", str(tmp_path / "out")]
+    model = ["--model.checkpoint", str(tiny_checkpoint), "--teacher.checkpoint", str(tiny_checkpoint)]
+    model += ["--system.compilation_cache", "no"]
+    sizes = ["--adapt.samples", "2", "--adapt.steps", "1", "--adapt.max_new_tokens", "3"]
+    sizes += ["--batch-size", "2", "--limit", "4"]
+    return [*model, "--data.file", str(data), *sizes, "--output", str(tmp_path / "out")]
 
 
 def rows(folder: Path) -> list[dict]:
@@ -56,11 +58,11 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path
     assert command.main([*words, "--seed", "1"]) == 2
     told = capsys.readouterr().err
     assert "other settings" in told
-    assert "choose another --out, or" in told
+    assert "choose another --output, or" in told
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("x")
-    assert command.main([*words, "--out", str(other), "--overwrite"]) == 2
+    assert command.main([*words, "--output", str(other), "--overwrite"]) == 2
     assert "holds other files" in capsys.readouterr().err
 
 
@@ -92,7 +94,7 @@ def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("name", ["mmlu", "gsm8k", "winogrande", "arc"])
 def test_benchmark_records_become_problems_that_judge_themselves(name):
     (record,) = benchmarks.load(name, "validation")[:1]
-    (item,) = problems.load(name, None, "text", "validation", 1)
+    (item,) = problems.load(f"pocket:{name}", None, "text", "validation", 1)
     if name == "gsm8k":
         assert item.problem.choices == ()
         assert item.correct([record["answer"]]) == 1.0
@@ -144,17 +146,24 @@ def test_the_legend_hides_nothing_of_the_curve(tmp_path, monkeypatch):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adapted"]
 
 
+REPLAY = "teacher.replay=no.jsonl"
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--teacher", "http://127.0.0.1:1/v1"], "--teacher-model"),
-        (["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--offline"], "--offline needs --replay FILE"),
-        (["--teacher", "nowhere.pth"], "--teacher: no file nowhere.pth"),
-        (["--checkpoint", "nowhere.pth"], "--checkpoint: no file nowhere.pth"),
-        (["--samples", "0"], "must be at least 1"),
-        (["--task", "chess"], "--task: no task 'chess'"),
+        (["--teacher.checkpoint", "http://127.0.0.1:1/v1"], "teacher.model"),
         (
-            ["--teacher", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--replay", "no.jsonl", "--offline"],
+            ["--teacher.checkpoint", "http://127.0.0.1:1/v1", "--teacher.model", "m", "--teacher.offline"],
+            "teacher.offline needs --teacher.replay FILE",
+        ),
+        (["--teacher.checkpoint", "nowhere.pth"], "teacher.checkpoint: no file nowhere.pth"),
+        (["--model.checkpoint", "nowhere.pth"], "model.checkpoint: no file nowhere.pth"),
+        (["--adapt.samples", "0"], "must be at least 1"),
+        (["--data.tasks", "chess"], "data.tasks: no task 'chess'"),
+        (["--data.tasks", "gsm8k", "--data.file", "none"], "data.tasks: gsm8k is the real benchmark: give --data.dir"),
+        (
+            ["--teacher.checkpoint", "http://127.0.0.1:1/v1", "--teacher.model", "m", "--teacher.offline", REPLAY],
             "no replay",
         ),
     ],

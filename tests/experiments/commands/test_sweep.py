@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from experiments.commands import sweep
+from experiments.commands.work import sweep as work
 from experiments.reporting import plots
 from experiments.run import Tools
+from experiments.study import learning_rates
 from rwkv7_jax import checkpoint
 from state_tuning.core.non_finite import NonFiniteError
 
@@ -21,7 +23,7 @@ Argv = list[str]
 def argv(tiny_checkpoint: Path, tmp_path: Path) -> Argv:
     write_data(tmp_path, "say")
     args = ["--config", "jsonl", "--model.checkpoint", str(tiny_checkpoint), "--data.train", str(tmp_path / "my.jsonl")]
-    args += ["--output_dir", str(tmp_path / "out"), "--tune.steps", "2", "--tune.warmup", "0", "--model.wkv", "scan"]
+    args += ["--output", str(tmp_path / "out"), "--tune.steps", "2", "--tune.warmup", "0", "--model.wkv", "scan"]
     return [*args, "--seeds", "0", "--system.compilation_cache", "false"]
 
 
@@ -35,7 +37,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_sweep_writes_each_cell_once(argv: Argv, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    args = [*argv, "--rates", "0.01,0.1"]
+    args = [*argv, "--tune.learning_rate", "0.01,0.1"]
     assert sweep.main(args) == 0
     first, kept = capsys.readouterr().out, rows(tmp_path)
     with (tmp_path / "out" / "sweep.jsonl").open("a") as log:
@@ -51,12 +53,12 @@ def test_sweep_writes_each_cell_once(argv: Argv, tmp_path: Path, capsys: pytest.
 def test_other_data_or_weights_behind_the_same_path_are_measured_anew(
     argv: Argv, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sweep, "losses", lambda *_: {"loss_vanilla": 3.0, "loss_tuned": 2.0})
+    monkeypatch.setattr(work, "losses", lambda *_: {"loss_vanilla": 3.0, "loss_tuned": 2.0})
     model = tmp_path / "model.safetensors"
     shutil.copy(tiny_checkpoint, model)
 
     def known() -> int:
-        assert sweep.main([*argv, "--rates", "0.01", "--model.checkpoint", str(model)]) == 0
+        assert sweep.main([*argv, "--tune.learning_rate", "0.01", "--model.checkpoint", str(model)]) == 0
         return len(rows(tmp_path))
 
     assert (known(), known()) == (1, 1)
@@ -76,16 +78,16 @@ def test_a_rate_that_diverges_is_a_row_like_others(
             raise NonFiniteError("step 5: update skipped")
         return tools.config.tune.learning_rate
 
-    monkeypatch.setattr(sweep, "tune", tune)
-    monkeypatch.setattr(sweep, "finished", lambda tools, rate: (tools, math.nan if rate == 1e37 else rate))
-    monkeypatch.setattr(sweep, "measure_losses", lambda _, state, __: state if isinstance(state, float) else 3.0)
-    assert sweep.main([*argv, "--rates", "1e38,1e37,0.01"]) == 0
+    monkeypatch.setattr(work, "tune", tune)
+    monkeypatch.setattr(work, "finished", lambda tools, rate: (tools, math.nan if rate == 1e37 else rate))
+    monkeypatch.setattr(work, "measure_losses", lambda _, state, __: state if isinstance(state, float) else 3.0)
+    assert sweep.main([*argv, "--tune.learning_rate", "1e38,1e37,0.01"]) == 0
     assert [row["loss_tuned"] for row in rows(tmp_path)] == [math.inf, math.inf, 0.01]
     assert "| jsonl | 3.000 | 0.010 | inf | inf |" in capsys.readouterr().out
 
 
 def test_a_picture_of_rates_that_all_diverge(tmp_path: Path):
-    assert sweep.finite({1.0: (math.inf, 2.0, math.inf), 0.1: (2.0, 1.0, 3.0)}) == {0.1: (2.0, 1.0, 3.0)}
+    assert learning_rates.finite_rates({1.0: (math.inf, 2.0, math.inf), 0.1: (2.0, 1.0, 3.0)}) == {0.1: (2.0, 1.0, 3.0)}
     plots.sweep_curves(tmp_path / "sweep.png", {"a": {}, "b": {0.1: (2.0, 1.0, 3.0)}}, {"a": 2.0, "b": 2.0})
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
@@ -96,23 +98,32 @@ def test_table_shows_the_mean_over_seeds():
         for rate in (0.5, 1.0)
         for seed in (0, 1)
     ]
-    assert "| a | 3.000 | 1.000 | 1.500 |" in sweep.table(rows)
-    assert "| mean fall | | 2.000 | 1.500 |" in sweep.table(rows)
-
-
-@pytest.mark.parametrize("words", [["--rates"], ["--rates", "fast"], ["--seeds", "1,x"]])
-def test_lists_that_are_none_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
-    assert sweep.main(["--config", "quickstart", *words]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {words[0]} needs numbers")
+    assert "| a | 3.000 | 1.000 | 1.500 |" in work.table(rows)
+    assert "| mean fall |  | 2.000 | 1.500 |" in work.table(rows)
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--rates", "0.1,-1"], "--rates: -1 is not a number above 0"),
-        (["--rates", "nan"], "--rates: nan is not a number above 0"),
-        (["--rates", "inf"], "--rates: inf is not a number above 0"),
-        (["--seeds", "0,-1"], "--seeds: -1 is negative"),
+        (["--tune.learning_rate"], "tune.learning_rate needs a value"),
+        (["--tune.learning_rate", ","], "tune.learning_rate and seeds need at least one number each"),
+        (["--tune.learning_rate", "fast"], "tune.learning_rate: 'fast' is not a number"),
+        (["--seeds", "1,x"], "seeds: 'x' is not a whole number"),
+        (["--rates", "0.1"], "unknown key 'rates'; it is now --tune.learning_rate"),
+    ],
+)
+def test_lists_that_are_none_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    assert sweep.main(["--config", "quickstart", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tune.learning_rate", "0.1,-1"], "tune.learning_rate: -1 is not a number above 0"),
+        (["--tune.learning_rate", "nan"], "tune.learning_rate: nan is not a number above 0"),
+        (["--tune.learning_rate", "inf"], "tune.learning_rate: inf is not a number above 0"),
+        (["--seeds", "0,-1"], "seeds: -1 is negative"),
     ],
 )
 def test_wrong_rates_and_seeds_are_named(words: Argv, told: str, capsys: pytest.CaptureFixture[str]):
@@ -122,5 +133,5 @@ def test_wrong_rates_and_seeds_are_named(words: Argv, told: str, capsys: pytest.
 
 def test_an_output_folder_that_is_a_file_is_named(argv: Argv, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "out").write_text("")
-    assert sweep.main([*argv, "--rates", "0.1"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: output_dir: {tmp_path / 'out'} is a file")
+    assert sweep.main([*argv, "--tune.learning_rate", "0.1"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: output: {tmp_path / 'out'} is a file")

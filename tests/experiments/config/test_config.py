@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import build, run
+from experiments.config.loading import config_names, load_config
 from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
-from experiments.config.schema import RunConfig, check, config_hash, config_names, load_config, resolved
+from experiments.config.schema import RunConfig, check, config_hash, resolved
 from state_tuning.core import train
 
 
@@ -21,13 +22,13 @@ def test_every_form_of_override(form):
 
 def test_types_of_values():
     words = ["--tune.learning-rate", "1e-3", "--data.tasks=mmlu, arc", "data.max_train=none", "--overwrite"]
-    config = apply_overrides(RunConfig(), [*words, "--report.plots", "false", "--output-dir", "x/y"])
+    config = apply_overrides(RunConfig(), [*words, "--report.plots", "false", "--output", "x/y"])
     assert config.tune.learning_rate == 1e-3
     assert config.data.tasks == ("mmlu", "arc")
     assert config.data.max_train is None
     assert config.overwrite is True
     assert config.report.plots is False
-    assert config.output_dir == "x/y"
+    assert config.output == "x/y"
 
 
 def test_negative_number_is_a_value():
@@ -81,7 +82,9 @@ def test_suggestions_are_near_words_only():
 def test_all_configs_of_the_project_load():
     for name in config_names(RunConfig):
         assert isinstance(load_config(name), RunConfig)
-    assert check(load_config("quickstart")).data.tasks == ("mmlu", "gsm8k", "winogrande", "arc")
+    assert check(load_config("quickstart")).data.tasks == tuple(
+        f"pocket:{name}" for name in ("mmlu", "gsm8k", "winogrande", "arc")
+    )
 
 
 def test_config_by_path(tmp_path):
@@ -113,7 +116,7 @@ def test_wrong_config_file_is_one_line(tmp_path, text, end):
 def test_resolved_config_is_plain_and_the_hash_ignores_bookkeeping():
     base = RunConfig()
     assert resolved(base)["tune"]["steps"] == base.tune.steps
-    moved = apply_overrides(base, ["--output-dir", "b", "--overwrite", "--system.log_every", "3", "--resume", "no"])
+    moved = apply_overrides(base, ["--output", "b", "--overwrite", "--system.log_every", "3", "--resume", "no"])
     assert config_hash(moved) == config_hash(base)
     assert config_hash(apply_overrides(base, ["--tune.l2", "0.5"])) != config_hash(base)
 
@@ -136,12 +139,12 @@ def test_tune_settings_reach_state_tuning_unchanged():
         (["--config", "jsonl"], "error: nothing to tune on: give --data.train my.jsonl"),
         (["--config", "jsonl", "--data.train", "/no/such.jsonl"], "error: no file /no/such.jsonl"),
         (["--config", "quickstart", "--data.tasks", "arcc"], "error: data.tasks: no task 'arcc'; did you mean arc?"),
-        (["--config", "quickstart", "--tune.accumulate", "3"], "error: data.batch_size (16) is no multiple of"),
+        (["--config", "quickstart", "--tune.accumulate", "3"], "error: data.batch_size (16) is not a multiple of"),
         (["--config", "quickstart", "--model.checkpoint", "pocket/studnt"], "error: model.checkpoint: no file"),
     ],
 )
 def test_command_line_mistakes_exit_with_2_and_one_line(argv, line, capsys, tmp_path):
-    assert run.main([*argv, "--output-dir", str(tmp_path / "out")]) == 2
+    assert run.main([*argv, "--output", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert err.startswith(line)
     assert err.count("\n") == 1

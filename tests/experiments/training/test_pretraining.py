@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.commands import pretrain as command
 from experiments.config.schema import PretrainConfig
 from experiments.data import packing
 from experiments.training import pretraining
@@ -35,7 +36,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pretraining, "make_program", lambda config: program)
 
     def run(name: str, stop: int | None) -> Path:
-        config = dataclasses.replace(TINY, output_dir=str(tmp_path / name))
+        config = dataclasses.replace(TINY, output=str(tmp_path / name))
         for row in pretraining.pretrain(config):
             if row["step"] == stop:
                 return config.folder
@@ -49,12 +50,12 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: py
 
 
 def test_wrong_key_is_one_line(capsys: pytest.CaptureFixture[str]):
-    assert pretraining.main(["--config", "pretrain_student", "--step", "3"]) == 2
+    assert command.main(["--config", "pretrain_student", "--step", "3"]) == 2
     assert capsys.readouterr().err == "error: unknown key 'step'; did you mean steps?\n"
 
 
 def test_config_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert pretraining.main(["--config", "quickstart"]) == 2
+    assert command.main(["--config", "quickstart"]) == 2
     error = capsys.readouterr().err
     assert "PretrainConfig" in error
     assert error.count("\n") == 1

@@ -36,10 +36,11 @@ def start(config: pathlib.Path, folder: pathlib.Path, count: int, *more: str) ->
     command = [
         sys.executable,
         "-m",
-        "experiments.training.pretraining",
+        "experiments.cli",
+        "pretrain",
         "--config",
         str(config),
-        "--output_dir",
+        "--output",
         str(folder),
         *more,
     ]

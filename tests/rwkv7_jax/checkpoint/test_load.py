@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments.commands import checkpoint as __main__
+from experiments import cli
+from experiments.commands.work import checkpoint as work
 from rwkv7_jax import RWKV7Config
 from rwkv7_jax.checkpoint import CheckpointError, detect_format, load, pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.names import expected_shapes
@@ -62,16 +63,16 @@ def test_an_older_model_is_named(tmp_path, one_line_error):
 def test_command_line(tmp_path, make_flat, capsys, same_bits):
     flat = make_flat(dtype=np.float32, unused=True)
     pth.write(tmp_path / "a.pth", flat)
-    assert __main__.main(["inspect", str(tmp_path / "a.pth")]) == 0
+    assert cli.main(["inspect", str(tmp_path / "a.pth")]) == 0
     assert "blocks.0.att.v0" in capsys.readouterr().out
     for step in (("a.pth", "b.safetensors"), ("b.safetensors", "c.bin"), ("c.bin", "d.pth")):
-        assert __main__.main(["convert", *(str(tmp_path / name) for name in step)]) == 0
+        assert cli.main(["convert", *(str(tmp_path / name) for name in step)]) == 0
     used = {name: array for name, array in flat.items() if name[:14] != "blocks.0.att.v" or "value" in name}
     same_bits(pth.read(tmp_path / "d.pth"), used)
-    assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "e.bin"), "--dtype", "float16"]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "e.bin"), "--dtype", "float16"]) == 0
     assert "FP16" in load(tmp_path / "e.bin").report.format
     np.testing.assert_array_equal(rwkv_cpp.read(tmp_path / "e.bin")["ln_out.weight"], flat["ln_out.weight"])
-    assert __main__.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "f.pth"), "--dtype", "bfloat16"]) == 0
+    assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "f.pth"), "--dtype", "bfloat16"]) == 0
     assert load(tmp_path / "f.pth").report.dtypes == ("bfloat16",)
     capsys.readouterr()
     (tmp_path / "text").write_text("Call me Ishmael.")
@@ -80,7 +81,7 @@ def test_command_line(tmp_path, make_flat, capsys, same_bits):
         ["convert", str(tmp_path / "a.pth"), "x.gguf"],
         ["inspect", str(tmp_path / "text")],
     ):
-        assert __main__.main(arguments) == 2
+        assert cli.main(arguments) == 2
         out, err = capsys.readouterr()
         assert err.startswith("error: ")
         assert err.count("\n") == 1
@@ -90,10 +91,10 @@ def test_command_line(tmp_path, make_flat, capsys, same_bits):
 def test_command_line_interrupted_or_read_in_part(tmp_path, make_flat, capsys, monkeypatch):
     pth.write(tmp_path / "a.pth", make_flat())
     for error, status in ((KeyboardInterrupt, 130), (ValueError("two\nlines"), 2)):
-        monkeypatch.setattr(__main__, "load", Mock(side_effect=error))
-        assert __main__.main(["inspect", "a.pth"]) == status
+        monkeypatch.setattr(work, "load", Mock(side_effect=error))
+        assert cli.main(["inspect", "a.pth"]) == status
         assert capsys.readouterr().err.count("\n") == 1
-    command = [sys.executable, "-m", "rwkv7_jax.checkpoint", "inspect", str(tmp_path / "a.pth")]
+    command = [sys.executable, "-m", "experiments.cli", "inspect", str(tmp_path / "a.pth")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

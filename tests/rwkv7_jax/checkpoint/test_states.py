@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.commands.checkpoint import main as cli
+from experiments.commands.state import main as cli
 from rwkv7_jax import State
 from rwkv7_jax.checkpoint import (
     LAYOUTS,
@@ -202,12 +202,12 @@ def test_command_line_rewrites_a_state_for_another_tool(tmp_path, capsys):
     state = random_state(shifts=False)
     save_state(tmp_path / "ours.safetensors", state, metadata={})
     foreign = str(tmp_path / "foreign.pth")
-    assert cli(["state", str(tmp_path / "ours.safetensors"), foreign, "--layout", "rlhf"]) == 0
+    assert cli(["convert", str(tmp_path / "ours.safetensors"), "--output", foreign, "--to", "rlhf"]) == 0
     assert "3 layers, 2 heads of 4, layout rlhf" in capsys.readouterr().out
     np.testing.assert_array_equal(load_state(foreign, layout="rlhf").state.wkv, state.wkv)
-    assert cli(["state", foreign, str(tmp_path / "again.st"), "--layout", "web-rwkv"]) == 2
+    assert cli(["convert", foreign, "--output", str(tmp_path / "again.st"), "--to", "web-rwkv"]) == 2
     assert "axis order cannot be seen" in capsys.readouterr().err
-    assert cli(["state", foreign, str(tmp_path / "again.bin"), "--layout", "fla"]) == 2
+    assert cli(["convert", foreign, "--output", str(tmp_path / "again.bin"), "--to", "fla"]) == 2
     assert "suffix must be one of .pth, .safetensors, .st" in capsys.readouterr().err
 
 

@@ -1,0 +1,37 @@
+"""Modules that were commands, and the command that took over."""
+
+import sys
+from collections.abc import Sequence
+
+MOVED = {
+    "experiments.evaluate": "rwkv7 evaluate",
+    "experiments.harness": "rwkv7 evaluate --data.tasks lm_eval:TASK",
+    "experiments.sweep": "rwkv7 sweep",
+    "experiments.distill": "rwkv7 distill",
+    "experiments.test_time": "rwkv7 scale",
+    "experiments.pretrain": "rwkv7 pretrain",
+    "experiments.plan": "rwkv7 plan",
+    "experiments.plan.table": "rwkv7 plan table",
+    "experiments.table.rates": "rwkv7 study rates",
+    "experiments.table.publish": "rwkv7 study publish",
+    "experiments.bench": "rwkv7 bench model",
+    "experiments.bench.steps": "rwkv7 bench steps",
+    "experiments.bench.tokenizer": "rwkv7 bench tokenizer",
+    "experiments.eval_bench": "rwkv7 bench evaluation",
+    "experiments.sources.mmlu_tfds": "python -m experiments.data.tfds_mmlu",
+}
+
+
+def refuse_moved(argv: Sequence[str], words: Sequence[str]) -> None:
+    """Ends the process with one line if it runs a module that is now a command.
+
+    Args:
+      argv: `sys.argv`; its first word is "-m" while Python looks for the module that it runs.
+      words: `sys.orig_argv`.
+    """
+    if argv[:1] != ["-m"] or "-m" not in words[:-1]:
+        return
+    module = words[words.index("-m") + 1]
+    if module in MOVED:
+        print(f"error: python -m {module} is now: {MOVED[module]}", file=sys.stderr)
+        raise SystemExit(2)

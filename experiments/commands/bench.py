@@ -1,0 +1,56 @@
+"""Times the model against other implementations, in turn on this machine; a wrong result gets no time.
+
+    rwkv7 bench model --rounds 3
+    rwkv7 bench steps --only dbp
+    rwkv7 bench tokenizer FILE...
+    rwkv7 bench evaluation --data.dir data
+    rwkv7 bench kernels --shape 4,512,4,64
+    rwkv7 bench gpu
+
+model: speed and memory of the whole model against PyPI `rwkv` and keras-hub (`pip install -e ".[peers]"`).
+steps: what a tuning step of each method costs, against one of standard state tuning.
+tokenizer: the World tokenizer against the authors' own; a .jsonl line by line, any other file as one text.
+evaluation: few-shot MMLU by forking states, against re-reading (`pip install -e ".[lm-eval]"`).
+kernels: the WKV op against the plain scan and other libraries, as `python -m pallas_kernels.bench`.
+gpu: the check of the kernels on a real GPU, as `python -m pallas_kernels.bench.gpu`.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from experiments.config.cli import Help, chosen, command
+from experiments.config.commands import (
+    BenchEvaluation,
+    BenchGpu,
+    BenchKernels,
+    BenchModel,
+    BenchSteps,
+    BenchTokenizer,
+)
+from experiments.config.loading import parse
+from experiments.config.overrides import check_required
+
+Verb: TypeAlias = BenchModel | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
+VERBS: dict[str, Verb] = {
+    "model": BenchModel(),
+    "steps": BenchSteps(),
+    "tokenizer": BenchTokenizer(),
+    "evaluation": BenchEvaluation(),
+    "kernels": BenchKernels(),
+    "gpu": BenchGpu(),
+}
+HELP = Help("bench", __doc__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    return command(argv, HELP, body, "interrupted", VERBS)
+
+
+def body(args: list[str]) -> int:
+    """Parses the settings of a benchmark and runs it."""
+    verb, rest = chosen(args, "bench", VERBS)
+    config = check_required(parse(VERBS[verb], rest), f"rwkv7 bench {verb} FILE...")
+    from experiments.commands.work import bench
+
+    return bench.run(config)

@@ -1,0 +1,29 @@
+"""Writes a checkpoint in another format, which the suffix of the target names.
+
+    rwkv7 convert model.pth model.safetensors
+    rwkv7 convert model.safetensors model.bin --dtype float16
+
+Reads BlinkDL's .pth, safetensors (a file or a Hugging Face folder) and rwkv.cpp's .bin; writes all three.
+"""
+
+from collections.abc import Sequence
+
+from experiments.config.cli import Help, command
+from experiments.config.commands import Convert
+from experiments.config.loading import parse
+from experiments.config.overrides import check_required
+
+HELP = Help("convert", __doc__, (Convert(),))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0; 2 after a one-line error; 130 after Ctrl-C."""
+    return command(argv, HELP, body, "interrupted; nothing was written")
+
+
+def body(args: list[str]) -> int:
+    """Parses the settings and converts."""
+    config = check_required(parse(Convert(), args), "rwkv7 convert IN OUT")
+    from experiments.commands.work import checkpoint
+
+    return checkpoint.convert(config.source, config.target, config.dtype)

@@ -1,0 +1,99 @@
+"""Benchmarks run by their settings; each prints a table and writes its numbers."""
+
+import json
+from collections.abc import Collection, Sequence
+from functools import singledispatch
+from pathlib import Path
+
+from experiments.bench import evaluation, model, steps, tokenizer
+from experiments.config.commands import (
+    BenchEvaluation,
+    BenchGpu,
+    BenchKernels,
+    BenchModel,
+    BenchSteps,
+    BenchTokenizer,
+)
+from experiments.config.overrides import UsageError, suggest
+from pallas_kernels.bench import __main__ as kernels
+from pallas_kernels.bench import gpu
+
+
+@singledispatch
+def run(config: object) -> int:
+    """Runs the benchmark of these settings; returns the exit status.
+
+    Raises:
+      ValueError, OSError: in one line.
+    """
+    raise TypeError(f"no benchmark has settings of the type {type(config).__name__}")
+
+
+@run.register
+def _model(config: BenchModel) -> int:
+    _check_names("without", config.without, model.OTHERS)
+    found = model.compare(config.shape, config.rounds, config.without)
+    print(model.show(found))
+    return _write(config.json, found.as_json())
+
+
+@run.register
+def _steps(config: BenchSteps) -> int:
+    _check_names("only", config.only, steps.METHODS)
+    names = steps.chosen_methods(config.only)
+    seconds = steps.measure(config.shape, config.batch_size, config.length, config.rounds, names)
+    print(steps.table(seconds))
+    settings = {"shape": config.shape, "rows": config.batch_size, "length": config.length, "rounds": config.rounds}
+    return _write(config.json, settings | {"seconds": seconds})
+
+
+@run.register
+def _tokenizer(config: BenchTokenizer) -> int:
+    for line in tokenizer.table([Path(file).expanduser() for file in config.files]):
+        print(line, flush=True)
+    return 0
+
+
+@run.register
+def _evaluation(config: BenchEvaluation) -> int:
+    questions = evaluation.Questions(Path(config.data.dir).expanduser(), config.subjects, config.shots, config.limit)
+    checkpoint = Path(config.model.checkpoint).expanduser() if config.model.checkpoint else None
+    results = evaluation.compare(
+        questions,
+        checkpoint,
+        shape=config.shape,
+        batch_size=config.batch_size,
+        rounds=config.rounds,
+        without=config.without,
+    )
+    print(evaluation.show(questions, results))
+    return _write(config.json, [result._asdict() for result in results])
+
+
+@run.register
+def _kernels(config: BenchKernels) -> int:
+    words = ["--dtype", config.dtype, "--repeats", str(config.repeats), *_kernel_words(config.shape, config.json)]
+    return kernels.main(words)
+
+
+@run.register
+def _gpu(config: BenchGpu) -> int:
+    return gpu.main(["--seconds", str(config.seconds), *_kernel_words(config.shape, config.json)])
+
+
+def _kernel_words(shapes: tuple[str, ...], file: str | None) -> list[str]:
+    """Arguments that both benchmarks of `pallas_kernels` take."""
+    words = [word for shape in shapes for word in ("--shape", shape)]
+    return words + (["--json", file] if file else [])
+
+
+def _check_names(key: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{key}: no {name!r}{suggest(name, list(known))} (there are: {', '.join(known)})")
+
+
+def _write(file: str | None, numbers: object) -> int:
+    if file:
+        Path(file).expanduser().write_text(json.dumps(numbers, indent=1) + "\n")
+    return 0

@@ -1,0 +1,78 @@
+"""Text from a checkpoint and a state, piece by piece."""
+
+import dataclasses
+import sys
+from collections.abc import Generator
+
+import jax
+import jax.numpy as jnp
+
+from experiments.build import checkpoint_path
+from experiments.config.commands import Generate
+from rwkv7_jax import RWKV7, checkpoint
+from rwkv7_jax.compile_cache import use_compilation_cache
+from rwkv7_jax.generation.generate import for_decoding, stream
+from rwkv7_jax.generation.sampling import SamplingParams
+from rwkv7_jax.language_model import compute_dtype, find_tokenizer
+from rwkv7_jax.tokenizer import load_tokenizer
+
+SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingParams))
+
+
+def show(config: Generate) -> int:
+    """Prints the text as it is generated; Ctrl-C ends its line."""
+    try:
+        for piece in pieces(config):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print()
+        raise
+    print()
+    return 0
+
+
+def pieces(config: Generate) -> Generator[str, None, None]:
+    """Text as it is generated.
+
+    Raises:
+      ValueError, OSError: wrong files or settings.
+    """
+    sampling = SamplingParams(**{name: getattr(config, name) for name in SAMPLING})
+    use_compilation_cache(config.system.compilation_cache)
+    prompt = _prompt(config.prompt)
+    path = checkpoint_path(config.model.checkpoint)
+    loaded = checkpoint.load(path)
+    if not config.quiet:
+        print(loaded.report, file=sys.stderr)
+    tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size)
+    state = None
+    if config.state:
+        base = loaded.report.weights_hash
+        state = checkpoint.load_state(
+            config.state, layout=config.state_layout, config=loaded.config, base_model_hash=base
+        ).state
+    dtype = compute_dtype(config.model.dtype)
+    dimensions = dataclasses.replace(loaded.config, dtype=dtype, wkv_implementation=config.model.wkv)
+    model, params = for_decoding(RWKV7(dimensions), loaded.params)
+    del loaded
+    key = jax.random.key(config.seed)
+    end = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=config.stop)
+    if not jnp.isfinite(end.logits).any():
+        raise ValueError(f"{config.model.checkpoint}: the model computes nothing but NaN: its weights are damaged")
+
+
+def _prompt(text: str) -> str:
+    """The text, that of standard input for "-".
+
+    Raises:
+      ValueError: it is not UTF-8.
+    """
+    if text == "-":
+        if sys.stdin is None:
+            raise ValueError("--prompt -: standard input is closed")
+        text = sys.stdin.read()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("--prompt: the text is not valid UTF-8") from None
+    return text

@@ -1,0 +1,366 @@
+"""The settings of the commands that are not runs: one frozen tree each."""
+
+import dataclasses
+from typing import Literal
+
+from experiments.config.overrides import option
+from experiments.config.schema import ModelConfig
+
+MODEL, FLOAT32_MODEL = ModelConfig(), ModelConfig(dtype="float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """What a command leaves behind for the next."""
+
+    compilation_cache: bool = option(True, "keep compiled programs in the user's cache folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """`rwkv7 generate`."""
+
+    model: ModelConfig = FLOAT32_MODEL
+    prompt: str = option("", 'text to continue; "-" reads standard input; empty: a fresh text')
+    state: str | None = option(None, "state file to start from; none: the zero state")
+    state_layout: str | None = option(None, "axis order of a state file that does not say it")
+    temperature: float = option(1.0, "0 takes the most likely token always")
+    top_p: float = option(0.85, "keep the likeliest tokens up to this probability")
+    top_k: int = option(0, "keep this many of the likeliest tokens; 0: all")
+    presence_penalty: float = option(0.0, "against tokens that have occurred")
+    frequency_penalty: float = option(0.0, "against tokens, for each occurrence")
+    penalty_decay: float = option(0.996, "how occurrences fade, per token")
+    seed: int = option(0, "same seed, same text")
+    max_new_tokens: int = option(200, "stop after this many tokens")
+    stop: tuple[str, ...] = option((), "stop before this text; may be repeated", repeat=True)
+    quiet: bool = option(False, "no report about the checkpoint on standard error")
+    system: CacheConfig = CacheConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarksConfig:
+    """Which benchmarks are scored."""
+
+    tasks: tuple[str, ...] = option((), "names, by commas", required=True)
+    dir: str | None = option(None, "folder of the benchmarks' files, found by their public names; or of TFDS")
+
+
+@dataclasses.dataclass(frozen=True)
+class LmEvalConfig:
+    """For tasks of lm-evaluation-harness."""
+
+    include_path: str | None = option(None, "folder of your own task files (YAML)")
+    apply_chat_template: bool = option(False, "User: ... Assistant: turns")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """`rwkv7 evaluate`."""
+
+    model: ModelConfig = MODEL
+    data: BenchmarksConfig = BenchmarksConfig()
+    states: tuple[str, ...] = option(("none",), 'state files, by commas; "none" is the zero state')
+    state_layout: str | None = option(None, "axis order of state files that do not say it")
+    shots: tuple[str, ...] = option((), "examples: N, or TASK=N by commas; else 5, of arc 25, of pocket: 0")
+    split: tuple[str, ...] = option((), "scored split: TASK=SPLIT, by commas; else the protocol's")
+    limit: int | None = option(None, "only the first records of each task, and of each subject")
+    prefix_token: str = option("auto", "token ids before each prompt, by commas, or none; auto: the protocol's")
+    batch_size: int = option(32, "sequences at once")
+    max_new_tokens: int = option(256, "longest answer in tokens")
+    json: str | None = option(None, "write settings, numbers and samples to this file")
+    output: str = option("runs/evaluate", "folder where unfinished work is kept")
+    overwrite: bool = option(False, "start anew even if some of it is done")
+    lm_eval: LmEvalConfig = LmEvalConfig()
+    system: CacheConfig = CacheConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """`rwkv7 convert`."""
+
+    source: str = option("", "any checkpoint that inspect reads", positional=True, required=True)
+    target: str = option("", "file to write; .safetensors, .pth or .bin (rwkv.cpp)", positional=True, required=True)
+    dtype: Literal["float32", "float16", "bfloat16"] | None = option(
+        None, "cast the weights; none: keep them as they are"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """`rwkv7 inspect`."""
+
+    file: str = option("", ".pth, .safetensors, Hugging Face folder or rwkv.cpp .bin", positional=True, required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateInfo:
+    """`rwkv7 state info`."""
+
+    file: str = option("", "state file", positional=True, required=True)
+    layout: str | None = option(None, "axis order of a file that does not say it")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDiff:
+    """`rwkv7 state diff`."""
+
+    first: str = option("", "state file", positional=True, required=True)
+    second: str = option("", "state file that is subtracted", positional=True, required=True)
+    output: str | None = option(None, "write the difference here; none: print its norms")
+    layout: str | None = option(None, "axis order of files that do not say it")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateMix:
+    """`rwkv7 state mix`."""
+
+    first: str = option("", "state file", positional=True, required=True)
+    second: str = option("", "state file", positional=True, required=True)
+    weight: float = option(0.5, "w in (1 - w) * FIRST + w * SECOND")
+    output: str = option("", "file to write", required=True)
+    layout: str | None = option(None, "axis order of files that do not say it")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateScale:
+    """`rwkv7 state scale`."""
+
+    file: str = option("", "state file", positional=True, required=True)
+    by: float | None = option(None, "factor", required=True)
+    output: str = option("", "file to write", required=True)
+    layout: str | None = option(None, "axis order of a file that does not say it")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateTruncate:
+    """`rwkv7 state truncate`."""
+
+    file: str = option("", "state file", positional=True, required=True)
+    rank: int | None = option(None, "rank of every head's matrix", required=True)
+    output: str = option("", "file to write", required=True)
+    layout: str | None = option(None, "axis order of a file that does not say it")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateConvert:
+    """`rwkv7 state convert`."""
+
+    file: str = option("", "a state file of any tool", positional=True, required=True)
+    to: str | None = option(None, "axis order and dtype of the target", required=True)
+    output: str = option("", "file to write; .pth, .safetensors or .st", required=True)
+    layout: str | None = option(None, "axis order of a file that does not say it")
+    drop_shifts: bool = option(False, "leave out token-shift states the target cannot hold")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillDataConfig:
+    """What the state is fitted on."""
+
+    train: str | None = option(
+        None, "jsonl of what usually follows the prompt; none: texts that the model writes itself"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillTuneConfig:
+    """How the state is fitted."""
+
+    steps: int = option(100, "optimiser steps of the fit; 0: none")
+    learning_rate: float = option(3e-3, "learning rate of the fit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """`rwkv7 distill`."""
+
+    model: ModelConfig = FLOAT32_MODEL
+    prompt_file: str = option("", 'file with the prompt (UTF-8); "-" reads standard input', required=True)
+    output: str = option("state.safetensors", "state file to write")
+    data: DistillDataConfig = DistillDataConfig()
+    tune: DistillTuneConfig = DistillTuneConfig()
+    texts: int = option(64, "texts to fit on; half as many are held out to measure on")
+    length: int = option(64, "tokens of each text at most")
+    batch_size: int = option(16, "texts a step")
+    rank: int | None = option(None, "keep every matrix at this rank; none: full rank")
+    keep_shifts: bool = option(False, "keep the token-shift states (our own format alone)")
+    seed: int = option(0, "seed of the texts and their order")
+    system: CacheConfig = CacheConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemsConfig:
+    """What is answered."""
+
+    tasks: tuple[str, ...] = option((), "one of pocket:mmlu, ...; mmlu, ... with dir; or the kind of records in file")
+    dir: str | None = option(None, "folder of the real benchmarks' files, for a task without pocket:")
+    file: str | None = option(None, 'jsonl of {"prompt", "completion"}, or public records of the task')
+    match: Literal["text", "number"] = option("text", "how answers to a file without a task are compared")
+    split: Literal["validation", "test"] = option("test", "split of the benchmark")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The larger model."""
+
+    checkpoint: str = option("", "a larger RWKV-7 checkpoint, or an address http://HOST/v1", required=True)
+    tokenizer: str = option("auto", "of a checkpoint")
+    model: str | None = option(None, "name of the model behind an address")
+    api: Literal["completions", "chat"] = option("completions", "of an address")
+    replay: str | None = option(None, "file that keeps the endpoint's answers, to repeat the run without it")
+    offline: bool = option(False, "ask nothing that is not in the replay file")
+    timeout: float = option(60.0, "seconds for one attempt")
+    retries: int = option(4, "further attempts after a passing fault")
+    workers: int = option(4, "requests at once")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptationConfig:
+    """How each prompt's state is changed; fields of state_tuning.test_time_scaling.policy_gradient.AdaptConfig."""
+
+    reward: Literal["log_probability", "margin"] = option("log_probability", "the teacher's score")
+    samples: int = option(8, "chains a step, K")
+    steps: int = option(3, "policy-gradient steps")
+    rate: float = option(1e-2, "step size, about the change of each state entry a step")
+    kl: float = option(0.05, "weight of the KL to the policy without adaptation")
+    norm_cap: float = option(10.0, "largest Frobenius norm of a prompt's change")
+    clip_norm: float = option(1.0, "largest norm of a prompt's gradient; 0: no clipping")
+    temperature: float = option(1.0, "of sampled chains")
+    max_new_tokens: int = option(96, "longest chain")
+    chain_steps: int = option(0, "NLL steps on a chain of the teacher's before")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """`rwkv7 scale`."""
+
+    model: ModelConfig = MODEL
+    state: str | None = option(None, "tuned state that every prompt starts from; none: the zero state")
+    data: ProblemsConfig = ProblemsConfig()
+    limit: int = option(100, "answer at most this many problems")
+    batch_size: int = option(16, "problems side by side")
+    teacher: TeacherConfig = TeacherConfig()
+    adapt: AdaptationConfig = AdaptationConfig()
+    seed: int = option(0, "seed of all sampling")
+    output: str = option("runs/scale", "folder of everything written")
+    overwrite: bool = option(False, "throw away what the folder holds of an earlier run")
+    system: CacheConfig = CacheConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepTuneConfig:
+    """What is tried."""
+
+    learning_rate: tuple[float, ...] = option((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), "learning rates, by commas")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What `rwkv7 sweep` adds to a run."""
+
+    tune: SweepTuneConfig = SweepTuneConfig()
+    seeds: tuple[int, ...] = option((0, 1, 2), "seeds, by commas")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `rwkv7 plan` adds to a run."""
+
+    topology: str = option(
+        "", "v4, v5e, v5p, v6e with the number of its rented name (v5e-256), or h200x8", required=True
+    )
+    size: str | None = option(
+        None, "0.1B, 0.4B, 1.5B, 2.9B, 7.2B: a released model's dimensions; none: the model's own"
+    )
+    json: str | None = option(None, "write the figures to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRates:
+    """What `rwkv7 study rates` adds to a study."""
+
+    only: tuple[str, ...] = option((), "methods of the table, or test_time; none: all methods")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPublish:
+    """What `rwkv7 study publish` adds to a study."""
+
+    page: str = option("docs/results.md", "page whose markers are filled")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchModel:
+    """`rwkv7 bench model`."""
+
+    shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
+    rounds: int = option(5, "times that every contender is measured in turn; the best counts")
+    without: tuple[str, ...] = option((), "leave out: rwkv, keras-hub, WKV as autodiffed scan, token-by-token scan")
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSteps:
+    """`rwkv7 bench steps`."""
+
+    shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
+    batch_size: int = option(1, "sequences a step")
+    length: int = option(512, "tokens of a sequence")
+    rounds: int = option(5, "times that every method is measured in turn")
+    only: tuple[str, ...] = option((), "these methods alone, with standard; may be repeated", repeat=True)
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTokenizer:
+    """`rwkv7 bench tokenizer`."""
+
+    files: tuple[str, ...] = option((), "text files", positional=True, repeat=True, required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchModelConfig:
+    """Which model is evaluated."""
+
+    checkpoint: str | None = option(None, "a .pth; none: random weights of --shape")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchDataConfig:
+    """Where MMLU lies."""
+
+    dir: str = option("", "folder of MMLU's files", required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchEvaluation:
+    """`rwkv7 bench evaluation`."""
+
+    data: BenchDataConfig = BenchDataConfig()
+    model: BenchModelConfig = BenchModelConfig()
+    shape: Literal["0.1B"] = option("0.1B", "dimensions of the random model")
+    subjects: tuple[str, ...] = option(("abstract_algebra", "astronomy", "global_facts"), "subjects, by commas")
+    shots: int = option(5, "solved examples")
+    limit: int = option(10, "questions of each subject")
+    rounds: int = option(3, "timed rounds; the best counts")
+    batch_size: int = option(32, "sequences at once")
+    without: tuple[str, ...] = option((), "leave out those whose name has this word; may be repeated", repeat=True)
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchKernels:
+    """`rwkv7 bench kernels`."""
+
+    dtype: Literal["float32", "bfloat16"] = option("float32", "dtype of the inputs")
+    repeats: int = option(7, "runs of each, of which the best counts")
+    shape: tuple[str, ...] = option((), "B,T,H,N; may be repeated; none: the standard shapes", repeat=True)
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchGpu:
+    """`rwkv7 bench gpu`."""
+
+    seconds: float = option(570.0, "start nothing new after this")
+    shape: tuple[str, ...] = option((), "B,T,H,N; may be repeated; none: the standard shapes", repeat=True)
+    json: str = option("gpu_check.json", "file to write")

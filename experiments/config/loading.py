@@ -1,0 +1,162 @@
+"""How a config comes from a name, a file and overrides.
+
+A config is a Python module whose docstring holds the command and the expected result and which defines
+`config = RunConfig(...)` or `get_config()`, or a .toml or .json file whose nested tables are dotted keys:
+
+    base = "quickstart"
+    [tune]
+    steps = 400
+"""
+
+import importlib.util
+import json
+import tomllib
+import typing
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, suggest, variants
+from experiments.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
+TABLES = (".toml", ".json")
+FORMS = "a path to a .py, .toml or .json file"
+
+
+def config_names(kind: type | None = None) -> list[str]:
+    """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
+    files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
+    return sorted(path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text())
+
+
+def config_path(name: str, kind: type = RunConfig) -> Path:
+    """The file of a config given by name or path.
+
+    Raises:
+      UsageError: there is no such file; the line lists the names.
+    """
+    path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
+    if path.is_file() and path.suffix in (".py", *TABLES):
+        return path
+    names = config_names(kind)
+    known = ", ".join([f"configs: {', '.join(names)}", f"or {FORMS}"] if names else [FORMS])
+    raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
+
+
+def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) -> C:
+    """The config called `name` (or in the file `name`), with dotted overrides applied.
+
+    Raises:
+      UsageError: no such config, the file defines none of this kind, or an override is wrong; always one line.
+    """
+    path = config_path(name, kind)
+    return apply_overrides(_from_table(path, kind) if path.suffix in TABLES else _from_python(path, kind), args)
+
+
+def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:
+    """(config name, the other arguments).
+
+    Raises:
+      UsageError: no --config.
+    """
+    name, rest = find_config(args)
+    if name is not None:
+        return name, rest
+    near = suggest(args[0].lstrip("-"), ["config"]) if args and args[0].startswith("--") else ""
+    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(kind))}, or a path{near}")
+
+
+def find_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(config name or None, the other arguments)."""
+    for index, word in enumerate(args):
+        if word.startswith("--config="):
+            return word.removeprefix("--config="), [*args[:index], *args[index + 1 :]]
+        if word == "--config" and index + 1 < len(args):
+            return args[index + 1], [*args[:index], *args[index + 2 :]]
+    return None, list(args)
+
+
+def parse(default: C, args: Sequence[str]) -> C:
+    """The tree of a command whose `--config` may be left out.
+
+    Raises:
+      UsageError: in one line, whatever is wrong with the words or the file.
+    """
+    name, rest = find_config(args)
+    return apply_overrides(default, rest) if name is None else load_config(name, rest, type(default))
+
+
+def help_lines(config: "DataclassInstance") -> list[str]:
+    """One line a setting: key, help, value."""
+    lines = [_help_line(key, leaf) for key, leaf in leaves(config)]
+    for name, kind in typing.get_type_hints(type(config)).items():
+        for tag, member in variants(kind).items():
+            own = [_help_line(key, leaf) for key, leaf in leaves(member(), f"{name}.") if key != f"{name}.kind"]
+            lines += [f"with --{name}.kind {tag}:", *own] if own else []
+    return lines
+
+
+def _help_line(key: str, leaf: Leaf) -> str:
+    shown = ",".join(map(str, leaf.value)) if isinstance(leaf.value, tuple) else _text(leaf.value)
+    shown = "required" if leaf.required and shown in ("", "none") else shown
+    return f"  {key.upper() if leaf.positional else f'--{key}':<30} {leaf.help} [{shown}]"
+
+
+def _from_python(path: Path, kind: type[C]) -> C:
+    spec = importlib.util.spec_from_file_location(f"experiments_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if hasattr(module, "get_config") else getattr(module, "config", None)
+    except Exception as error:
+        raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, kind):
+        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`")
+    return config
+
+
+def _from_table(path: Path, kind: type[C]) -> C:
+    """A .toml or .json file; a run.json that an earlier run wrote counts by its `config`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: a table of settings is needed, not {type(table).__name__}")
+    if isinstance(table.get("config"), dict) and "identity" in table:
+        table = table["config"]
+    base = table.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise UsageError(f"{path}: base: the name or path of a config is needed")
+    if base and not base.isidentifier():
+        base = str(path.parent / Path(base).expanduser())
+    start = load_config(base, (), kind) if base else kind()
+    lists = {key for key, leaf in leaves(start) if leaf.repeat}
+    try:
+        return apply_overrides(start, list(_words(table, lists)))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _words(table: Mapping[str, object], lists: Container[str], prefix: str = "") -> Iterator[str]:
+    """The overrides that nested tables stand for; `lists` take one for each element."""
+    for name, value in table.items():
+        key = prefix + name
+        if isinstance(value, dict):
+            yield from _words(value, lists, f"{key}.")
+        elif isinstance(value, list) and key in lists:
+            yield from (f"{key}={_text(one)}" for one in value)
+        else:
+            yield f"{key}={','.join(map(_text, value)) if isinstance(value, list) else _text(value)}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,117 @@
+"""`rwkv7 state`: the algebra of surgery on files, with the metadata of the states that it starts from."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cli
+from rwkv7_jax import State
+from rwkv7_jax.checkpoint import export_state, load_state, save_state
+
+LAYERS, HEADS, SIZE = 2, 2, 4
+
+
+def random_state(seed: int, shifts: bool = True) -> State:
+    rng = np.random.default_rng(seed)
+    shift = (LAYERS, HEADS * SIZE)
+    parts = [rng.normal(size=shape).astype(np.float32) for shape in (shift, shift, (LAYERS, HEADS, SIZE, SIZE))]
+    if not shifts:
+        parts[:2] = [np.zeros(shift, np.float32)] * 2
+    return State(*map(jnp.asarray, parts))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    for name, seed in (("a", 1), ("b", 2)):
+        fields = {"base_model_hash": "f00d", "method": "standard", "metrics": {"loss": 1.5}, "config": {"name": name}}
+        save_state(tmp_path / f"{name}.safetensors", random_state(seed), metadata=fields)
+    return str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")
+
+
+def state(*words: str) -> int:
+    return cli.main(["state", *words])
+
+
+def test_info_prints_origin_norms_and_ranks_by_layer(files, capsys):
+    assert state("info", files[0]) == 0
+    out = capsys.readouterr().out
+    assert f"{LAYERS} layers, {HEADS} heads of {SIZE}, 96 values" in out
+    assert "base_model_hash: f00d\n" in out
+    assert "method: standard\n" in out
+    assert '"loss": 1.5' in out
+    lines = [line.split() for line in out.splitlines()]
+    assert "wkv rank" in " ".join(lines[-LAYERS - 2])
+    norms = np.linalg.norm(np.asarray(random_state(1).wkv).reshape(LAYERS, -1), axis=1)
+    assert [float(line[3]) for line in lines[-LAYERS:]] == pytest.approx(norms.tolist(), rel=1e-3)
+
+
+def test_mix_scale_and_diff_are_linear(files, tmp_path, capsys):
+    mixed, half, difference = (str(tmp_path / f"{name}.safetensors") for name in ("mixed", "half", "difference"))
+    assert state("mix", *files, "--weight", "0.25", "--output", mixed) == 0
+    assert state("scale", files[0], "--by", "0.5", "--output", half) == 0
+    assert state("diff", files[0], half, "--output", difference) == 0
+    assert "|A - B| = " in capsys.readouterr().out
+    a, b = random_state(1), random_state(2)
+    loaded = load_state(mixed)
+    np.testing.assert_allclose(loaded.state.wkv, 0.75 * a.wkv + 0.25 * b.wkv, rtol=1e-6)
+    np.testing.assert_allclose(loaded.state.att_shift, 0.75 * a.att_shift + 0.25 * b.att_shift, rtol=1e-6)
+    assert loaded.metadata["base_model_hash"] == "f00d"
+    assert loaded.metadata["made_by"] == f"rwkv7 state mix {files[0]} {files[1]} 0.25"
+    assert "metrics" not in loaded.metadata
+    np.testing.assert_array_equal(load_state(difference).state.wkv, load_state(half).state.wkv)
+
+
+def test_a_state_subtracted_from_itself_is_zero(files, capsys):
+    assert state("diff", files[0], files[0]) == 0
+    assert "|A - B| = 0, 0.0000 of |A|" in capsys.readouterr().out
+
+
+def test_truncation_keeps_the_rank_and_says_what_it_leaves_out(files, tmp_path, capsys):
+    small = str(tmp_path / "small.safetensors")
+    assert state("truncate", files[0], "--rank", "1", "--output", small) == 0
+    assert "rank 1 leaves out 0." in capsys.readouterr().out
+    assert np.linalg.matrix_rank(np.asarray(load_state(small).state.wkv), tol=1e-4).max() == 1
+    assert state("truncate", files[0], "--rank", str(SIZE), "--output", small) == 0
+    assert "leaves out 0.0000" in capsys.readouterr().out
+
+
+def test_foreign_files_need_a_layout(tmp_path, capsys):
+    plain = random_state(3, shifts=False)
+    export_state(tmp_path / "foreign.pth", plain, layout="rlhf")
+    foreign, out = str(tmp_path / "foreign.pth"), str(tmp_path / "out.safetensors")
+    assert state("scale", foreign, "--by", "2", "--output", out) == 2
+    assert "axis order cannot be seen" in capsys.readouterr().err
+    assert state("scale", foreign, "--by", "2", "--output", out, "--layout", "rlhf") == 0
+    np.testing.assert_array_equal(load_state(out).state.wkv, 2 * np.asarray(plain.wkv))
+    assert state("info", foreign, "--layout", "rlhf") == 0
+    assert "att shift norm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("truncate A --rank 9 --output OUT", "rank 9 is not in 1..4"),
+        ("scale A --by much --output OUT", "by: 'much' is not a number"),
+        ("scale A --by 2 --output out.bin", "the suffix must be one of .safetensors, .st"),
+        ("mix A --output OUT", "second is missing (state file): rwkv7 state mix A B"),
+        ("mix A OTHER --output OUT", "states of one model can be combined"),
+        ("diff A SMALL", "of shape"),
+        ("info nowhere.st", "nowhere.st"),
+        ("convert A --to wrld --output OUT", "unknown layout wrld; one of value_key"),
+        ("convert A --to rlhf --output OUT", "has no place for shift states"),
+        ("info A --out x", "unknown key 'out'"),
+    ],
+)
+def test_mistakes_are_one_line(words, told, files, tmp_path, capsys):
+    save_state(tmp_path / "other.safetensors", random_state(1), metadata={"base_model_hash": "beef"})
+    small = State(jnp.zeros((2, 4)), jnp.zeros((2, 4)), jnp.zeros((2, 1, 4, 4)))
+    save_state(tmp_path / "small.safetensors", small, metadata={})
+    names = {"A": files[0], "OUT": str(tmp_path / "out.safetensors")}
+    names |= {"OTHER": str(tmp_path / "other.safetensors"), "SMALL": str(tmp_path / "small.safetensors")}
+    assert state(*(names.get(word, word) for word in words.split())) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
