@@ -1,4 +1,4 @@
-"""The kernels for TPU beyond the suite of all implementations: sizes of heads, memory, refusals, when "auto" takes them."""
+"""The kernels for TPU beyond the common suite: sizes of heads, memory, refusals, when auto takes them."""
 
 from functools import partial
 
