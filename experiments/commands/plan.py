@@ -12,6 +12,7 @@ Exit status: 0 it fits, 1 it does not, 2 wrong usage.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from experiments.config.cli import Help, command
 from experiments.config.commands import Plan
@@ -43,7 +44,11 @@ def body(args: list[str]) -> int:
     print(f"compiling for {target.chips} {target.kind} chips ...", file=sys.stderr, flush=True)
     from experiments.commands.work import plan
 
-    return plan.run(config, own, target, overrides)
+    if isinstance(config, RunConfig):
+        make = partial(plan.tuning, config.model, config.data, config.tune, config.method, own.size)
+    else:
+        make = partial(plan.pretraining, config, own.size)
+    return plan.run(make, config.mesh, own, target, config.name, overrides)
 
 
 def _table(rest: Sequence[str]) -> int:

@@ -47,6 +47,7 @@ def body(args: list[str]) -> int:
         print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
     from experiments.commands.work import study
 
+    plan = study.Plan(config)
     if verb == "rates":
-        return study.rates(config, rates.only)
-    return study.publish(config, publish.page) if verb == "publish" else study.run(config)
+        return study.rates(plan, rates.only)
+    return study.publish(plan, publish.page) if verb == "publish" else study.run(plan)

@@ -31,9 +31,9 @@ def body(args: list[str]) -> int:
     config = check(load_config(*split_config(args)))
     print(f"{config.name}: seed {config.seed}, writing to {config.folder}", flush=True)
     if isinstance(config, TableRunConfig):
-        from experiments.study import run as table
+        from experiments.commands.work import study
 
-        return table.run(config)
+        return study.run(study.Plan(config))
     from experiments.run import run
 
     return run(config)

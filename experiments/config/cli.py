@@ -106,24 +106,6 @@ def _print(text: str) -> int:
     return 0
 
 
-def documented(
-    argv: Sequence[str] | None, text: Callable[[], str], body: Callable[[list[str]], int], interrupted: str
-) -> int:
-    """`exit_status` of body(arguments); with -h or --help the text and 0, with no arguments the text and 2."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or "-h" in args or "--help" in args:
-        print(text())
-        return 0 if args else 2
-    return exit_status(lambda: body(args), interrupted)
-
-
-def take_word(args: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """(what stands behind the last `name=`, the other arguments)."""
-    begin = f"{name}="
-    found = [word.removeprefix(begin) for word in args if word.startswith(begin)]
-    return (found[-1] if found else None), [word for word in args if not word.startswith(begin)]
-
-
 def tuning_status(body: Callable[[], int], again: str) -> int:
     """What `body` returns; 130 after an interruption, saying where and what to do `again`; 1 after a tuning that
     diverged."""

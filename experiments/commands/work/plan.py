@@ -1,30 +1,43 @@
 """A training step compiled for hardware that is not there."""
 
 import json
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from experiments.config.commands import Plan
-from experiments.config.schema import PretrainConfig, RunConfig
+from experiments.config.schema import MeshConfig
 from experiments.plan import compiled, report, step
+from experiments.plan.step import Step
 from experiments.plan.topology import Topology
 
+pretraining, tuning = step.pretraining, step.tuning
 
-def run(config: RunConfig | PretrainConfig, own: Plan, target: Topology, overrides: Sequence[str]) -> int:
-    """Compiles and reports; returns 0 if the step fits, else 1.
+
+def run(
+    make: Callable[[Mesh], Step], mesh: MeshConfig, own: Plan, target: Topology, name: str, overrides: Sequence[str]
+) -> int:
+    """Compiles a step and reports.
+
+    Args:
+      make: mesh -> the step.
+      mesh: its sizes.
+      own: the command's own settings.
+      target: the hardware.
+      name: of the config, for the figures.
+      overrides: what was changed in it, for the figures.
+
+    Returns:
+      0 if the step fits, else 1.
 
     Raises:
       UsageError: in one line, whatever is wrong with the settings.
     """
-    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if isinstance(config, RunConfig):
-        make = partial(step.tuning, config.model, config.data, config.tune, config.method, own.size)
-    else:
-        make = partial(step.pretraining, config, own.size)
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     made, parts = compiled.compile_step(make, target, compiled.devices(target), sizes)
     print(report.text(made, parts, compiled.options(made, parts)))
     if own.json:
-        label = report.Label(config.name, own.size, list(overrides))
+        label = report.Label(name, own.size, list(overrides))
         Path(own.json).write_text(json.dumps(report.as_json(made, parts, label), indent=1) + "\n")
     return 0 if made.fits else 1
