@@ -1,0 +1,163 @@
+"""State tuning of one model on a list of examples, in one call."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from rwkv7_jax.bucketing import padded_length
+from rwkv7_jax.checkpoint.states import TunedState
+from rwkv7_jax.functional import Params
+from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.tokenizer import Tokenizer
+from state_tuning.core import non_finite, train
+from state_tuning.core.objective import Batch, Example, collate, encode_example, encode_text
+from state_tuning.core.train import Method, Metrics, TuneConfig
+from state_tuning.dbp.correlations import make_correlate
+
+Text = str | Sequence[str] | Mapping[str, str]
+"""A plain text, a (prompt, completion) pair, or a dict {"prompt", "completion"} or {"text"}."""
+
+
+class TuneResult(NamedTuple):
+    """A tuned state, and how it was reached."""
+
+    state: TunedState
+    """The unbatched float32 state with its base model's hash and settings: `.save(path)` writes it."""
+    losses: list[float]
+    """Of each step, nats per token."""
+    steps: int
+    validation_loss: float | None
+    """At the end, nats per token; None without validation examples."""
+
+
+def tune(
+    lm: LanguageModel,
+    examples: Sequence[Text],
+    method: Method | None = None,
+    *,
+    steps: int = 200,
+    learning_rate: float = 1e-2,
+    batch_size: int = 16,
+    seed: int = 0,
+    max_length: int = 512,
+    validation: Sequence[Text] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    callback: Callable[[int, Metrics], object] | None = None,
+) -> TuneResult:
+    """Tunes an initial state of a frozen model on examples.
+
+    The loss is the cross-entropy of completions (of a plain text, all of it). Same seed, same numbers.
+
+        lm = rwkv7_jax.LanguageModel.load("model.pth")
+        result = state_tuning.tune(lm, [("User: hi\\n\\nAssistant:", " Hello!")], steps=200)
+        result.state.save("state.safetensors")
+        lm.generate("User: hi\\n\\nAssistant:", state=result.state)
+
+    Args:
+      lm: the model; its weights stay as they are.
+      examples: (prompt, completion) pairs, dicts {"prompt", "completion"} or {"text"}, or plain texts.
+      method: what is trained; None: `standard(lm)`.
+      steps: updates.
+      learning_rate: peak step size of Adam, for the default optimiser.
+      batch_size: sequences a step; all examples if there are fewer.
+      seed: of the order of the examples.
+      max_length: tokens of a sequence; a longer prompt loses its oldest tokens, a longer text is cut into windows.
+      validation: held-out examples, whose loss is measured at the end.
+      optimizer: any optax transform instead of Adam with warm-up and cosine decay; `decorrelated(...)` and
+        `whitened(...)` get the correlations that they learn from.
+      callback: called after each step with its number (from 1) and its metrics, see `make_train_step`.
+
+    Returns:
+      The tuned state and the losses.
+
+    Raises:
+      ValueError: one line, for examples or settings that cannot be used, or a method that trains no state.
+      NonFiniteError: too many steps in a row with a non-finite loss or gradient.
+    """
+    if batch_size < 1:
+        raise ValueError(f"tune: batch_size is {batch_size}, it must be at least 1")
+    config = TuneConfig(learning_rate=learning_rate, steps=steps, warmup=min(TuneConfig.warmup, steps))
+    method = method or train.standard(lm, config)
+    if method.full is None:
+        raise ValueError("tune: the method trains no initial state (its `full` is None); use make_train_step")
+    encoded = _encoded(lm.tokenizer, examples, max_length, "example")
+    held_out = _encoded(lm.tokenizer, validation, max_length, "validation example") if validation is not None else []
+    length = padded_length(max(len(example.tokens) for example in [*encoded, *held_out]) - 1)
+    optimizer = optax.with_extra_args_support(optimizer or train.make_optimizer(config))
+    step = train.make_train_step(lm.model, optimizer, config, method, make_correlate(lm.model, method))
+    tuned, losses = train.init(optimizer, method.init()), []
+    for index, batch in enumerate(itertools.islice(_batches(encoded, length, batch_size, seed), steps), 1):
+        tuned, metrics = step(lm.params, tuned, batch)
+        non_finite.check_finite(metrics, index)
+        losses.append(float(metrics["loss"]))
+        if callback:
+            callback(index, metrics)
+    final = _loss(
+        train.make_eval_step(lm.model, config, method), lm.params, tuned.trainable, held_out, length, batch_size
+    )
+    settings = {"learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
+    metadata = {
+        "base_model_hash": lm.weights_hash,
+        "method": "tune",
+        "config": json.dumps({**settings, "max_length": max_length}),
+        "metrics": json.dumps({"loss": losses[-1], "validation_loss": final}),
+    }
+    return TuneResult(TunedState(method.full(tuned.trainable), metadata), losses, steps, final)
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], max_length: int, what: str) -> list[Example]:
+    """Token examples. Raises: ValueError in one line."""
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"tune: there is no {what}; give a list of (prompt, completion) pairs or of texts")
+    found: list[Example] = []
+    for index, text in enumerate(texts):
+        pair = _pair(text)
+        if pair is None:
+            raise ValueError(
+                f'tune: {what} {index} is neither a text, nor (prompt, completion), nor {{"prompt", "completion"}}, '
+                'nor {"text"}'
+            )
+        prompt, completion = pair
+        if prompt:
+            found.append(encode_example(tokenizer, prompt, completion, max_length))
+        else:
+            found.extend(encode_text(tokenizer, completion, max_length))
+    return found
+
+
+def _pair(text: Text) -> tuple[str, str] | None:
+    """(prompt, completion), an empty prompt for a plain text; None for anything else."""
+    if isinstance(text, str):
+        return "", text
+    if isinstance(text, Mapping):
+        parts = ["", text["text"]] if "text" in text else [text.get(name) for name in ("prompt", "completion")]
+    else:
+        parts = list(text)
+    match parts:
+        case [str(prompt), str(completion)]:
+            return prompt, completion
+    return None
+
+
+def _batches(examples: Sequence[Example], length: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches of one shape: permutation after permutation of the examples."""
+    rng, size = np.random.default_rng(seed), min(batch_size, len(examples))
+    order = itertools.chain.from_iterable(rng.permutation(len(examples)) for _ in itertools.count())
+    while True:
+        yield collate([examples[i] for i in itertools.islice(order, size)], length)
+
+
+def _loss(
+    evaluate: train.EvalStep, params: Params, trainable: PyTree, examples: list[Example], length: int, batch_size: int
+) -> float | None:
+    """Mean loss of the examples in nats per token; None without examples."""
+    if not examples:
+        return None
+    batches = [collate(examples[i : i + batch_size], length, batch_size) for i in range(0, len(examples), batch_size)]
+    sums = [evaluate(params, trainable, batch) for batch in batches]
+    return float(sum(float(nll) for nll, _ in sums) / sum(float(count) for _, count in sums))
