@@ -1,32 +1,35 @@
 """Test-time scaling: each prompt gets its own Delta S_0, found from a larger model's scores and thrown away after it.
 
-The student's policy is the frozen model from S_0 + Delta. Chains c_1..c_K are sampled from it, the teacher scores them,
+The student's policy is the frozen model from S_0 + Delta. Samples c_1..c_K are drawn from it, the teacher scores them,
 and a group-relative policy gradient moves Delta:
 
     minimise  - 1/K sum_k A_k log pi(c_k) / |c_k|  +  kl * mean_t KL(pi_t | pi_t at Delta = 0),    |Delta| <= norm_cap,
 
-A_k the reward of chain k against the group's mean. Each chain is used once, right after it was sampled (on-policy if
+A_k the reward of sample k against the group's mean. Each sample is used once, right after it was drawn (on-policy if
 sampled at temperature 1, so no importance ratio). All prompts of a batch adapt side by side: Delta [L, B, H, V, K] has
-a row for each, and one jitted program moves them all. Rows do not mix: gradient, clipping, optimiser and cap are each
-prompt's own.
+one for each, and one jitted program moves them all. Prompts do not mix: gradient, clipping, optimiser and cap are
+each prompt's own.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from rwkv7_jax import wkv_state
+from rwkv7_jax import functional, wkv_state
+from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
-from state_tuning.core import objective, surgery
+from state_tuning.core import non_finite, objective, surgery
 from state_tuning.core.divergence import kl_sums
-from state_tuning.core.objective import Batch
+from state_tuning.core.objective import Batch, Head
+from state_tuning.core.train import Metrics
 
 EPSILON = 1e-6
 """Of Adam, against gradients of norm up to 1: rounding noise in entries without a gradient must not become steps."""
@@ -37,7 +40,7 @@ class AdaptConfig:
     """Hyper-parameters of the adaptation to one prompt."""
 
     samples: int = 8
-    """K, chains a step."""
+    """K, samples a step."""
     steps: int = 3
     """Policy-gradient steps."""
     rate: float = 1e-2
@@ -49,16 +52,16 @@ class AdaptConfig:
     clip_norm: float = 1.0
     """Largest norm of a prompt's gradient; 0 turns clipping off."""
     temperature: float = 1.0
-    """T of the sampled chains, which come from pi_T, the logits over T. The gradient is that of pi = pi_1, without an
+    """T of the samples, which come from pi_T, the logits over T. The gradient is that of pi = pi_1, without an
     importance ratio: only at 1 is it on-policy, elsewhere biased."""
     max_new_tokens: int = 96
-    """Longest chain."""
+    """Tokens of the longest sample."""
     reward: Literal["log_probability", "margin"] = "log_probability"
     """The teacher's score that is the reward."""
     scale: bool = True
     """Divide advantages by the group's standard deviation."""
     chain_steps: int = 0
-    """Steps of NLL on a chain that the teacher wrote, before the policy gradient."""
+    """Steps of NLL on an answer of the teacher, before the policy gradient."""
     loss_chunk: int = 128
 
     def __post_init__(self):
@@ -80,12 +83,12 @@ class Adapted(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How much each row of a batch counts, row by row; rows r of prompt b stand together, r = b K + k."""
+    """How much each sample of a batch counts; those of prompt b stand together, r = b K + k."""
 
-    policy: Float[Any, "R"]
-    """Of -log pi(chain), summed over its tokens."""
-    kl: Float[Any, "R"]
-    """Of the KL, summed over the chain's tokens."""
+    policy: Float[Array | np.ndarray, "R"]
+    """Of -log pi(sample), summed over its tokens."""
+    kl: Float[Array | np.ndarray, "R"]
+    """Of the KL, summed over the sample's tokens."""
 
 
 class Program(NamedTuple):
@@ -93,19 +96,28 @@ class Program(NamedTuple):
 
     start: Callable[[int], Adapted]
     """B -> Delta = 0 for B prompts."""
-    update: Callable[[PyTree, State, Adapted, Batch, Weights], tuple[Adapted, dict[str, Array]]]
-    """(params, unbatched S_0, adapted, R = B K rows, weights) -> (adapted, metrics [B]: grad_norm, norm, applied)
+    update: Callable[[Params, State, Adapted, Batch, Weights], tuple[Adapted, Metrics]]
+    """(params, unbatched S_0, adapted, R = B K samples, weights) -> (adapted, metrics [B]: grad_norm, norm, applied)
 
     A prompt whose gradient is not finite keeps its Delta and its moments; a count of steps is shared and goes on.
     """
-    nll: Callable[[PyTree, State, Array, Batch], Array]
-    """(params, unbatched S_0, Delta of B prompts, R = B K rows) -> summed NLL of each row's chain [R], nats"""
+    nll: Callable[[Params, State, Array, Batch], Array]
+    """(params, unbatched S_0, Delta of B prompts, R = B K samples) -> summed NLL of each sample [R], nats"""
     states: Callable[[State, Array, int], State]
-    """(unbatched S_0, Delta of B prompts, K) -> the batched state of the R = B K rows"""
+    """(unbatched S_0, Delta of B prompts, K) -> the batched state of the R = B K samples"""
 
 
 def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTransformation | None = None) -> Program:
-    """Compile for a model. optimizer: any elementwise transform instead of Adam, so that prompts stay apart."""
+    """Returns the jitted parts of the adaptation; make them once for a model.
+
+    Args:
+      model: the model's description.
+      config: settings; numbers of steps and samples are not compiled in.
+      optimizer: any elementwise transform instead of Adam, so that prompts stay apart.
+
+    Returns:
+      The program.
+    """
     optimizer = optimizer or optax.adam(config.rate, eps=EPSILON)
     shape = zero_state(model.config, None).wkv.shape
 
@@ -113,7 +125,9 @@ def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTra
         delta = jnp.zeros((shape[0], prompts, *shape[1:]), jnp.float32)
         return Adapted(delta, optimizer.init(delta))
 
-    def update(params: PyTree, base: State, adapted: Adapted, batch: Batch, weights: Weights):
+    def update(
+        params: Params, base: State, adapted: Adapted, batch: Batch, weights: Weights
+    ) -> tuple[Adapted, Metrics]:
         grads = jax.grad(lambda delta: _loss(model, config, params, base, delta, batch, weights))(adapted.delta)
         finite = jnp.isfinite(_norms(grads))
         grads = jnp.where(_over(finite), grads, 0.0)
@@ -122,13 +136,14 @@ def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTra
             grads = grads * _over(jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-30)))
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, adapted.opt_state, adapted.delta)
-            moved: Any = optax.apply_updates(adapted.delta, updates)
+            moved: PyTree = optax.apply_updates(adapted.delta, updates)
         new = Adapted(capped(moved, config.norm_cap), opt_state)
         # A cond, as a bare select would be fused with the step and change the last bits of finite ones.
-        adapted = jax.lax.cond(finite.all(), lambda new, old: new, partial(_kept, finite), new, adapted)
+        kept = partial(non_finite.select, _over(finite))
+        adapted = jax.lax.cond(finite.all(), lambda new, old: new, kept, new, adapted)
         return adapted, {"grad_norm": norm, "norm": _norms(adapted.delta), "applied": finite}
 
-    def nll(params: PyTree, base: State, delta: Array, batch: Batch) -> Array:
+    def nll(params: Params, base: State, delta: Array, batch: Batch) -> Array:
         hidden = _hidden(model, params, rows(base, delta, _copies(batch, delta), model), batch)
         return _nll(model, params, hidden, batch, config.loss_chunk, frozen_head=False)
 
@@ -139,15 +154,20 @@ def make_program(model: RWKV7, config: AdaptConfig, optimizer: optax.GradientTra
 
 
 def require_adaptable(state: State) -> None:
-    """Raises: ValueError for a state of literal upscaling, whose map does not read the S_0 that Delta is added to."""
+    """Checks that a state can be adapted.
+
+    Raises:
+      ValueError: it is of literal upscaling, whose map does not read the S_0 that Delta is added to.
+    """
     if isinstance(state.wkv, wkv_state.Literal):
         raise ValueError("literal upscaling does not read S_0, so it cannot adapt at test time: choose another student")
 
 
 def rows(base: State, delta: Float[Array, "L B H V K"], copies: int, model: RWKV7) -> State:
-    """S_0 + Delta of each prompt, `copies` times in a row; a memory that is no plain matrix gets it on its `s`.
+    """Returns S_0 + Delta of each prompt, `copies` times in a row; an upscaled state gets it on its `s`.
 
-    Raises: ValueError as `require_adaptable`.
+    Raises:
+      ValueError: see `require_adaptable`.
     """
     require_adaptable(base)
     delta = jnp.repeat(delta, copies, axis=1)
@@ -156,18 +176,20 @@ def rows(base: State, delta: Float[Array, "L B H V K"], copies: int, model: RWKV
     state = state._replace(
         att_shift=state.att_shift.astype(zero.att_shift.dtype), ffn_shift=state.ffn_shift.astype(zero.ffn_shift.dtype)
     )
-    start: Any = state.wkv
+    start: PyTree = state.wkv
     moved = start._replace(s=start.s + delta) if hasattr(start, "s") else start + delta
     return state._replace(wkv=moved)
 
 
 def capped(delta: Float[Array, "L B H V K"], cap: float) -> Float[Array, "L B H V K"]:
-    """Each prompt's Delta, brought back to Frobenius norm `cap` if it is longer."""
+    """Returns each prompt's Delta, brought back to Frobenius norm `cap` if it is longer."""
     return delta * _over(jnp.minimum(1.0, cap / jnp.maximum(_norms(delta), 1e-30)))
 
 
-def _loss(model, config: AdaptConfig, params, base: State, delta, batch: Batch, weights: Weights) -> Array:
-    """The sum over prompts: as rows do not mix, its gradient holds each prompt's own."""
+def _loss(
+    model: RWKV7, config: AdaptConfig, params: Params, base: State, delta: Array, batch: Batch, weights: Weights
+) -> Array:
+    """The sum over prompts: as samples do not mix, its gradient holds each prompt's own."""
     copies = _copies(batch, delta)
     hidden = _hidden(model, params, rows(base, delta, copies, model), batch)
     nll = _nll(model, params, hidden, batch, config.loss_chunk, frozen_head=True)
@@ -177,24 +199,20 @@ def _loss(model, config: AdaptConfig, params, base: State, delta, batch: Batch, 
     still = rows(base, jnp.zeros_like(delta), copies, model)
     before = jax.lax.stop_gradient(_hidden(model, params, still, batch))
 
-    def head(x: Array) -> Any:
-        return _apply(model, params)(x, method="logits")
-
+    head = _head(model, params)
     kl = kl_sums(hidden, head, before, head, jnp.asarray(batch["loss_mask"]), chunk=config.loss_chunk)
     return loss + config.kl * jnp.sum(weights.kl * kl)
 
 
-def _hidden(model: RWKV7, params: PyTree, state: State, batch: Batch) -> Array:
-    return _apply(model, params)(batch["tokens"], state, valid=batch["valid"], method="hidden")[0]
+def _hidden(model: RWKV7, params: Params, state: State, batch: Batch) -> Array:
+    tokens, valid = jnp.asarray(batch["tokens"]), jnp.asarray(batch["valid"])
+    return functional.hidden(model, params, tokens, state, valid=valid)[0]
 
 
-def _nll(model: RWKV7, params: PyTree, hidden: Array, batch: Batch, chunk: int, frozen_head: bool) -> Array:
-    def head(x: Array) -> Any:
-        return _apply(model, params)(x, method="logits")
-
+def _nll(model: RWKV7, params: Params, hidden: Array, batch: Batch, chunk: int, frozen_head: bool) -> Array:
     return objective.chunked_sums(
         hidden,
-        head,
+        _head(model, params),
         jnp.asarray(batch["targets"]),
         jnp.asarray(batch["loss_mask"]),
         chunk=chunk,
@@ -202,15 +220,8 @@ def _nll(model: RWKV7, params: PyTree, hidden: Array, batch: Batch, chunk: int, 
     )[0]
 
 
-def _apply(model: RWKV7, params: PyTree) -> Callable[..., Any]:
-    apply: Callable[..., Any] = model.apply
-    return lambda *args, **options: apply({"params": params}, *args, **options)
-
-
-def _kept(finite: Bool[Array, "B"], new: Adapted, old: Adapted) -> Adapted:
-    """`new`, with the rows of `old` where a prompt's gradient is not finite; leaves without such rows are the new."""
-    shape = old.delta.shape
-    return jax.tree.map(lambda a, b: jnp.where(_over(finite), a, b) if a.shape == shape else a, new, old)
+def _head(model: RWKV7, params: Params) -> Head:
+    return lambda x: functional.logits(model, params, x)
 
 
 def _copies(batch: Batch, delta: Array) -> int:

@@ -1,4 +1,4 @@
-"""Choosing one of several chains: by vote, or by a scorer. The controls that test-time adaptation has to beat."""
+"""Choosing one of several samples: by vote, or by a scorer. The controls that test-time adaptation has to beat."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -9,24 +9,29 @@ Values = Sequence[float] | np.ndarray
 
 
 def majority(answers: Sequence[Hashable]) -> int:
-    """Self-consistency (arXiv 2203.11171): the index of the first chain whose answer is the most frequent one.
+    """Returns the index of the first sample whose answer is the most frequent one (arXiv 2203.11171).
 
-    None stands for a chain without an answer and has no vote. Ties go to the answer met first.
+    None stands for a sample without an answer and has no vote. Ties go to the answer met first.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
 
 
 def best(rewards: Values) -> int:
-    """Best-of-N: the index of the largest reward, the first among equals; NaN counts as the smallest."""
+    """Returns the index of the largest reward, the first among equals; NaN counts as the smallest."""
     return int(np.argmax(np.nan_to_num(np.asarray(rewards, np.float64), nan=-np.inf)))
 
 
 def advantages(rewards: Values, probabilities: Values | None = None, scale: bool = True) -> np.ndarray:
-    """Rewards against the group's mean, divided by its standard deviation if `scale` (GRPO, arXiv 2402.03300).
+    """Returns rewards against the group's mean, divided by its standard deviation (GRPO, arXiv 2402.03300).
 
-    probabilities: weights of the group's members in mean and deviation; None: equal ones. A group of equal rewards, or
-    one with a reward that is not finite, gives zeros. float64 [K].
+    Args:
+      rewards: of the group's K members.
+      probabilities: their weights in mean and deviation; None: equal ones.
+      scale: whether to divide by the deviation.
+
+    Returns:
+      float64 [K]; zeros for a group of equal rewards, or with a reward that is not finite.
     """
     x = np.asarray(rewards, np.float64)
     if not np.isfinite(x).all():

@@ -1,4 +1,4 @@
-"""A teacher behind any OpenAI-compatible HTTP endpoint; standard library alone.
+"""A teacher behind any OpenAI-compatible HTTP endpoint; needs the standard library alone.
 
 Log-probabilities of a given text need the `completions` interface with `echo` (vLLM, SGLang, llama-cpp-python, ...). A
 `chat` endpoint cannot give them; there the verification margin is the score.
@@ -9,17 +9,17 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from rwkv7_jax.generation.stop_strings import first_stop
-from state_tuning.test_time_scaling.teacher.http_client import Client, MalformedAnswer
-from state_tuning.test_time_scaling.teacher.in_process import Question, Scores, Written
+from rwkv7_jax.generation.stop_strings import cut_at_first_complete
+from state_tuning.test_time_scaling.teacher.http_client import Client, Json, MalformedAnswer
+from state_tuning.test_time_scaling.teacher.in_process import Generated, Question, Scores
 from state_tuning.test_time_scaling.teacher.replay import Replay
 
 EMPTY = -20.0
-"""Mean log-probability given to an empty chain, which a server cannot score; nats."""
+"""Mean log-probability given to an empty sample, which a server cannot score; nats."""
 LEAST = -100.0
 """Log-probabilities below count as this: servers write -9999 or -Infinity for what they cut off."""
 ROUNDING = 1e-3
@@ -29,14 +29,16 @@ STOPS = 4
 ALTERNATIVES = 20
 """Most likely first tokens of the verification's answer that are asked for."""
 
-Json = dict[str, Any]
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class HttpTeacher:
-    """`base_url` is all before `/completions` or `/chat/completions`.
+    """The larger model behind an address; `base_url` is all before `/completions` or `/chat/completions`.
 
-    Raises: ValueError for a wrong address, or a key that no header can hold.
+    Raises:
+      ValueError: a wrong address, or a key that no header can hold.
     """
 
     base_url: str
@@ -60,9 +62,9 @@ class HttpTeacher:
             raise ValueError(f"api {self.api!r} is unknown: choose completions or chat")
         self._client()
 
-    def score(self, prompts: Sequence[str], chains: Sequence[str], margin: bool = False) -> Scores:
-        """See `teacher.Teacher`; `log_probability` is NaN from a chat endpoint. Tokens: as the server counts them."""
-        pairs = list(zip(prompts, chains, strict=True))
+    def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
+        """Scores as `Teacher` says; `log_probability` is NaN from a chat endpoint. The server counts the tokens."""
+        pairs = list(zip(prompts, samples, strict=True))
         count = len(pairs)
         likely, length, tokens = np.full(count, np.nan), np.zeros(count, int), np.zeros(count, int)
         verdict = np.full(count, np.nan)
@@ -75,12 +77,14 @@ class HttpTeacher:
                 tokens[i] += used
         return Scores(likely, verdict, length, tokens)
 
-    def write(
+    def generate(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), seed: int | None = None
-    ) -> Written:
-        """See `teacher.Teacher`. Servers take at most four stop strings; at further ones the text is cut here.
+    ) -> Generated:
+        """Generates as `Teacher` says. Servers take at most four stop strings; at further ones the text is cut here.
 
-        Raises: ValueError for an empty stop string, `http_client.TeacherError` without an answer.
+        Raises:
+          ValueError: a stop string is empty.
+          TeacherError: there is no answer.
         """
         if not all(stop):
             raise ValueError("a stop string is empty; leave it out")
@@ -91,16 +95,16 @@ class HttpTeacher:
             for i, prompt in enumerate(prompts)
         ]
         found = self._map(lambda body: self._ask(body, lambda choice, used: (self._text(choice), used)), bodies)
-        texts = [text[: first_stop(text, stop)] for text, _ in found]
-        return Written(texts, np.asarray([used for _, used in found], int))
+        texts = [cut_at_first_complete(text, stop) for text, _ in found]
+        return Generated(texts, np.asarray([used for _, used in found], int))
 
     def _log_probability(self, pair: tuple[str, str]) -> tuple[float, int, int]:
-        """(mean log-probability of the chain's tokens, their number, tokens used)."""
-        prompt, chain = pair
-        if not chain:
+        """(mean log-probability of the sample's tokens, their number, tokens used)."""
+        prompt, sample = pair
+        if not sample:
             return EMPTY, 0, 0
-        body = {"prompt": prompt + chain, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
-        return self._ask(body, lambda choice, used: (*_echoed(choice, prompt, chain), used))
+        body: Json = {"prompt": prompt + sample, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+        return self._ask(body, lambda choice, used: (*_echoed(choice, prompt, sample), used))
 
     def _margin(self, pair: tuple[str, str]) -> tuple[float, int]:
         """(log p(yes) - log p(no), tokens used), from the answer's first token."""
@@ -118,10 +122,10 @@ class HttpTeacher:
             raise ValueError(f"the text is a JSON {type(text).__name__}")
         return text or ""
 
-    def _ask(self, body: Json, read: Callable[[Json, int], Any]) -> Any:
+    def _ask(self, body: Json, read: Callable[[Json, int], T]) -> T:
         """`read(first choice, tokens used)` of the answer; one that it cannot read counts as malformed."""
 
-        def whole(answer: Json) -> Any:
+        def whole(answer: Json) -> T:
             try:
                 usage = answer["usage"]
                 return read(answer["choices"][0], int(usage["prompt_tokens"]) + int(usage.get("completion_tokens", 0)))
@@ -137,7 +141,7 @@ class HttpTeacher:
             self.replay.put(request, answer)
         return value
 
-    def _map(self, call: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def _map(self, call: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(call, items))
 
@@ -155,12 +159,12 @@ def _key(variable: str) -> str:
     return key
 
 
-def _echoed(choice: Json, prompt: str, chain: str) -> tuple[float, int]:
-    """(mean log-probability, number) of the echoed tokens in the chain; one across its beginning is left out."""
+def _echoed(choice: Json, prompt: str, sample: str) -> tuple[float, int]:
+    """(mean log-probability, number) of the echoed tokens in the sample; one across its beginning is left out."""
     found = choice["logprobs"]
     tokens, values = found["tokens"], found["token_logprobs"]
     starts = found.get("text_offset") or np.cumsum([0, *map(len, tokens)])[:-1].tolist()
-    begin, end = len(prompt), len(prompt) + len(chain)
+    begin, end = len(prompt), len(prompt) + len(sample)
     inside = [_nats(value) for at, value in zip(starts, values, strict=True) if begin <= at < end and value is not None]
     if not inside:
         raise ValueError("no log-probability inside the chain; does the server support echo?")
@@ -188,9 +192,9 @@ def _yes_or_no(likely: dict[str, float], yes: str, no: str) -> float:
 
 
 def _nats(value: float) -> float:
-    """A log-probability from LEAST to 0. Raises: ValueError for what is none."""
+    """A log-probability from LEAST to 0. Raises: ValueError for any other value."""
     if not value <= ROUNDING:
-        raise ValueError(f"{value} is no log-probability")
+        raise ValueError(f"{value} is not a log-probability")
     return min(max(float(value), LEAST), 0.0)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Json = dict[str, Any]
+"""An object of JSON, as a server sends it."""
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more is given up."""
 AGAIN = (408, 409, 425, 429)
@@ -37,7 +39,8 @@ class _Passing(Exception):
 class Client:
     """POSTs to one address; follows no redirect, which would take the key elsewhere.
 
-    Raises: ValueError for an address that is not http or https, holds a password, or cannot be one.
+    Raises:
+      ValueError: an address that is not http or https, holds a password, or cannot be one.
     """
 
     def __init__(self, url: str, key: str | None, timeout: float, retries: int, backoff: float):
@@ -49,10 +52,11 @@ class Client:
         self.url, self.timeout, self.retries, self.backoff = url, timeout, retries, backoff
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
-    def post(self, body: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> tuple[dict[str, Any], T]:
-        """(answer, read(answer)). `read` raises MalformedAnswer for an answer to be asked for again.
+    def post(self, body: Json, read: Callable[[Json], T]) -> tuple[Json, T]:
+        """Returns (answer, read(answer)). `read` raises MalformedAnswer for an answer to be asked for again.
 
-        Raises: TeacherError after the last attempt, or at once for what no attempt can mend (401, 404, ...).
+        Raises:
+          TeacherError: after the last attempt, or at once where no attempt can help (401, 404, ...).
         """
         for attempt in range(self.retries + 1):
             try:
@@ -67,7 +71,7 @@ class Client:
                 time.sleep(self.backoff * 2**attempt if wait is None else wait)
         raise AssertionError("the loop returns or raises")
 
-    def _attempt(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _attempt(self, body: Json) -> Json:
         status, headers, text = self._fetch(json.dumps(body).encode())
         if not 200 <= status < 300:
             raise self._refused(status, headers, _short(text))
@@ -117,7 +121,8 @@ class Client:
 class _AsTheyAre(urllib.request.HTTPErrorProcessor):
     """Redirects and refusals come back like any answer."""
 
-    def http_response(self, request: Any, response: Any) -> Any:
+    def http_response(self, request: object, response: object) -> object:
+        """Returns the response as it is."""
         return response
 
     https_response = http_response
@@ -161,7 +166,7 @@ def _shown(url: str) -> str:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait by a `Retry-After` header, a number or a date; None without a readable one."""
+    """Returns the seconds to wait by a `Retry-After` header, a number or a date; None without a readable one."""
     if value is None:
         return None
     try:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import threading
 from pathlib import Path
-from typing import Any
+
+from state_tuning.test_time_scaling.teacher.http_client import Json
 
 BEGINNING = b'{"key": "'
 """Of every line."""
@@ -13,8 +14,15 @@ BEGINNING = b'{"key": "'
 class Replay:
     """Answers by request, one JSON line each, written as they come; a line cut off by a crash is dropped.
 
-    offline: never ask a server. The key is the request's content, not the server's address; nothing secret is stored.
-    Raises: FileNotFoundError offline without the file, ValueError for a line that is none of ours.
+    The key is the request's content, not the server's address; nothing secret is stored.
+
+    Args:
+      path: the file.
+      offline: never ask a server.
+
+    Raises:
+      FileNotFoundError: offline without the file.
+      ValueError: a line that is not of a replay file.
     """
 
     def __init__(self, path: str | Path, offline: bool = False):
@@ -27,10 +35,11 @@ class Replay:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def get(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to an equal earlier request, None if there is none.
+    def get(self, request: Json) -> Json | None:
+        """Returns the answer to an equal earlier request, None if there is none.
 
-        Raises: ValueError if there is none, offline.
+        Raises:
+          ValueError: there is none, offline.
         """
         answer = self._answers.get(_key(request))
         if answer is None and self.offline:
@@ -39,8 +48,8 @@ class Replay:
             )
         return answer
 
-    def put(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
-        """Keep an answer, in memory and at the end of the file."""
+    def put(self, request: Json, answer: Json) -> None:
+        """Keeps an answer, in memory and at the end of the file."""
         key = _key(request)
         with self._lock:
             self._answers[key] = answer
@@ -48,11 +57,11 @@ class Replay:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "answer": answer}) + "\n")
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, Json]:
         """All whole lines; the file is left ending after the last of them, so that appending stays safe."""
         text = self.path.read_bytes()
         lines = text.split(b"\n")
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Json] = {}
         kept = text
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -76,5 +85,5 @@ class Replay:
             file.write(b"" if kept.endswith(b"\n") else b"\n")
 
 
-def _key(request: dict[str, Any]) -> str:
+def _key(request: Json) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from rwkv7_jax import zero_state
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning.core import surgery
-from state_tuning.test_time_scaling import adapt, policy_gradient
+from state_tuning.test_time_scaling import adaptation, policy_gradient
 from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN, Problem, Session, Student
 from state_tuning.test_time_scaling.teacher import http as teacher_http
 from state_tuning.test_time_scaling.teacher.http import HttpTeacher
@@ -25,6 +26,7 @@ from state_tuning.test_time_scaling.teacher.replay import Replay
 from tests.helpers import CONFIG, MODEL, logits, random_state, weights
 
 BYTES = ByteTokenizer()
+LM = LanguageModel(MODEL, weights(), BYTES)
 
 
 def log_softmax(x):
@@ -34,7 +36,7 @@ def log_softmax(x):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return InProcessTeacher(MODEL, weights(), BYTES, question=Question("{prompt}{chain}?", "!yes", "!no"), batch_size=2)
+    return InProcessTeacher(LM, question=Question("{prompt}{chain}?", "!yes", "!no"), batch_size=2)
 
 
 def by_hand(text, state=None):
@@ -61,30 +63,30 @@ def test_in_process_scores_are_the_models_own(teacher):
 
 def test_an_empty_chain_is_scored_as_the_end_and_a_tuned_teacher_starts_from_its_state(teacher):
     state = random_state()
-    tuned = InProcessTeacher(MODEL, weights(), BYTES, state=state, batch_size=2)
+    tuned = InProcessTeacher(LM, state=state, batch_size=2)
     found = tuned.score(["ab"], [""])
     np.testing.assert_allclose(found.log_probability[0], by_hand("ab", state)[-1, BYTES.eos_id], atol=1e-5)
     assert found.length[0] == 1
 
 
 def test_in_process_writing_counts_what_is_read_and_written(teacher):
-    greedy = teacher.write(["ab", "c", ""], 5)
-    assert teacher.write(["", "ab", "c"], 5).texts == [greedy.texts[i] for i in (2, 0, 1)]
-    assert teacher.write(["ab", "c", ""], 5, seed=1).texts != teacher.write(["ab", "c", ""], 5, seed=2).texts
+    greedy = teacher.generate(["ab", "c", ""], 5)
+    assert teacher.generate(["", "ab", "c"], 5).texts == [greedy.texts[i] for i in (2, 0, 1)]
+    assert teacher.generate(["ab", "c", ""], 5, seed=1).texts != teacher.generate(["ab", "c", ""], 5, seed=2).texts
     assert len(greedy.texts) == 3
     for read, count in zip((2, 1, 1), greedy.tokens, strict=True):
         assert read + 1 <= count <= read + 5
 
 
 def test_in_process_writing_ends_before_a_stop_string(teacher):
-    whole = teacher.write(["ab"], 5).texts[0]
-    assert teacher.write(["ab"], 5, (whole[2:4],)).texts == [whole[: whole.index(whole[2:4])]] != [whole]
+    whole = teacher.generate(["ab"], 5).texts[0]
+    assert teacher.generate(["ab"], 5, (whole[2:4],)).texts == [whole[: whole.index(whole[2:4])]] != [whole]
 
 
 def test_no_chains_have_no_scores_and_no_prompts_no_texts(teacher):
     for column in teacher.score([], [], margin=True):
         assert column.shape == (0,)
-    texts, tokens = teacher.write([], 5)
+    texts, tokens = teacher.generate([], 5)
     assert (texts, tokens.tolist(), tokens.dtype) == ([], [], int)
 
 
@@ -94,7 +96,7 @@ def test_questions_that_cannot_be_asked_are_refused():
     with pytest.raises(ValueError, match="must begin with"):
         Question("Q: {prompt}{chain}")
     with pytest.raises(ValueError, match="begins with all tokens of the other"):
-        InProcessTeacher(MODEL, weights(), BYTES, question=Question(yes=" n", no=" no"))
+        InProcessTeacher(LM, question=Question(yes=" n", no=" no"))
 
 
 class Server(ThreadingHTTPServer):
@@ -178,7 +180,7 @@ def test_completions_give_log_probabilities_margins_and_tokens(server, monkeypat
     np.testing.assert_array_equal(found.tokens, [26, 13])
     assert all(headers["Authorization"] == "Bearer secret" for headers in server.headers)
     assert {request["model"] for request in server.requests} == {"big"}
-    written = http(server).write(["p", "q"], 9, ("\n",), seed=4)
+    written = http(server).generate(["p", "q"], 9, ("\n",), seed=4)
     assert written.texts == ["after p 4", "after q 5"]
     np.testing.assert_array_equal(written.tokens, [13, 13])
 
@@ -187,12 +189,12 @@ def test_chat_gives_margins_alone(server):
     found = http(server, api="chat").score(["ab"], ["cd"], margin=True)
     assert np.isnan(found.log_probability[0])
     np.testing.assert_allclose(found.margin[0], np.log(np.exp(-1) + np.exp(-2)) + 3.0)
-    assert http(server, api="chat").write(["p"], 9).texts == ["reply to p"]
+    assert http(server, api="chat").generate(["p"], 9).texts == ["reply to p"]
 
 
 def test_sampling_and_stop_strings_are_asked_for(server):
-    http(server).write(["p"], 9)
-    http(server).write(["p"], 7, ("\n", "Q:"), seed=4)
+    http(server).generate(["p"], 9)
+    http(server).generate(["p"], 7, ("\n", "Q:"), seed=4)
     greedy, sampled = server.requests
     assert (greedy["temperature"], greedy["max_tokens"], "stop" in greedy, "seed" in greedy) == (0.0, 9, False, False)
     assert (sampled["temperature"], sampled["max_tokens"], sampled["seed"]) == (1.0, 7, 4)
@@ -200,10 +202,10 @@ def test_sampling_and_stop_strings_are_asked_for(server):
 
 
 def test_texts_are_cut_at_stop_strings_beyond_those_that_servers_take(server):
-    assert http(server).write(["see A and B"], 9, ("1", "2", "3", "4", "A and", " a")).texts == ["after see A"]
+    assert http(server).generate(["see A and B"], 9, ("1", "2", "3", "4", "A and", " a")).texts == ["after see A"]
     assert server.requests[0]["stop"] == ["1", "2", "3", "4"]
     with pytest.raises(ValueError, match="a stop string is empty"):
-        http(server).write(["p"], 9, ("",))
+        http(server).generate(["p"], 9, ("",))
 
 
 def test_words_that_are_not_listed_count_as_the_least_likely():
@@ -221,10 +223,10 @@ def test_what_a_server_cut_off_has_a_bounded_log_probability(no):
 
 
 @pytest.mark.parametrize("value", [1000.0, 0.5, np.nan])
-def test_what_is_no_log_probability_is_malformed(value):
-    with pytest.raises(ValueError, match="is no log-probability"):
+def test_what_is_not_a_log_probability_is_malformed(value):
+    with pytest.raises(ValueError, match="is not a log-probability"):
         teacher_http._yes_or_no({" yes": value, " no": -1.0}, " yes", " no")
-    with pytest.raises(ValueError, match="is no log-probability"):
+    with pytest.raises(ValueError, match="is not a log-probability"):
         teacher_http._echoed({"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None, value]}}, "a", "b")
 
 
@@ -272,7 +274,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_passing_faults_are_retried(server, name):
     server.faults = [FAULTS[name], FAULTS[name]]
-    assert http(server).write(["p"], 9).texts == ["after p None"]
+    assert http(server).generate(["p"], 9).texts == ["after p None"]
     assert len(server.requests) == 3
 
 
@@ -280,7 +282,7 @@ def test_passing_faults_are_retried(server, name):
 def test_lasting_faults_end_in_one_line(server, name):
     server.faults = [FAULTS[name]] * 2
     with pytest.raises(TeacherError, match="2 attempts, given up") as error:
-        http(server, retries=1).write(["p"], 9)
+        http(server, retries=1).generate(["p"], 9)
     assert "\n" not in str(error.value)
     assert server.address in str(error.value)
 
@@ -289,7 +291,7 @@ def test_a_server_that_hangs_is_given_up_in_time(server):
     """Had it waited, the error would name the malformed answer that comes in the end."""
     server.faults = [hang]
     with pytest.raises(TeacherError, match="no answer in time"):
-        http(server, timeout=0.1, retries=0).write(["p"], 9)
+        http(server, timeout=0.1, retries=0).generate(["p"], 9)
 
 
 def test_a_refusal_whose_message_hangs_is_tried_again(server):
@@ -300,7 +302,7 @@ def test_a_refusal_whose_message_hangs_is_tried_again(server):
         time.sleep(0.6)
 
     server.faults = [hang_in_refusal]
-    assert http(server, timeout=0.2).write(["p"], 9).texts == ["after p None"]
+    assert http(server, timeout=0.2).generate(["p"], 9).texts == ["after p None"]
 
 
 def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(server):
@@ -317,7 +319,7 @@ def test_a_server_that_answers_byte_by_byte_is_given_up_in_time(server):
 
     server.faults = [drip]
     with pytest.raises(TeacherError, match="no answer in time"):
-        http(server, timeout=0.3, retries=0).write(["p"], 9)
+        http(server, timeout=0.3, retries=0).generate(["p"], 9)
 
 
 def test_chunked_answers_are_read(server):
@@ -332,21 +334,21 @@ def test_chunked_answers_are_read(server):
         handler.close_connection = True
 
     server.faults = [chunked]
-    assert http(server, retries=0).write(["p"], 9).texts == ["x"]
+    assert http(server, retries=0).generate(["p"], 9).texts == ["x"]
 
 
 def test_waits_double_and_those_the_server_asks_for_go_before(server, monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", waits.append)
     server.faults = [refuse(500), refuse(429, Retry_After="7"), refuse(500), refuse(500)]
-    http(server, backoff=0.5).write(["p"], 9)
+    http(server, backoff=0.5).generate(["p"], 9)
     assert waits == [0.5, 7.0, 2.0, 4.0]
 
 
 def test_the_servers_own_message_is_shown(server):
     server.faults = [b'{"error": {"message": "model\\n overloaded"}}']
     with pytest.raises(TeacherError, match="the server says: model overloaded; 1 attempts"):
-        http(server, retries=0).write(["p"], 9)
+        http(server, retries=0).generate(["p"], 9)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -355,14 +357,14 @@ def test_redirects_are_named_and_not_followed(server, monkeypatch, code):
     elsewhere = f"http://user:password@127.0.0.1:{server.server_address[1]}/other"
     server.faults = [refuse(code, b"", Location=elsewhere)]
     with pytest.raises(TeacherError, match=rf"HTTP {code} redirects to .*/other; give that address") as error:
-        http(server).write(["p"], 9)
+        http(server).generate(["p"], 9)
     assert "password" not in str(error.value)
     assert len(server.requests) == 1
 
 
 def test_keys_are_stripped_and_never_shown(server, monkeypatch):
     monkeypatch.setenv("TEST_KEY", " secret\r\n")
-    http(server).write(["p"], 9)
+    http(server).generate(["p"], 9)
     assert server.headers[0]["Authorization"] == "Bearer secret"
     for key in ("sec\nret", "secré", "secr€t"):
         monkeypatch.setenv("TEST_KEY", key)
@@ -394,17 +396,17 @@ def test_addresses_that_cannot_be_are_refused_at_once(address):
 def test_what_no_attempt_can_mend_is_not_tried_again(server):
     server.faults = [refuse(401, b"wrong key")]
     with pytest.raises(TeacherError, match="HTTP 401, wrong key; check address"):
-        http(server).write(["p"], 9)
+        http(server).generate(["p"], 9)
     assert len(server.requests) == 1
     server.faults = [refuse(429, Retry_After="9999")]
     with pytest.raises(TeacherError, match="asks to wait 9999 s"):
-        http(server).write(["p"], 9)
+        http(server).generate(["p"], 9)
 
 
 def test_a_server_that_is_not_there_is_named():
     nobody = HttpTeacher("http://127.0.0.1:1/v1", "big", retries=0)
     with pytest.raises(TeacherError, match=r"127\.0\.0\.1:1"):
-        nobody.write(["p"], 9)
+        nobody.generate(["p"], 9)
     with pytest.raises(ValueError, match="write http://HOST/v1"):
         HttpTeacher("ftp://x", "big")
 
@@ -480,7 +482,7 @@ class Chat:
         found = np.asarray([-float(len(chain)) for chain in chains])
         return Scores(nan, found if margin else nan, zero, zero + 3)
 
-    def write(self, prompts, max_tokens, stop=(), seed=None):
+    def generate(self, prompts, max_tokens, stop=(), seed=None):
         raise NotImplementedError
 
 
@@ -488,14 +490,16 @@ def alone(reward):
     config = policy_gradient.AdaptConfig(samples=2, steps=1, reward=reward)
     three, two = (("a:", " xx"), ("a:", " y"), ("a:", " xyz")), (("b:", " x"), ("b:", " ww"))
     problems = [Problem("a", three), Problem("b", two)]
-    student = Student(MODEL, weights(), BYTES, zero_state(CONFIG, None))
+    student = Student(LM, zero_state(CONFIG, None))
     keys = jax.random.split(jax.random.key(0), 2)
-    return adapt.alone(Session(student, policy_gradient.make_program(MODEL, config), Chat(), problems, keys, config))
+    return adaptation.teacher_alone(
+        Session(student, policy_gradient.make_program(MODEL, config), Chat(), problems, keys, config)
+    )
 
 
 def test_without_log_probabilities_the_larger_model_chooses_by_margin():
     found = alone("margin")
     assert [a.results for a in found] == [[NOT_CHOSEN, 0.0, NOT_CHOSEN], [0.0, NOT_CHOSEN]]
-    assert [a.budget.teacher_tokens for a in found] == [9, 6]
+    assert [a.cost.teacher_tokens for a in found] == [9, 6]
     with pytest.raises(ValueError, match="gives no log_probability of a choice; choose reward margin"):
         alone("log_probability")

@@ -12,16 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import zero_state
-from rwkv7_jax.generation.generate import SamplingConfig, generate_text
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.generation.generate import SamplingParams, generate_text
+from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.tokenizer import ByteTokenizer
 from rwkv7_jax.wkv_state import Literal
 from state_tuning.core.objective import Example
-from state_tuning.test_time_scaling import adapt as adaptation
-from state_tuning.test_time_scaling import policy_gradient, selection
-from state_tuning.test_time_scaling.cost import Budget
+from state_tuning.test_time_scaling import adaptation, policy_gradient, selection
+from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, Weights
-from state_tuning.test_time_scaling.rollouts import Chains, Closed, Open, Problem, Session, Student, batch_of
-from state_tuning.test_time_scaling.teacher.in_process import Scores, Written
+from state_tuning.test_time_scaling.rollouts import (
+    GivenChoices,
+    Problem,
+    SampledAnswers,
+    Samples,
+    Session,
+    Student,
+    batch_of,
+)
+from state_tuning.test_time_scaling.teacher.in_process import Generated, Scores
 from tests.helpers import CONFIG, MODEL, logits, random_state, weights
 
 BYTES = ByteTokenizer()
@@ -35,7 +43,7 @@ def strengthened(path, leaf):
 
 
 PARAMS = jax.tree_util.tree_map_with_path(strengthened, weights())
-STUDENT = Student(MODEL, PARAMS, BYTES, zero_state(CONFIG, None))
+STUDENT = Student(LanguageModel(MODEL, PARAMS, BYTES), zero_state(CONFIG, None))
 PROBLEMS = [Problem("one"), Problem("and two"), Problem("3")]
 CHOICES = [
     Problem("a", (("a:", " x"), ("a:", " yy"), ("a:", " z"))),
@@ -44,20 +52,20 @@ CHOICES = [
 
 
 class ToyTeacher:
-    """Likes chains whose characters come early; 10 tokens to score a chain, 7 to write one. Notes what it was asked."""
+    """Likes samples whose characters come early; 10 tokens to score a sample, 7 to write one. Notes all calls."""
 
     def __init__(self):
         self.asked = 0
 
-    def score(self, prompts, chains, margin=False):
-        assert len(prompts) == len(chains)
-        self.asked += len(chains)
-        value = np.asarray([np.mean([c < "p" for c in chain] or [0.0]) for chain in chains])
-        length = np.asarray([len(chain.encode()) for chain in chains])
-        return Scores(value, value, length, np.full(len(chains), 10))
+    def score(self, prompts, samples, margin=False):
+        assert len(prompts) == len(samples)
+        self.asked += len(samples)
+        value = np.asarray([np.mean([c < "p" for c in sample] or [0.0]) for sample in samples])
+        length = np.asarray([len(sample.encode()) for sample in samples])
+        return Scores(value, value, length, np.full(len(samples), 10))
 
-    def write(self, prompts, max_tokens, stop=(), seed=None):
-        return Written(["abc"] * len(prompts), np.full(len(prompts), 7))
+    def generate(self, prompts, max_tokens, stop=(), seed=None):
+        return Generated(["abc"] * len(prompts), np.full(len(prompts), 7))
 
 
 def session(config=SETTINGS, problems=PROBLEMS, numbers=None, student=STUDENT):
@@ -82,8 +90,8 @@ def descent():
 
 
 def mean_reward(s, delta):
-    """Of 48 chains that were not seen."""
-    parts = [Open(s).sample(delta, first, 8) for first in range(1000, 1048, 8)]
+    """Of 48 samples that were not seen."""
+    parts = [SampledAnswers(s).sample(delta, first, 8) for first in range(1000, 1048, 8)]
     scores = [s.teacher.score(part.contexts, part.texts).log_probability for part in parts]
     return np.concatenate([score.reshape(len(s.problems), -1) for score in scores], axis=1).mean(1)
 
@@ -96,11 +104,11 @@ def summit():
 
 def climb(s, steps):
     """Delta after so many steps."""
-    explorer, adapted = Open(s), s.program.start(len(s.problems))
+    explorer, adapted = SampledAnswers(s), s.program.start(len(s.problems))
     for step in range(steps):
         found = explorer.explore(adapted.delta, step)
         adapted, metrics = s.program.update(
-            s.student.params, s.student.state, adapted, batch_of(found.chains.examples), found.weights
+            s.student.lm.params, s.student.state, adapted, batch_of(found.samples.examples), found.weights
         )
         assert bool(metrics["applied"].all())
     return adapted.delta
@@ -141,7 +149,7 @@ def formula(delta, batch, weights):
 
 
 def descended(policy, kl):
-    """(Delta of 3 prompts, batch, weights, the slope that a gradient step took, metrics), chains random."""
+    """(Delta of 3 prompts, batch, weights, the slope that a gradient step took, metrics), samples random."""
     rng = np.random.default_rng(1)
     batch = batch_of([Example(rng.integers(1, 255, 10).astype(np.int32), 4, 0) for _ in range(24)])
     share = Weights(*(rng.uniform(0.005, 0.02, 24) for _ in range(2)))
@@ -177,21 +185,21 @@ class Judge(ToyTeacher):
     def __init__(self, rewards):
         self.rewards = np.asarray(rewards, np.float64)
 
-    def score(self, prompts, chains, margin=False):
+    def score(self, prompts, samples, margin=False):
         count = np.full(len(self.rewards), 1)
         return Scores(self.rewards, self.rewards, count, count)
 
 
-class Given(Open):
-    """Chains of 1, 2, 4 and 3, 3, 5 tokens, not sampled."""
+class Given(SampledAnswers):
+    """Samples of 1, 2, 4 and 3, 3, 5 tokens, not sampled."""
 
     def sample(self, delta, first, count):
         examples = [Example(np.ones(2 + n, np.int32), 2, 0) for n in (1, 2, 4, 3, 3, 5)]
-        return Chains(examples, [""] * 6, [""] * 6, [1] * 6)
+        return Samples(examples, [""] * 6, [""] * 6, [1] * 6)
 
 
 def test_a_chain_weighs_its_advantage_over_its_length():
-    """- 1/K A_k log pi(c_k) / |c_k|, A_k = (reward_k - mean) / deviation among the chains of its prompt."""
+    """- 1/K A_k log pi(c_k) / |c_k|, A_k = (reward_k - mean) / deviation among the samples of its prompt."""
     rewards, length = np.asarray([[0.1, 0.7, 0.3], [2.0, -1.0, 0.0]]), np.asarray([[1, 2, 4], [3, 3, 5]])
     s = session(dataclasses.replace(SETTINGS, samples=3), PROBLEMS[:2])._replace(teacher=Judge(rewards.ravel()))
     found = Given(s).explore(s.program.start(2).delta, 0).weights
@@ -203,9 +211,9 @@ def test_a_chain_weighs_its_advantage_over_its_length():
 def test_choices_weigh_as_the_gradient_of_the_expected_reward(monkeypatch):
     """d/d log pi_i of sum_j p_j r_j = p_i (r_i - sum_j p_j r_j), over the deviation of r under p; KL: p_i / |c_i|."""
     scores = np.asarray([[-1.0, -2.5, -0.4], [-3.0, -2.0, -np.inf]])
-    monkeypatch.setattr(Closed, "log_likelihoods", lambda self, delta: scores)
+    monkeypatch.setattr(GivenChoices, "log_likelihoods", lambda self, delta: scores)
     s = session(problems=CHOICES)._replace(teacher=Judge([0.3, 0.9, -0.5, 1.0, 0.0]))
-    found = Closed(s).explore(s.program.start(2).delta, 0).weights
+    found = GivenChoices(s).explore(s.program.start(2).delta, 0).weights
     rewards, length = np.asarray([[0.3, 0.9, -0.5], [1.0, 0.0, 0.0]]), np.asarray([[2, 3, 2], [2, 2, 1]])
     p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     centred = rewards - (p * rewards).sum(1, keepdims=True)
@@ -218,7 +226,7 @@ def test_with_rate_zero_it_is_the_greedy_student():
     still = dataclasses.replace(SETTINGS, steps=1, rate=0.0)
     rounds = adaptation.adapt(session(still))
     prompts = [p.prompt for p in PROBLEMS]
-    greedy = SamplingConfig(temperature=0.0, max_new_tokens=3)
+    greedy = SamplingParams(temperature=0.0, max_new_tokens=3)
     wanted = generate_text(MODEL, PARAMS, BYTES, prompts, None, jax.random.key(0), greedy).texts
     assert [a.results for a in rounds[0]] == [a.results for a in rounds[1]] == [[text] for text in wanted]
 
@@ -226,10 +234,10 @@ def test_with_rate_zero_it_is_the_greedy_student():
 def test_student_tokens_and_teacher_tokens_are_counted_exactly():
     s = session()
     rounds = adaptation.adapt(s)
-    drawn = [Open(s).sample(s.program.start(3).delta, 0, SETTINGS.samples)]
+    drawn = [SampledAnswers(s).sample(s.program.start(3).delta, 0, SETTINGS.samples)]
     first = np.asarray(drawn[0].cost).reshape(3, -1).sum(1)
     for b in range(3):
-        tokens = [rounds[step][b].budget for step in range(4)]
+        tokens = [rounds[step][b].cost for step in range(4)]
         assert [t.teacher_tokens for t in tokens] == [0, 80, 160, 240]
         assert 1 <= tokens[0].student_tokens <= 3
         answer = tokens[1].student_tokens - first[b]
@@ -243,10 +251,10 @@ def test_a_chain_costs_its_tokens_and_its_end():
     """Of a student that likes to end: its last norm leans towards the end token."""
     toward = PARAMS["head"]["weight"][BYTES.eos_id]
     norm = PARAMS["ln_out"] | {"bias": PARAMS["ln_out"]["bias"] + 10 * toward / jnp.sum(jnp.square(toward))}
-    s = session(student=STUDENT._replace(params=PARAMS | {"ln_out": norm}))
-    chains = Open(s).sample(s.program.start(3).delta, 0, 8)
-    assert {1, 2, 3} == set(chains.cost)
-    for example, text, cost in zip(chains.examples, chains.texts, chains.cost, strict=True):
+    s = session(student=STUDENT._replace(lm=STUDENT.lm.replace(params=PARAMS | {"ln_out": norm})))
+    samples = SampledAnswers(s).sample(s.program.start(3).delta, 0, 8)
+    assert {1, 2, 3} == set(samples.cost)
+    for example, text, cost in zip(samples.examples, samples.texts, samples.cost, strict=True):
         ended = example.tokens[-1] == BYTES.eos_id and len(example.tokens) > example.completion_start
         assert cost == len(example.tokens) - example.completion_start
         assert cost <= 3
@@ -302,9 +310,9 @@ def test_the_teachers_chain_becomes_likelier():
     config = dataclasses.replace(SETTINGS, steps=0, chain_steps=10)
     s = session(config)
     (answers,) = adaptation.adapt(s)
-    assert all(a.budget.teacher_tokens == 7 for a in answers)
-    explorer, start = Open(s), s.program.start(3)
-    batch = batch_of(explorer.written()[0])
+    assert all(a.cost.teacher_tokens == 7 for a in answers)
+    explorer, start = SampledAnswers(s), s.program.start(3)
+    batch = batch_of(explorer.teacher_answers()[0])
     before = s.program.nll(PARAMS, STUDENT.state, start.delta, batch)
     adapted, _ = adaptation._imitate(s, explorer, start)
     assert (s.program.nll(PARAMS, STUDENT.state, adapted.delta, batch) < before).all()
@@ -315,9 +323,9 @@ def test_given_choices_are_scored_once_and_counted_at_every_look():
     rounds = adaptation.adapt(s)
     assert s.teacher.asked == 5
     assert [len(a.results) for a in rounds[0]] == [3, 2]
-    assert [round_[0].budget.teacher_tokens for round_ in rounds] == [0, 30, 30, 30]
-    assert [round_[0].budget.student_tokens for round_ in rounds] == [7, 14, 21, 28]
-    assert [round_[1].budget.student_tokens for round_ in rounds] == [4, 8, 12, 16]
+    assert [round_[0].cost.teacher_tokens for round_ in rounds] == [0, 30, 30, 30]
+    assert [round_[0].cost.student_tokens for round_ in rounds] == [7, 14, 21, 28]
+    assert [round_[1].cost.student_tokens for round_ in rounds] == [4, 8, 12, 16]
 
 
 def test_a_choice_that_the_teacher_prefers_gains_on_the_others():
@@ -341,23 +349,23 @@ def test_controls_use_the_same_chains_at_the_same_budget(problems):
     assert set(found) == {"self_consistency", "best_of_n"}
     for b in range(len(problems)):
         vote, best = found["self_consistency"][9][b], found["best_of_n"][9][b]
-        assert vote.budget.student_tokens == best.budget.student_tokens > found["best_of_n"][1][b].budget.student_tokens
-        assert vote.budget.teacher_tokens == 0
-        assert best.budget.teacher_tokens == 10 * (9 if not problems[0].choices else best.budget.teacher_tokens // 10)
+        assert vote.cost.student_tokens == best.cost.student_tokens > found["best_of_n"][1][b].cost.student_tokens
+        assert vote.cost.teacher_tokens == 0
+        assert best.cost.teacher_tokens == 10 * (9 if not problems[0].choices else best.cost.teacher_tokens // 10)
         assert found["self_consistency"][1][b].results == found["best_of_n"][1][b].results
     if not problems[0].choices:
-        chains = Open(s).sample(s.program.start(3).delta, 0, 9)
-        rewards = s.teacher.score(chains.contexts, chains.texts).log_probability.reshape(3, 9)
-        picked = [chains.texts[9 * b + int(rewards[b].argmax())] for b in range(3)]
+        samples = SampledAnswers(s).sample(s.program.start(3).delta, 0, 9)
+        rewards = s.teacher.score(samples.contexts, samples.texts).log_probability.reshape(3, 9)
+        picked = [samples.texts[9 * b + int(rewards[b].argmax())] for b in range(3)]
         assert [a.results[0] for a in found["best_of_n"][9]] == picked
 
 
 def test_the_larger_model_alone():
-    assert [a.results for a in adaptation.alone(session())] == [["abc"]] * 3
-    found = adaptation.alone(session(problems=CHOICES))
+    assert [a.results for a in adaptation.teacher_alone(session())] == [["abc"]] * 3
+    found = adaptation.teacher_alone(session(problems=CHOICES))
     np.testing.assert_allclose(found[0].results, [1.0, 1.0, 1.0])
-    assert [a.budget.teacher_tokens for a in found] == [30, 20]
-    assert found[0].budget.student_tokens == 0
+    assert [a.cost.teacher_tokens for a in found] == [30, 20]
+    assert found[0].cost.student_tokens == 0
 
 
 def test_a_student_whose_map_does_not_read_s0_is_refused():
@@ -399,4 +407,4 @@ def test_votes_and_best():
     assert selection.majority(["x", "y"]) == 0
     assert selection.best([1.0, 3.0, 3.0, float("nan")]) == 1
     np.testing.assert_array_equal(selection.advantages([1.0, float("nan")]), [0.0, 0.0])
-    assert Budget(1, 2, 3.0).plus(Budget(1, 1, 0.5)) == Budget(2, 3, 3.5)
+    assert Cost(1, 2, 3.0).plus(Cost(1, 1, 0.5)) == Cost(2, 3, 3.5)
