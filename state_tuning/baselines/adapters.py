@@ -1,16 +1,18 @@
 """Baselines that need the frozen weights to become a start: a soft prompt that is read, matrices beside weights.
 
-`Method.graft` knows no weights. It may return an `Entry` instead of a state, which `Entered`, the same model, resolves
-inside its own call: weights stay an argument of the step, and the train step needs no case for any of this.
+`Method.graft` knows no weights. It may return an `Adapter` instead of a state, which `AdaptedRWKV7`, the same model,
+resolves inside its own call: weights stay an argument of the step, and the train step needs no case for any of this.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from rwkv7_jax.functional import Params
 from rwkv7_jax.layers import Linear
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
@@ -20,34 +22,36 @@ DOWN, UP = "lora_down", "lora_up"
 
 
 @runtime_checkable
-class Entry(Protocol):
-    """What a model can be called from in the place of a state."""
+class Adapter(Protocol):
+    """What `AdaptedRWKV7` takes instead of a state."""
 
-    def enter(self, model: RWKV7, params: PyTree) -> tuple[PyTree, State]:
-        """(weights to call the model with, batched state to call it from), differentiable in the entry's arrays."""
+    def adapt(self, model: RWKV7, params: Params) -> tuple[Params, State]:
+        """Returns (weights to call the model with, batched state to call it from), differentiable in the arrays."""
         ...
 
 
-class Entered(RWKV7):
-    """RWKV-7 that takes an `Entry` where a state is expected, and adds `up (down x)` where its weights have the two."""
+class AdaptedRWKV7(RWKV7):
+    """RWKV-7 that takes an `Adapter` where a state is expected, and adds `up (down x)` where its weights have both."""
 
     @nn.nowrap
-    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-        """As of RWKV7; the second of `args`, the state, may be an `Entry`."""
-        if len(args) > 1 and isinstance(args[1], Entry):
-            params, state = args[1].enter(RWKV7(self.config), variables["params"])
+    def apply(self, variables: dict[str, Params], *args: PyTree, **options: PyTree) -> PyTree:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Calls the model as RWKV7 does; the second of `args`, the state, may be an `Adapter`."""
+        if len(args) > 1 and isinstance(args[1], Adapter):
+            params, state = args[1].adapt(RWKV7(self.config), variables["params"])
             variables, args = {"params": params}, (args[0], state, *args[2:])
         with nn.intercept_methods(_add_low_rank):
             return super().apply(variables, *args, **options)
 
-    def init_stacked(self, key: Any) -> dict:
-        """The stacked parameters that there are: Flax compares them with this, and knows no small matrices."""
+    def init_stacked(self, key: Array) -> dict[str, PyTree]:
+        """Returns the stacked parameters that there are: Flax compares them with this, and knows no small matrices."""
         if self.has_variable("params", "blocks"):
             return jax.tree.map(jnp.zeros_like, self.get_variable("params", "blocks"))
         return super().init_stacked(key)
 
 
-def _add_low_rank(next_call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+def _add_low_rank(
+    next_call: Callable[..., PyTree], args: tuple, options: dict, context: nn.module.InterceptorContext
+) -> PyTree:
     """W x, and `up (down x)` beside it where a linear layer has the two."""
     out, layer = next_call(*args, **options), context.module
     if not (isinstance(layer, Linear) and context.method_name == "__call__" and layer.has_variable("params", DOWN)):

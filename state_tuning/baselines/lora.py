@@ -4,13 +4,15 @@ The frozen W is never differentiated: `W x + B (A x)` needs products with A and 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
 from state_tuning.baselines.adapters import DOWN, UP
@@ -48,17 +50,27 @@ class Lora:
 
 
 class LowRank(NamedTuple):
-    """An `Entry`: the zero state of a batch, and weights with small matrices beside them."""
+    """An `Adapter`: the zero state of a batch, and weights with small matrices beside them."""
 
     pairs: Pairs
     rows: int
 
-    def enter(self, model: RWKV7, params: PyTree) -> tuple[PyTree, State]:
+    def adapt(self, model: RWKV7, params: Params) -> tuple[Params, State]:
+        """Returns the weights with the pairs beside them, and the zero state."""
         return insert(params, self.pairs), zero_state(model.config, self.rows)
 
 
 def method(config: RWKV7Config, lora: Lora, key: Key[Array, ""]) -> Method:
-    """Trains the pairs; the state stays zero. Needs an `entry.Entered` model; `merge` gives weights for any other."""
+    """Returns LoRA as a method: it trains the pairs, the state stays zero.
+
+    Args:
+      config: the model's dimensions.
+      lora: which projections, and how large.
+      key: of the random start of A.
+
+    Returns:
+      The method. It needs an `adapters.AdaptedRWKV7` model; `merge` gives weights for any other.
+    """
 
     def init() -> Pairs:
         keys = jax.random.split(key, len(lora.projections))
@@ -70,15 +82,15 @@ def method(config: RWKV7Config, lora: Lora, key: Key[Array, ""]) -> Method:
     return Method(init, graft)  # pyright: ignore[reportArgumentType]
 
 
-def insert(params: PyTree, pairs: Pairs) -> PyTree:
-    """Weights with the pairs beside them, for `entry.Entered`. Copies no weight."""
+def insert(params: Params, pairs: Pairs) -> Params:
+    """Returns weights with the pairs beside them, for `adapters.AdaptedRWKV7`. Copies no weight."""
     return _edited(params, pairs, lambda linear, pair: linear | {DOWN: pair.down, UP: pair.up})
 
 
-def merge(params: PyTree, pairs: Pairs, lora: Lora) -> PyTree:
-    """New weights W + alpha / rank B A of the same dtypes, for any model; the others are shared with `params`."""
+def merge(params: Params, pairs: Pairs, lora: Lora) -> Params:
+    """Returns new weights W + alpha / rank B A of the same dtypes, for any model; others are shared with `params`."""
 
-    def merged(linear: dict, pair: Pair) -> dict:
+    def merged(linear: Params, pair: Pair) -> Params:
         extra = jnp.einsum("...or,...ri->...oi", pair.up, pair.down, precision="highest")
         weight = jnp.asarray(linear["weight"])
         return linear | {"weight": (weight.astype(jnp.float32) + extra).astype(weight.dtype)}
@@ -86,8 +98,8 @@ def merge(params: PyTree, pairs: Pairs, lora: Lora) -> PyTree:
     return _edited(params, _scaled(pairs, lora), merged)
 
 
-def _edited(params: PyTree, pairs: Pairs, edit) -> PyTree:
-    """The tree with `edit(linear layer's dict, its Pair)` in the place of each layer named in `pairs`."""
+def _edited(params: Params, pairs: Pairs, edit: Callable[[Params, Pair], Params]) -> Params:
+    """The tree with each layer named in `pairs` replaced by `edit(linear layer's dict, its Pair)`."""
     out = dict(params)
     for block in [name for name in params if name.startswith("block")]:
         index = slice(1, None) if block == "blocks" else int(block.removeprefix("block_"))

@@ -6,17 +6,19 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from rwkv7_jax import functional
+from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import Offset
 from state_tuning.baselines import lora
-from state_tuning.baselines.adapters import Entered
+from state_tuning.baselines.adapters import AdaptedRWKV7
 from state_tuning.baselines.lora import Lora
 from state_tuning.core import surgery, train
 from state_tuning.core.train import Method, TuneConfig
@@ -31,7 +33,7 @@ class Baseline(NamedTuple):
     model: RWKV7
     """For `train.make_train_step` and `train.make_eval_step`."""
     method: Method
-    finish: Callable[[PyTree, PyTree], tuple[PyTree, State]]
+    finish: Callable[[Params, PyTree], tuple[Params, State]]
     """(frozen weights, trained tree) -> (weights, unbatched state) for the plain model: to generate and to score."""
 
 
@@ -45,34 +47,34 @@ class Sizes:
 
 
 class Prefix(NamedTuple):
-    """An `Entry`: soft tokens that are read once, from the zero state, and whose state every row starts from."""
+    """An `Adapter`: soft tokens that are read once, from the zero state, and whose state every sequence starts from."""
 
     soft: Float[Array, "P D"]
     rows: int
 
-    def enter(self, model: RWKV7, params: PyTree) -> tuple[PyTree, State]:
+    def adapt(self, model: RWKV7, params: Params) -> tuple[Params, State]:
+        """Returns the weights as they are, and the state after the soft tokens."""
         return params, surgery.broadcast(prefix_state(model, params, self.soft), self.rows)
 
 
-def prefix_state(model: RWKV7, params: PyTree, soft: Float[Array, "P D"]) -> State:
-    """The unbatched state after soft tokens (rows in the place of the embedding's, before the first norm)."""
+def prefix_state(model: RWKV7, params: Params, soft: Float[Array, "P D"]) -> State:
+    """Returns the unbatched state after soft tokens (read instead of the embedding's rows, before the first norm)."""
     count = soft.shape[0]
     reader = RWKV7(dataclasses.replace(model.config, vocab_size=count))
-    apply: Callable[..., Any] = reader.apply
-    weights = {"params": {**params, "emb": {"weight": soft}}}
+    weights = {**params, "emb": {"weight": soft}}
     tokens = jnp.arange(count, dtype=jnp.int32)[None]
-    _, state = apply(weights, tokens, zero_state(model.config, 1), method="hidden")
+    _, state = functional.hidden(reader, weights, tokens, zero_state(model.config, 1))
     return jax.tree.map(lambda leaf: leaf[:, 0], state)
 
 
-def state_tuning(model: RWKV7, params: PyTree, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
-    """S_0 with the scale `tune.alpha` and the penalty `tune.l2` (S0 Tuning, arXiv 2604.01168)."""
+def state_tuning(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns S_0 with the scale `tune.alpha` and the penalty `tune.l2` (S0 Tuning, arXiv 2604.01168)."""
     method = train.standard(model.config, tune)
     return Baseline(model, method, lambda params, tree: (params, train.full_state(model.config, tree, tune)))
 
 
-def state_offset(model: RWKV7, params: PyTree, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
-    """An offset added to the state wherever it is read; S_0 stays zero."""
+def state_offset(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns an offset added to the state wherever it is read; S_0 stays zero."""
     zero = zero_state(model.config, None)
     start = zero._replace(wkv=Offset(zero.wkv, jnp.zeros_like(zero.wkv)))  # pyright: ignore[reportArgumentType]
 
@@ -87,28 +89,29 @@ def state_offset(model: RWKV7, params: PyTree, tune: TuneConfig, sizes: Sizes, k
     return Baseline(model, method, lambda params, tree: (params, full(tree)))
 
 
-def prefix(model: RWKV7, params: PyTree, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
-    """A soft prompt compiled to a state; it starts from the embeddings of random tokens (arXiv 2104.08691)."""
+def prefix(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns a soft prompt compiled to a state; it starts from the embeddings of random tokens (arXiv 2104.08691)."""
     config = model.config
     tokens = jax.random.randint(key, (sizes.prefix,), 0, config.vocab_size)
     start = jnp.asarray(params["emb"]["weight"])[tokens].astype(jnp.float32)
 
-    def finish(params: PyTree, soft: Array) -> tuple[PyTree, State]:
+    def finish(params: Params, soft: Array) -> tuple[Params, State]:
         state = jax.jit(lambda params, soft: prefix_state(model, params, soft))(params, soft)
         return params, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state)
 
-    graft: Any = Prefix
-    return Baseline(Entered(config), Method(lambda: start, graft), finish)
+    return Baseline(AdaptedRWKV7(config), Method(lambda: start, Prefix), finish)  # pyright: ignore[reportArgumentType]
 
 
-def low_rank(model: RWKV7, params: PyTree, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
-    """LoRA on the projections, the state zero."""
+def low_rank(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns LoRA on the projections, the state zero."""
     method = lora.method(model.config, sizes.lora, key)
     zero = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), zero_state(model.config, None))
-    return Baseline(Entered(model.config), method, lambda params, pairs: (lora.merge(params, pairs, sizes.lora), zero))
+    return Baseline(
+        AdaptedRWKV7(model.config), method, lambda params, pairs: (lora.merge(params, pairs, sizes.lora), zero)
+    )
 
 
-TRAINED: dict[str, Callable[[RWKV7, PyTree, TuneConfig, Sizes, Key[Array, ""]], Baseline]] = {
+TRAINED: dict[str, Callable[[RWKV7, Params, TuneConfig, Sizes, Key[Array, ""]], Baseline]] = {
     "s0": state_tuning,
     "state_offset": state_offset,
     "prefix": prefix,
@@ -117,28 +120,47 @@ TRAINED: dict[str, Callable[[RWKV7, PyTree, TuneConfig, Sizes, Key[Array, ""]], 
 
 
 def build(
-    name: str, model: RWKV7, params: PyTree, tune: TuneConfig, key: Key[Array, ""], sizes: Sizes | None = None
+    name: str, model: RWKV7, params: Params, tune: TuneConfig, key: Key[Array, ""], sizes: Sizes | None = None
 ) -> Baseline:
-    """The trained baseline of this name. `params` gives a prefix its start and is not kept.
+    """Returns the trained baseline of this name.
 
-    Raises: ValueError for an unknown name.
+    Args:
+      name: a name in `TRAINED`.
+      model: the model's description.
+      params: its weights, which give a prefix its start; they are not kept.
+      tune: settings of the method.
+      key: of a random start.
+      sizes: sizes of what is trained beside a state.
+
+    Returns:
+      The baseline, for `make_train_step(baseline.model, ..., baseline.method)`.
+
+    Raises:
+      ValueError: an unknown name.
     """
     if name not in TRAINED:
         raise ValueError(f"baseline {name!r} is not trained or unknown: choose {', '.join(TRAINED)}")
     return TRAINED[name](model, params, tune, sizes or Sizes(), key)
 
 
-def few_shot(model: RWKV7, params: PyTree, tokens: Sequence[int]) -> State:
-    """The unbatched state after solved examples: what a few-shot prompt is to a recurrent model."""
+def few_shot(model: RWKV7, params: Params, tokens: Sequence[int]) -> State:
+    """Returns the unbatched state after solved examples: what a few-shot prompt is to a recurrent model."""
     return compile_prompt(model, params, tokens)
 
 
 def soup(states: Sequence[State], loss: Callable[[State], float] | None = None) -> State:
-    """The average of tuned states (State Soup, arXiv 2406.08423).
+    """Returns the average of tuned states (State Soup, arXiv 2406.08423).
 
-    With `loss` (on held-out text) it is the greedy soup: states in order of their own loss, each kept if the average
-    with it is no worse (arXiv 2203.05482).
-    Raises: ValueError without a state.
+    Args:
+      states: unbatched, of the same shapes.
+      loss: a state's loss on held-out text. With it the soup is greedy: states in order of their own loss, each kept
+        if the average with it is at least as good (arXiv 2203.05482).
+
+    Returns:
+      The average.
+
+    Raises:
+      ValueError: there is no state.
     """
     if loss is None or len(states) == 1:
         return surgery.mix(states, [1.0 / len(states)] * len(states)) if states else surgery.mix([], [])

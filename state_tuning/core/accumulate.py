@@ -1,20 +1,31 @@
-"""Gradient accumulation: the sums of a batch by equal parts of its rows, with the memory of one part."""
+"""Gradient accumulation: the sums of a batch by equal parts of its sequences, with the memory of one part."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
-Sums = Callable[[Any, Any], tuple[Any, Any]]
+Sums = Callable[[PyTree, PyTree], tuple[Array, PyTree]]
 """(tree, batch) -> (a scalar sum over the batch, other sums)"""
 
 
-def accumulated(sums: Sums, tree: Any, batch: Any, parts: int) -> tuple[tuple[Any, Any], Any]:
-    """((sum, other sums), gradient of the sum), added up over parts i = rows i, i + parts, ..., so that each device of
-    a mesh has rows of every part.
+def accumulated(sums: Sums, tree: PyTree, batch: PyTree, parts: int) -> tuple[tuple[Array, PyTree], PyTree]:
+    """Computes sums over a batch, and the gradient of the first, part by part.
 
-    Raises: ValueError if the rows cannot be cut into `parts` equal parts.
+    Part i holds the sequences i, i + parts, ..., so that each device of a mesh has sequences of every part.
+
+    Args:
+      sums: (tree, batch) -> (a scalar sum over the batch, other sums).
+      tree: what is differentiated.
+      batch: arrays [B, ...].
+      parts: number of parts that are computed one after another.
+
+    Returns:
+      ((sum, other sums), gradient of the sum with respect to `tree`).
+
+    Raises:
+      ValueError: the sequences cannot be cut into `parts` equal parts.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % parts:

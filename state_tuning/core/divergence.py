@@ -1,17 +1,10 @@
-"""KL divergence between the next-token distributions of two runs, and the guarded update that fits one to the other."""
-
-from collections.abc import Callable
-from typing import Any
+"""KL divergence between the next-token distributions of two runs."""
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from state_tuning.core import non_finite
-from state_tuning.core.train import TuneState
-
-Head = Callable[[Float[Array, "B C D"]], Any]
+from state_tuning.core.objective import Head, cut
 
 
 def kl_sums(
@@ -23,10 +16,21 @@ def kl_sums(
     *,
     chunk: int = 128,
 ) -> Float[Array, "B"]:
-    """sum_t mask_t KL(softmax(head(hidden_t)) | softmax(other_head(other_t))) of each row, in nats.
+    """Computes sum_t mask_t KL(softmax(head(hidden_t)) | softmax(other_head(other_t))) of each sequence.
 
     Logits of at most [B, chunk, vocab] of each run are alive at a time: chunks without a masked token are skipped, and
-    the backward pass computes a chunk's logits again. Hidden values where the mask is 0 may be anything, even NaN.
+    the backward pass computes a chunk's logits again.
+
+    Args:
+      hidden: activations [B, T, D] of the first run; where the mask is 0 they may be anything, even NaN.
+      head: activations [B, C, D] -> logits [B, C, vocab].
+      other: activations [B, T, E] of the second run.
+      other_head: the second run's head.
+      mask: weight of each token [B, T].
+      chunk: tokens whose logits exist at a time.
+
+    Returns:
+      The divergence of each sequence [B], nats.
     """
     chunk = min(chunk, mask.shape[1])
 
@@ -38,36 +42,10 @@ def kl_sums(
         return jax.lax.cond((m > 0).any(), divergence, lambda: jnp.zeros(m.shape[0], jnp.float32))
 
     step = jax.checkpoint(piece)
-    pieces = tuple(_cut(x, chunk) for x in (hidden, other, mask))
+    pieces = tuple(cut(x, chunk) for x in (hidden, other, mask))
     zero = jnp.zeros(mask.shape[0], jnp.float32)
     return jax.lax.scan(lambda total, parts: (total + step(*parts), None), zero, pieces)[0]
 
 
-def apply_gradients(
-    optimizer: optax.GradientTransformation, tuned: TuneState, loss: Float[Array, ""], grads: PyTree
-) -> tuple[TuneState, dict[str, Array]]:
-    """One step of `optimizer`; a non-finite loss, gradient or result leaves trainable and optimiser as they were.
-
-    metrics: loss, grad_norm, applied, skipped, consecutive.
-    """
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(grads, tuned.opt_state, tuned.trainable)
-        candidate = optax.apply_updates(tuned.trainable, updates)
-    ok = non_finite.all_finite((loss, grads, candidate, opt_state))
-    skipped = tuned.skipped + (~ok).astype(jnp.int32)
-    consecutive = jnp.where(ok, 0, tuned.consecutive + 1)
-    trainable, opt_state = non_finite.select(ok, (candidate, opt_state), (tuned.trainable, tuned.opt_state))
-    norm = optax.tree.norm(grads)
-    metrics = {"loss": loss, "grad_norm": norm, "applied": ok, "skipped": skipped, "consecutive": consecutive}
-    return TuneState(trainable, opt_state, tuned.step + 1, skipped, consecutive), metrics
-
-
 def _clean(x: Array, mask: Array) -> Array:
     return jnp.where(mask[..., None] > 0, x, jnp.zeros((), x.dtype))
-
-
-def _cut(x: Array, chunk: int) -> Array:
-    """[B, T, ...] -> [n, B, chunk, ...], zeros at the end."""
-    batch, time = x.shape[:2]
-    x = jnp.pad(x, ((0, 0), (0, -time % chunk)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)

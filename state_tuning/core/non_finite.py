@@ -1,19 +1,24 @@
-"""The non-finite guard: flags computed inside the step, and the host's sentence that names layer and step.
+"""Non-finite updates: flags computed inside the step, and the host's message that names layer and step.
 
-`optax.apply_if_finite` is no guard: after a number of bad updates in a row it applies one. Here a bad update is never
-applied; the host raises after too many in a row.
+`optax.apply_if_finite` applies a bad update after a number of them in a row. Here a bad update is never applied; the
+host raises after too many in a row.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, PyTree
 
+from rwkv7_jax.functional import Params
 from rwkv7_jax.state import State
 
+Tree = TypeVar("Tree")
+Metrics = Mapping[str, ArrayLike]
+"""What a step measures, by name."""
 PLACES = ("att_shift", "wkv", "ffn_shift")
 """The parts of a state in the order in which a layer computes them."""
 _MEANING = {
@@ -30,20 +35,20 @@ class NonFiniteError(ValueError):
 
 
 def state_flags(state: State) -> Bool[Array, "L 3"]:
-    """Which parts of each layer's final state (batched) are finite, in the order of `PLACES`.
+    """Returns which parts of each layer's final state (batched) are finite, in the order of `PLACES`.
 
-    A NaN at any token stays in wkv until the end of the row, so the first False names where it arose.
+    A NaN at any token stays in wkv until the end of the sequence, so the first False names where it arose.
     """
     return jnp.stack([layer_flags(getattr(state, name)) for name in PLACES], axis=1)
 
 
-def layer_flags(tree: Any) -> Bool[Array, "L"]:
-    """Whether every leaf [L, ...] of a tree is finite, for each layer."""
+def layer_flags(tree: PyTree) -> Bool[Array, "L"]:
+    """Returns whether every leaf [L, ...] of a tree is finite, for each layer."""
     return jnp.stack([_finite_per_layer(leaf) for leaf in jax.tree.leaves(tree)]).all(0)
 
 
-def weight_flags(params: Mapping[str, Any]) -> Bool[Array, "L"]:
-    """Whether everything that belongs to a layer is finite, in a tree like the model's weights (`block_0` and stacked
+def weight_flags(params: Params) -> Bool[Array, "L"]:
+    """Returns whether all that belongs to a layer is finite, in a tree like the model's weights (`block_0` and stacked
     or single later blocks), for each layer."""
     single = [name for name in params if name.startswith("block_")]
     flags = [all_finite(params[name])[None] for name in sorted(single, key=lambda name: int(name[6:]))]
@@ -51,23 +56,51 @@ def weight_flags(params: Mapping[str, Any]) -> Bool[Array, "L"]:
     return jnp.concatenate([*flags, *stacked])
 
 
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether every floating-point leaf of a tree is finite."""
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Returns whether every floating-point leaf of a tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def select(ok: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """`new` if ok, else `old` bit for bit."""
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+def select(ok: Bool[Array, "*S"], new: Tree, old: Tree) -> Tree:
+    """Returns `new` where `ok`, else `old` bit for bit; leaves with fewer axes than `ok` are those of `new`."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b) if ok.ndim <= a.ndim else a, new, old)
 
 
-def skipped(metrics: Mapping[str, Any], step: int, batch: int | None = None) -> str | None:
-    """One line about a skipped update, naming step, batch (the number it was drawn as, if given) and layer; None if the
-    update was applied.
+def keep_if_finite(new: Tree, old: Tree, *causes: PyTree) -> tuple[Tree, Bool[Array, ""]]:
+    """Applies an update only if it is sound.
 
-    Reads the metrics of `train.make_train_step` on the host, which waits for the step to finish. Those of other steps
-    need `applied`; without `state_finite` and `grad_finite` no layer is named.
+    Args:
+      new: the state after the update.
+      old: the state before it.
+      *causes: other trees that must be finite too, as loss and gradients.
+
+    Returns:
+      (`new` if it and all `causes` are finite, else `old` bit for bit; whether they are).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kept, applied = keep_if_finite(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 2.0]))
+      >>> kept.tolist(), bool(applied)
+      ([1.0, 2.0], False)
+    """
+    ok = all_finite((*causes, new))
+    return select(ok, new, old), ok
+
+
+def skip_message(metrics: Metrics, step: int, batch: int | None = None) -> str | None:
+    """Describes a skipped update in one line.
+
+    Reading the metrics waits for the step to finish.
+
+    Args:
+      metrics: those of `train.make_train_step`. Those of other steps need `applied`; without `state_finite` and
+        `grad_finite` no layer is named.
+      step: number of the step.
+      batch: the number that its batch was drawn as, if it is another.
+
+    Returns:
+      The line, which names step, batch and layer; None if the update was applied.
     """
     if jax.device_get(metrics["applied"]):
         return None
@@ -75,18 +108,22 @@ def skipped(metrics: Mapping[str, Any], step: int, batch: int | None = None) -> 
     return f"{place}: update skipped, first non-finite value {_where(metrics)}"
 
 
-def check_finite(metrics: Mapping[str, Any], step: int, limit: int = 5) -> str | None:
-    """As `skipped`. Raises: NonFiniteError if `limit` or more updates in a row were skipped."""
-    message = skipped(metrics, step)
+def check_finite(metrics: Metrics, step: int, limit: int = 5) -> str | None:
+    """Returns `skip_message(metrics, step)`.
+
+    Raises:
+      NonFiniteError: `limit` or more updates in a row were skipped.
+    """
+    message = skip_message(metrics, step)
     if message is None:
         return None
-    consecutive = int(jax.device_get(metrics["consecutive"]))
-    if consecutive >= limit:
-        raise NonFiniteError(f"{message}; {consecutive} in a row: {ADVICE}")
+    notfinite_count = int(jax.device_get(metrics["consecutive"]))
+    if notfinite_count >= limit:
+        raise NonFiniteError(f"{message}; {notfinite_count} in a row: {ADVICE}")
     return message
 
 
-def _where(metrics: Mapping[str, Any]) -> str:
+def _where(metrics: Metrics) -> str:
     if "state_finite" not in metrics:
         return "in a place that this step does not tell"
     forward = np.asarray(jax.device_get(metrics["state_finite"]))

@@ -9,18 +9,21 @@ encodes apart, and the mask is a token offset: no merge can move it. `boundary_m
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from rwkv7_jax.tokenizer.tokenizers import Tokenizer
+from rwkv7_jax.tokenizer import Tokenizer
+
+Head = Callable[[Float[Array, "B C D"]], Float[Array, "B C vocab"]]
+"""activations -> logits"""
 
 
 class Batch(TypedDict):
-    """Right-padded rows. `targets[t]` is the token after `tokens[t]`; padding has valid False and loss_mask 0."""
+    """Right-padded sequences. `targets[t]` is the token after `tokens[t]`; padding has valid False and loss_mask 0."""
 
     tokens: Int[Array | np.ndarray, "B T"]
     targets: Int[Array | np.ndarray, "B T"]
@@ -45,12 +48,31 @@ def encode_example(
     prefix: Sequence[int] = (),
     eos: bool = True,
 ) -> Example:
-    """Tokens of `prefix`, prompt, completion and (if `eos`) the end token, the parts encoded apart (see the module).
+    """Encodes `prefix`, prompt, completion and (if `eos`) the end token, the parts apart (see the module).
 
-    max_len bounds the model's input positions, that is N - 1. Too long an example loses its oldest prompt tokens first
-    (one stays, to predict from), then the end of its completion. With no prompt and no prefix the end token, which
-    separates documents in RWKV's training text, comes first: the first token needs one to be predicted from.
-    Raises: ValueError if nothing is left to predict, or max_len < 1.
+    With no prompt and no prefix the end token, which separates documents in RWKV's training text, comes first: the
+    first token needs one to be predicted from.
+
+    Args:
+      tokenizer: text to token ids.
+      prompt: text before the completion; it has no loss.
+      completion: text to predict.
+      max_len: bound of the model's input positions, that is N - 1. Too long an example loses its oldest prompt tokens
+        first (one stays, to predict from), then the end of its completion.
+      prefix: token ids before the prompt.
+      eos: whether the end token is predicted after the completion.
+
+    Returns:
+      The example, int32.
+
+    Raises:
+      ValueError: nothing is left to predict, or max_len < 1.
+
+    Example:
+      >>> from rwkv7_jax.tokenizer import ByteTokenizer
+      >>> example = encode_example(ByteTokenizer(), "2+2=", "4")
+      >>> example.tokens.tolist(), example.completion_start
+      ([50, 43, 50, 61, 52, 0], 4)
     """
     context = [*prefix, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
     answer = [*tokenizer.encode(completion), *([tokenizer.eos_id] if eos else [])]
@@ -66,15 +88,51 @@ def encode_example(
     return Example(tokens, completion_start=len(context), truncated=total - len(tokens))
 
 
+def encode_text(tokenizer: Tokenizer, text: str, max_len: int) -> list[Example]:
+    """Encodes a plain text as windows of at most `max_len` positions, each of which starts with the end token.
+
+    Args:
+      tokenizer: text to token ids.
+      text: every token of it, and the end token after it, is predicted.
+      max_len: bound of the model's input positions.
+
+    Returns:
+      The windows in order.
+
+    Raises:
+      ValueError: the text is empty and has nothing to predict.
+
+    Example:
+      >>> from rwkv7_jax.tokenizer import ByteTokenizer
+      >>> [example.tokens.tolist() for example in encode_text(ByteTokenizer(), "abc", 3)]
+      [[0, 97, 98, 99], [0, 0]]
+    """
+    whole = encode_example(tokenizer, "", text)
+    start = whole.completion_start
+    head, body = whole.tokens[:start], whole.tokens[start:]
+    size = max(1, max_len + 1 - start)
+    pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
+    return [Example(np.concatenate([head, piece]), start, 0) for piece in pieces]
+
+
 def boundary_merges(tokenizer: Tokenizer, prompt: str, completion: str) -> bool:
-    """Whether encoding prompt and completion jointly gives other tokens than encoding them apart."""
+    """Returns whether encoding prompt and completion jointly gives other tokens than encoding them apart."""
     return tokenizer.encode(prompt + completion) != [*tokenizer.encode(prompt), *tokenizer.encode(completion)]
 
 
 def collate(examples: Sequence[Example], length: int, batch_size: int | None = None) -> Batch:
-    """Right-pad examples to one numpy batch of T = length; with `batch_size`, fill up with rows that are all padding.
+    """Right-pads examples to one numpy batch.
 
-    Raises: ValueError for an example of more than length + 1 tokens, no example, or more than batch_size.
+    Args:
+      examples: at least one.
+      length: T, positions of each sequence.
+      batch_size: B; sequences that are all padding fill it up. None: the number of examples.
+
+    Returns:
+      The batch [B, T].
+
+    Raises:
+      ValueError: an example has more than length + 1 tokens; there is no example, or more than batch_size.
     """
     rows = len(examples) if batch_size is None else batch_size
     if not 0 < len(examples) <= rows:
@@ -95,7 +153,7 @@ def collate(examples: Sequence[Example], length: int, batch_size: int | None = N
 
 
 def token_nll(logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Negative log-likelihood of each target in nats, by a float32 log-softmax."""
+    """Computes the negative log-likelihood of each target in nats, by a float32 log-softmax."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -104,9 +162,17 @@ def token_nll(logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"]) -> 
 def completion_sums(
     logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"], loss_mask: Float[Array, "B T"]
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """(sum of masked NLL in nats, sum of the mask), one per row; logits where the mask is 0 may be anything, even NaN.
+    """Computes the masked sums of one sequence each.
 
     Sums, not means: over micro-batches they add up to the large batch's exactly (token-weighted).
+
+    Args:
+      logits: [B, T, vocab]; where the mask is 0 they may be anything, even NaN.
+      targets: token ids [B, T].
+      loss_mask: weight of each token [B, T].
+
+    Returns:
+      (sum of masked NLL in nats [B], sum of the mask [B]).
     """
     logits = jnp.where(loss_mask[..., None] > 0, logits, jnp.zeros((), logits.dtype))
     return (token_nll(logits, targets) * loss_mask).sum(-1), loss_mask.sum(-1)
@@ -115,36 +181,46 @@ def completion_sums(
 def completion_loss(
     logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"], loss_mask: Float[Array, "B T"]
 ) -> Float[Array, ""]:
-    """Mean NLL in nats over the masked tokens of the whole batch; 0 if there is none."""
+    """Computes the mean NLL in nats over the masked tokens of the whole batch; 0 if there is none."""
     nll, count = completion_sums(logits, targets, loss_mask)
     return mean(nll.sum(), count.sum())
 
 
 def mean(total: Float[Array, "*S"], count: Float[Array, ""]) -> Float[Array, "*S"]:
-    """total / count, and total where nothing was counted."""
+    """Returns total / count, and total where nothing was counted."""
     return total / jnp.where(count > 0, count, 1.0)
 
 
 def chunked_sums(
     hidden: Float[Array, "B T D"],
-    head: Callable[[Float[Array, "B C D"]], Any],
+    head: Head,
     targets: Int[Array, "B T"],
     loss_mask: Float[Array, "B T"],
     *,
     chunk: int = 128,
     frozen_head: bool = False,
 ) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """`completion_sums(head(hidden), ...)` with logits of at most [B, chunk, vocab] alive at a time.
+    """Computes `completion_sums(head(hidden), ...)` with logits of at most [B, chunk, vocab] alive at a time.
 
-    Each row's masked positions are moved to the front and chunks without one are skipped, so logits are computed only
-    where they are needed. The backward pass computes a chunk's logits again (remat). With `frozen_head` it does not:
-    the forward pass keeps d nll / d hidden [B, T, D] instead, which saves a third of the head's work; gradients then
-    reach `hidden` alone, and the head's weights get none.
+    Each sequence's masked positions are moved to the front and chunks without one are skipped, so logits are computed
+    only where they are needed. The backward pass computes a chunk's logits again (remat).
+
+    Args:
+      hidden: activations [B, T, D].
+      head: activations [B, C, D] -> logits [B, C, vocab].
+      targets: token ids [B, T].
+      loss_mask: weight of each token [B, T].
+      chunk: tokens whose logits exist at a time.
+      frozen_head: keep d nll / d hidden [B, T, D] of the forward pass instead of computing logits again, which saves a
+        third of the head's work; gradients then reach `hidden` alone, and the head's weights get none.
+
+    Returns:
+      (sum of masked NLL in nats [B], sum of the mask [B]).
     """
     chunk = min(chunk, hidden.shape[1])
     pieces = _compact(hidden, targets, loss_mask, chunk)
 
-    def piece_nll(x, y, m):
+    def piece_nll(x: Array, y: Array, m: Array) -> Float[Array, "B"]:
         x = jnp.where(m[..., None] > 0, x, jnp.zeros((), x.dtype))
         return completion_sums(head(x), y, m)[0]
 
@@ -158,28 +234,31 @@ def chunked_sums(
     return nll, loss_mask.sum(-1)
 
 
-def _compact(hidden, targets, loss_mask, chunk: int):
-    """Masked positions first in each row, then cut into [n, B, chunk, ...] with masked-out padding at the end."""
+def cut(x: Array | np.ndarray, length: int) -> Array:
+    """Cuts [B, T, ...] into pieces [n, B, length, ...], zeros at the end."""
+    x = jnp.asarray(x)
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % length)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, length, *x.shape[2:]), 1, 0)
+
+
+def _compact(hidden: Array, targets: Array, loss_mask: Array, chunk: int) -> tuple[Array, Array, Array]:
+    """Masked positions first in each sequence, then cut into [n, B, chunk, ...] with masked-out padding at the end."""
     order = jnp.argsort(loss_mask <= 0, axis=1, stable=True)
-    batch, length = targets.shape
-    extra = -length % chunk
 
-    def cut(x):
-        x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
-        x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+    def sorted_pieces(x: Array) -> Array:
+        return cut(jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1), chunk)
 
-    return cut(hidden), cut(targets), cut(loss_mask)
+    return sorted_pieces(hidden), sorted_pieces(targets), sorted_pieces(loss_mask)
 
 
-def _if_any_counts(function: Callable) -> Callable:
-    """`function(x, y, mask)`, or zeros in its place where no position counts.
+def _if_any_counts(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`function(x, y, mask)`, or zeros where no position counts.
 
     Logits have to stay inside of the branch: what leaves it, residuals too, XLA gathers from all GPUs of a mesh.
     """
 
-    def apply(x, y, m):
-        def zeros():
+    def apply(x: Array, y: Array, m: Array) -> PyTree:
+        def zeros() -> PyTree:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, x, y, m))
 
         return jax.lax.cond((m > 0).any(), lambda: function(x, y, m), zeros)
@@ -187,13 +266,13 @@ def _if_any_counts(function: Callable) -> Callable:
     return apply
 
 
-def _precomputed(piece_nll: Callable, pieces) -> Float[Array, "B"]:
-    """Row sums of `piece_nll` whose gradient to the hidden states was computed in the same pass.
+def _precomputed(piece_nll: Callable[..., Array], pieces: tuple[Array, Array, Array]) -> Float[Array, "B"]:
+    """Sums over each sequence of `piece_nll` whose gradient to the hidden states was computed in the same pass.
 
-    Rows are independent, so the gradient of the sum over rows holds every row's own gradient.
+    Sequences are independent, so the gradient of the sum over them holds every one's own gradient.
     """
 
-    def both(x, y, m):
+    def both(x: Array, y: Array, m: Array) -> tuple[Array, Array]:
         nll, pull = jax.vjp(lambda x: piece_nll(x, y, m), x)
         return nll, pull(jnp.ones_like(nll))[0]
 

@@ -6,23 +6,31 @@ but only through the forward pass.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from state_tuning.core.objective import Batch
+from state_tuning.core.objective import Batch, cut
 
-Piece = Callable[[Any, Any], tuple[Any, Any]]
-"""(state before, Batch of a segment) -> (state after, per-row sums)"""
+Piece = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+"""(state before, Batch of a segment) -> (state after, sums of each sequence)"""
 
 
-def scan_segments(piece: Piece, state: Any, batch: Batch, length: int, exact: int = 0) -> tuple[Any, Any]:
-    """(state after the last token, sums over segments) of a batch cut into segments of `length` tokens.
+def scan_segments(piece: Piece, state: PyTree, batch: Batch, length: int, exact: int = 0) -> tuple[PyTree, PyTree]:
+    """Runs a batch segment by segment.
 
-    exact: segments from the start that the gradient runs through; 0 is all of them.
+    Args:
+      piece: (state before, batch of a segment) -> (state after, sums of each sequence).
+      state: the state before the first token.
+      batch: arrays [B, T].
+      length: tokens of a segment.
+      exact: segments from the start that the gradient runs through; 0 is all of them.
+
+    Returns:
+      (state after the last token, sums over segments).
     """
-    pieces = jax.tree.map(lambda x: _cut(x, length), batch)
+    pieces = jax.tree.map(lambda x: cut(x, length), batch)
     count = jax.tree.leaves(pieces)[0].shape[0]
     exact = min(exact, count) or count
     step = jax.checkpoint(piece)
@@ -32,9 +40,3 @@ def scan_segments(piece: Piece, state: Any, batch: Batch, length: int, exact: in
         state, later = jax.lax.scan(piece, jax.lax.stop_gradient(state), jax.tree.map(lambda x: x[exact:], pieces))
         parts.append(jax.lax.stop_gradient(later))
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves).sum(0, dtype=leaves[0].dtype), *parts)
-
-
-def _cut(x: Any, length: int) -> Any:
-    """[B, T] -> [segments, B, length], zeros (no token) at the end."""
-    x = jnp.pad(jnp.asarray(x), ((0, 0), (0, -x.shape[1] % length)))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, length), 1, 0)

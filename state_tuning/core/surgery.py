@@ -2,22 +2,23 @@
 
 A state here is unbatched: `State(att_shift [L,D], ffn_shift [L,D], wkv [L,H,V,K])`, float32. A *hole* is a leaf
 replaced by `None`, as in equinox and optax masks: JAX sees an empty subtree, so a tree with holes is a valid pytree
-that can be differentiated, optimised, mixed and scaled. Of an upscaled state only the matrices are mixed and scaled:
-its map (`memory.MAP`) stays as it is.
+that can be differentiated, optimised, mixed and scaled. Of an upscaled state only the matrices are mixed and scaled;
+its map (`wkv_state.MAP`) stays as it is. All functions but `info` work under jit, vmap and grad.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax.state import State
-from rwkv7_jax.wkv_state import MAP, Memory
+from rwkv7_jax.wkv_state import MAP, WKVState
 
 Tree = TypeVar("Tree")
 Factor = int | float | Float[Array, ""]
@@ -34,11 +35,23 @@ class FactoredState(NamedTuple):
 
 
 def split(state: Tree, where: Where) -> tuple[Tree, Tree]:
-    """Part a state into (trainable, frozen), two trees of its structure with complementary holes.
+    """Splits a state into a trainable and a frozen part, with complementary holes.
 
-    `where` is a field name, several, or a predicate on a leaf's path ("wkv"; "a/b" in a nested tree).
     Law: `graft(*split(x, where)) == x` for every `where`.
-    Raises: ValueError for a name that is no leaf's path.
+
+    Args:
+      state: any pytree.
+      where: path of a leaf, several, or a predicate on a path ("wkv"; "a/b" in a nested tree): what is trainable.
+
+    Returns:
+      (trainable, frozen), two trees of the structure of `state`.
+
+    Raises:
+      ValueError: a name is not the path of a leaf.
+
+    Example:
+      >>> split({"a": 1.0, "b": 2.0}, "a")
+      ({'a': 1.0, 'b': None}, {'a': None, 'b': 2.0})
     """
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     keep = _predicate(where, paths)
@@ -48,22 +61,46 @@ def split(state: Tree, where: Where) -> tuple[Tree, Tree]:
 
 
 def graft(trainable: Tree, frozen: Tree) -> Tree:
-    """Fill the holes of `trainable` from `frozen`; where both have a leaf, the trainable one stays.
+    """Fills the holes of `trainable` from `frozen`.
 
     Laws: `graft(*split(x, where)) == x`; `graft(x, y) == x` if x has no hole.
-    Raises: ValueError if the two trees have different structures.
+
+    Args:
+      trainable: a tree with holes; its leaves stay.
+      frozen: a tree of the same structure.
+
+    Returns:
+      The tree.
+
+    Raises:
+      ValueError: the two trees have different structures.
+
+    Example:
+      >>> graft({"a": 1.0, "b": None}, {"a": 3.0, "b": 2.0})
+      {'a': 1.0, 'b': 2.0}
     """
     return jax.tree.map(lambda mine, other: other if mine is None else mine, trainable, frozen, is_leaf=_is_hole)
 
 
 def broadcast(state: Tree, batch_size: int) -> Tree:
-    """Copy every leaf `[L, ...]` to `[L, B, ...]`: each of the B rows starts from the same state.
+    """Copies every leaf `[L, ...]` to `[L, B, ...]`: each of the B sequences starts from the same state.
 
     The result owns its memory: donating or changing it never touches `state`.
-    Law: `broadcast(x, B)[:, i] == x` for every row i, and the gradient to x is the sum over rows.
+    Law: `broadcast(x, B)[:, i] == x` for every i, and the gradient to x is the sum over sequences.
+
+    Args:
+      state: unbatched.
+      batch_size: B.
+
+    Returns:
+      The batched state.
+
+    Example:
+      >>> broadcast({"wkv": jnp.zeros((2, 3))}, 4)["wkv"].shape
+      (2, 4, 3)
     """
 
-    def rows(leaf):
+    def rows(leaf: ArrayLike) -> Array:
         leaf = jnp.array(leaf)
         return jnp.broadcast_to(leaf[:, None], (leaf.shape[0], batch_size, *leaf.shape[1:]))
 
@@ -71,10 +108,23 @@ def broadcast(state: Tree, batch_size: int) -> Tree:
 
 
 def mix(states: Sequence[Tree], weights: Sequence[Factor]) -> Tree:
-    """The weighted sum `sum_i weights[i] * states[i]` (State Soup, arXiv 2406.08423); weights need not sum to one.
+    """Returns the weighted sum `sum_i weights[i] * states[i]` (State Soup, arXiv 2406.08423).
 
     Laws: `mix([x], [1]) == x`; `mix([x, y], [a, b]) == mix([y, x], [b, a])`; linear in every state.
-    Raises: ValueError if there is no state, or not one weight a state, or if shapes, or maps of upscaled ones, differ.
+
+    Args:
+      states: of the same shapes.
+      weights: one for each state; they need not sum to one.
+
+    Returns:
+      The sum.
+
+    Raises:
+      ValueError: there is no state, or not one weight a state, or shapes, or maps of upscaled states, differ.
+
+    Example:
+      >>> mix([jnp.ones(2), 3 * jnp.ones(2)], [0.5, 0.5]).tolist()
+      [2.0, 2.0]
     """
     if not states or len(states) != len(weights):
         raise ValueError(f"mix: {len(states)} states with {len(weights)} weights; give one weight for each state")
@@ -85,28 +135,61 @@ def mix(states: Sequence[Tree], weights: Sequence[Factor]) -> Tree:
 
 
 def diff(state: Tree, other: Tree) -> Tree:
-    """The leaf-wise difference `state - other`.
+    """Returns the leaf-wise difference `state - other`.
 
     Laws: `diff(x, x) == 0`; `diff(x, 0) == x`; `diff(x, y) == mix([x, y], [1, -1])`.
-    Raises: ValueError if shapes or the maps of upscaled states differ.
+
+    Args:
+      state: any state.
+      other: a state of the same shapes.
+
+    Returns:
+      The difference.
+
+    Raises:
+      ValueError: shapes or the maps of upscaled states differ.
     """
     _check_same(state, other, "diff: the second state")
     return _but_for_maps(lambda x, y: jnp.asarray(x) - jnp.asarray(y), state, other)
 
 
 def scale(state: Tree, alpha: Factor) -> Tree:
-    """Multiply every leaf by `alpha`, the strength of a tuned state (S0 Tuning, arXiv 2604.01168); dtypes stay.
+    """Multiplies every leaf by `alpha`, the strength of a tuned state (S0 Tuning, arXiv 2604.01168); dtypes stay.
 
     Laws: `scale(x, 1) == x`; `scale(x, 0) == 0` for finite x; `scale(scale(x, a), b) == scale(x, a * b)`.
+
+    Args:
+      state: any state.
+      alpha: a number, or a scalar array.
+
+    Returns:
+      The scaled state.
+
+    Example:
+      >>> scale({"wkv": jnp.ones(2), "hole": None}, 0.5)["wkv"].tolist()
+      [0.5, 0.5]
     """
     return _but_for_maps(lambda leaf: jnp.asarray(leaf) * jnp.asarray(alpha, jnp.asarray(leaf).dtype), state)
 
 
 def select_layers(state: Tree, layers: Iterable[int]) -> Tree:
-    """Keep the given layers (negative counts from the end) and set the others to zero.
+    """Keeps the given layers and sets the others to zero.
 
     Laws: selecting all layers changes nothing; `select_layers(x, A) + select_layers(x, not A) == x`; idempotent.
-    Raises: ValueError for a layer that the state does not have.
+
+    Args:
+      state: leaves [L, ...].
+      layers: numbers of layers; negative ones count from the end.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: the state does not have such a layer.
+
+    Example:
+      >>> select_layers(jnp.ones((3, 2)), [-1]).tolist()
+      [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     """
     n_layer = jax.tree.leaves(state)[0].shape[0]
     keep = np.zeros(n_layer, bool)
@@ -115,7 +198,7 @@ def select_layers(state: Tree, layers: Iterable[int]) -> Tree:
             raise ValueError(f"select_layers: no layer {layer} in a state of {n_layer} layers (0 to {n_layer - 1})")
         keep[layer] = True
 
-    def masked(leaf):
+    def masked(leaf: ArrayLike) -> Array:
         leaf = jnp.asarray(leaf)
         return jnp.where(keep.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
 
@@ -123,11 +206,20 @@ def select_layers(state: Tree, layers: Iterable[int]) -> Tree:
 
 
 def truncate_rank(state: State, rank: int) -> FactoredState:
-    """The nearest state of rank <= R in every head, as factors (Eckart and Young): `u = U sqrt(s)`, `w = sqrt(s) V^T`.
+    """Factors the nearest state of rank <= R in every head (Eckart and Young): `u = U sqrt(s)`, `w = sqrt(s) V^T`.
 
     Laws: `expand(truncate_rank(x, min(V, K))) == x` up to rounding; the squared error is the sum of the squared
     singular values left out; truncating again changes nothing.
-    Raises: ValueError unless 1 <= rank <= min(V, K), and for an upscaled state.
+
+    Args:
+      state: unbatched.
+      rank: R.
+
+    Returns:
+      The factors u [L, H, V, R] and w [L, H, R, K].
+
+    Raises:
+      ValueError: not 1 <= rank <= min(V, K), or the state is upscaled.
     """
     _check_plain(state, "truncate_rank")
     full = min(state.wkv.shape[-2:])
@@ -141,18 +233,25 @@ def truncate_rank(state: State, rank: int) -> FactoredState:
 
 
 def expand(factored: FactoredState) -> State:
-    """The full state of a factored one: `wkv = u @ w` in float32. Law: see `truncate_rank`."""
+    """Returns the full state of a factored one: `wkv = u @ w` in float32. Law: see `truncate_rank`."""
     wkv = jnp.einsum("lhvr,lhrk->lhvk", factored.u, factored.w, precision="highest")
     return State(att_shift=factored.att_shift, ffn_shift=factored.ffn_shift, wkv=wkv)
 
 
 def info(state: State) -> dict[str, np.ndarray]:
-    """Numbers about a state, one per layer (`[L]` each), on the host; float64.
+    """Measures a state on the host.
 
-    att_shift_norm, ffn_shift_norm, wkv_norm: Euclidean norms. wkv_max: the largest magnitude. wkv_rank: the largest
-    stable rank `|S|_F^2 / |S|_2^2` of a head, between 1 and min(V, K), and 0 for a layer that is zero.
     Law: norms are absolutely homogeneous (`info(scale(x, a)) == |a| * info(x)`), the rank does not change.
-    Raises: ValueError for an upscaled state.
+
+    Args:
+      state: unbatched.
+
+    Returns:
+      float64 [L] each: att_shift_norm, ffn_shift_norm, wkv_norm (Euclidean norms), wkv_max (the largest magnitude),
+      wkv_rank (the largest stable rank `|S|_F^2 / |S|_2^2` of a head, between 1 and min(V, K); 0 for a zero layer).
+
+    Raises:
+      ValueError: the state is upscaled.
     """
     _check_plain(state, "info")
     wkv = np.asarray(state.wkv, np.float64)
@@ -168,39 +267,39 @@ def info(state: State) -> dict[str, np.ndarray]:
     }
 
 
-def size(state: Any) -> int:
-    """The number of values in a tree; holes count nothing. Law: additive over `split`."""
+def size(state: PyTree) -> int:
+    """Returns the number of values in a tree; holes count nothing. Law: additive over `split`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
-def _layer_norms(leaf) -> np.ndarray:
-    leaf = np.asarray(leaf, np.float64)
-    return np.linalg.norm(leaf.reshape(leaf.shape[0], -1), axis=-1)
+def _layer_norms(leaf: ArrayLike) -> np.ndarray:
+    array = np.asarray(leaf, np.float64)
+    return np.linalg.norm(array.reshape(array.shape[0], -1), axis=-1)
 
 
-def _but_for_maps(function: Callable[..., Any], first: Tree, *others: Tree) -> Tree:
+def _but_for_maps(function: Callable[..., ArrayLike], first: Tree, *others: Tree) -> Tree:
     """`function` on all leaves but those of maps, which are the first tree's."""
 
-    def node(*nodes: Any) -> Any:
-        if not _is_memory(nodes[0]):
+    def node(*nodes: PyTree) -> PyTree:
+        if not _is_wkv_state(nodes[0]):
             return function(*nodes)
         fields = [name for name in nodes[0]._fields if name not in MAP]
         matrices = ([getattr(x, name) for name in fields] for x in nodes)
         return nodes[0]._replace(**dict(zip(fields, jax.tree.map(function, *matrices), strict=True)))
 
-    return jax.tree.map(node, first, *others, is_leaf=_is_memory)
+    return jax.tree.map(node, first, *others, is_leaf=_is_wkv_state)
 
 
-def _is_memory(node: Any) -> bool:
-    return isinstance(node, Memory)
+def _is_wkv_state(node: object) -> bool:
+    return isinstance(node, WKVState)
 
 
 def _check_plain(state: State, what: str) -> None:
-    if _is_memory(state.wkv):
+    if _is_wkv_state(state.wkv):
         raise ValueError(f"{what}: the state is upscaled; take one of its matrices, as state._replace(wkv=state.wkv.s)")
 
 
-def _is_hole(leaf: Any) -> bool:
+def _is_hole(leaf: object) -> bool:
     return leaf is None
 
 
@@ -218,7 +317,7 @@ def _predicate(where: Where, paths: list[str]) -> Callable[[str], bool]:
     return lambda path: path in names
 
 
-def _check_same(state: Any, other: Any, what: str) -> None:
+def _check_same(state: PyTree, other: PyTree, what: str) -> None:
     if jax.tree.structure(state) != jax.tree.structure(other):
         raise ValueError(f"{what} has another structure than the first")
     for (path, mine), theirs in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(other), strict=True):

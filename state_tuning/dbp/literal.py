@@ -1,13 +1,14 @@
-"""DBP word for word: R inside the forward pass, which reads `y_t = y_t^0 + S~ R q_t` and so changes whenever R learns.
+"""Literal DBP: R inside the forward pass, which reads `y_t = y_t^0 + S~ R q_t` and so changes whenever R learns.
 
 Offered beside `dbp.decorrelated`, which makes the same steps on S_0 = S~ R but never changes the function by itself.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from state_tuning.core.train import Method
@@ -22,7 +23,7 @@ class Rotated(NamedTuple):
 
 
 def method(inner: Method) -> Method:
-    """The method `inner` with every matrix X of its trainable tree replaced by X~ R; no gradient reaches R."""
+    """Returns the method `inner` with every matrix X of its trainable tree replaced by X~ R; no gradient reaches R."""
 
     def product(trainable: Rotated) -> PyTree:
         return transform.apply_right(trainable.scaled, jax.lax.stop_gradient(trainable.r))
@@ -39,21 +40,28 @@ def method(inner: Method) -> Method:
 def decorrelated(
     inner: optax.GradientTransformation,
     rate: optax.ScalarOrSchedule = 0.1,
-    kappa: Any = 0.5,
-    every: Any = 1,
-    decay: Any = 0.9,
-    damping: Any = 1e-3,
+    kappa: ArrayLike = 0.5,
+    every: ArrayLike = 1,
+    decay: ArrayLike = 0.9,
+    damping: ArrayLike = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transform for trees of `method`: `inner` moves S~, the rule moves R. Arguments as in `dbp.decorrelated`."""
+    """Returns the transform for trees of `method`: `inner` moves S~, the rule moves R. Args: see `dbp.decorrelated`."""
     transform.check(every=every, decay=decay, damping=damping)
     inner = optax.with_extra_args_support(inner)
     learn = transform.rule(rate, kappa)
 
-    def init(params: Any) -> transform.DecorrelatedState:
-        return transform.started(inner.init(params.scaled), params.r)
+    def init(params: PyTree) -> transform.DecorrelatedState:
+        return transform.initialized(inner.init(params.scaled), params.r)
 
-    def update(updates: Any, state: Any, params=None, *, correlations: Any = None, **extra):
-        new = transform.looked(learn, state, correlations, every, decay, damping)
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree = None,
+        *,
+        correlations: PyTree = None,
+        **extra: PyTree,
+    ) -> tuple[Rotated, transform.DecorrelatedState]:
+        new = transform.observed(learn, state, correlations, every, decay, damping)
         scaled = None if params is None else params.scaled
         moved, inner_state = inner.update(updates.scaled, state.inner_state, scaled, correlations=correlations, **extra)
         step = jax.tree.map(jnp.subtract, new.r, state.r if params is None else params.r)

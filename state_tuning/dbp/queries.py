@@ -17,10 +17,23 @@ def state_queries(
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H K"]:
-    """The vectors q_t with `y_t = y_t^0 + S_0 q_t`, where y^0 is the output from a zero state.
+    """Computes the vectors q_t with `y_t = y_t^0 + S_0 q_t`, where y^0 is the output from a zero state.
 
     `q_t = (prod_{i<=t} G_i) r_t` with `G_i = diag(w_i) + a_i b_i^T`: one WKV call with v = 0 and S_0 = I gives them
-    all. |q_t| tells how strongly the initial state still speaks at token t; it is zero after a reset.
+    all. |q_t| measures the effect of the initial state at token t; it is zero after a reset.
+
+    Args:
+      r: what a head reads with.
+      log_w: log of the decay.
+      k: what a head writes with.
+      a: the removal key, negative.
+      b: the removal key times its rate.
+      valid: False marks padding.
+      reset: True starts afresh from the zero state at that token.
+      implementation: of the WKV op; None picks by device.
+
+    Returns:
+      q [B, T, H, K].
     """
     batch, _, heads, size = r.shape
     identity = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (batch, heads, size, size))

@@ -7,7 +7,7 @@ DBP (Dalm et al. 2024, arXiv 2405.02385; Ahmad 2024, arXiv 2407.10780) feeds a l
 A matrix W that acts on x as `W = W~ R` has the gradient `G R^T` with respect to W~, and a step dW~ moves W by dW~ R. So
 the forward pass can stay as it is: `decorrelated` hands the wrapped optimiser `G R^T` and multiplies its update by R. A
 gradient step thereby becomes `-eta G R^T R`, and full whitening, R^T R = C^-1, is one-sided K-FAC. For a state tuned by
-this project W is S_0 and x is q_t (see `influence`), or W is S_ext and x is psi(r_t); `probe.correlations` measures C.
+this project W is S_0 and x is q_t (see `queries`), or W is S_ext and x is psi(r_t); `make_correlate` measures C.
 
 The transforms know nothing of states: they take any pytree of matrices [..., M, K], for example
 
@@ -18,14 +18,16 @@ The transforms know nothing of states: they take any pytree of matrices [..., M,
 
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-Learn = Callable[[Array, Array, Any], Array]
+Learn = Callable[[Array, Array, Int[Array, ""]], Array]
+"""(R, running mean of C, updates so far) -> R"""
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
 
@@ -40,25 +42,25 @@ class DecorrelatedState(NamedTuple):
     count: Int[Array, ""]
     """Updates so far."""
     looks: PyTree
-    """How many C [..., 1, 1] int32 each running mean holds: those that taught nothing do not count."""
+    """The count of C [..., 1, 1] int32 in each running mean; those that are zero or not finite are left out."""
 
 
 def decorrelated(
     inner: optax.GradientTransformation,
     rate: optax.ScalarOrSchedule = 0.1,
-    kappa: Any = 0.5,
-    every: Any = 1,
-    decay: Any = 0.9,
-    damping: Any = 1e-3,
+    kappa: ArrayLike = 0.5,
+    every: ArrayLike = 1,
+    decay: ArrayLike = 0.9,
+    damping: ArrayLike = 1e-3,
     mask: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Decorrelated backpropagation around any optimiser; with rate 0 it is that optimiser bit for bit.
+    """Wraps any optimiser in decorrelated backpropagation; with rate 0 it is that optimiser bit for bit.
 
     Before each use R learns from the running mean of `C K / tr C + damping I` (so rates do not depend on the scale of
     x). Two guards keep it bounded: the bracket of the rule is cut to Frobenius norm 1, so that for rate < 1 R stays
     invertible, and R is scaled to `tr C~ = K`, so that R x has the mean square of x and `inner` keeps its step size in
-    the output (gain normalisation). A correlation that is not finite, or zero, teaches nothing. A gradient entry
-    that is not finite spoils its whole row, at rate 0 too: optax.zero_nans belongs before this transform.
+    the output (gain normalisation). A correlation that is zero or not finite is ignored. A gradient entry that
+    is not finite spoils its whole row, at rate 0 too: optax.zero_nans belongs before this transform.
 
     Args:
       inner: the optimiser, learning rate included; sees `G R^T`. Weight decay belongs after this transform.
@@ -75,7 +77,17 @@ def decorrelated(
       matrix's place (None: R stays), or a function () -> that pytree, called only when R learns. It and all other
       extra arguments are handed to `inner` too. `update(g, state, params, correlations=None, **extra)`.
 
-    Raises: ValueError for settings out of range; while tracing, for a C of the wrong shape or a complex one.
+    Raises:
+      ValueError: a setting is out of range; while tracing, a C has the wrong shape or is complex.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params, grads = jnp.zeros((3, 2)), jnp.ones((3, 2))
+      >>> optimizer = decorrelated(optax.sgd(1.0), rate=0.1)
+      >>> c = jnp.array([[1.0, 0.5], [0.5, 1.0]])
+      >>> updates, state = optimizer.update(grads, optimizer.init(params), params, correlations=c)
+      >>> updates.shape, state.r.shape
+      ((3, 2), (2, 2))
     """
     check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, rule(rate, kappa), every, decay, damping, mask)
@@ -83,12 +95,14 @@ def decorrelated(
 
 def whitened(
     inner: optax.GradientTransformation,
-    every: Any = 1,
-    decay: Any = 0.9,
-    damping: Any = 1e-3,
+    every: ArrayLike = 1,
+    decay: ArrayLike = 0.9,
+    damping: ArrayLike = 1e-3,
     mask: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The exact control of `decorrelated`: `R = C^(-1/2)` of the running mean, by eigendecomposition, tr C~ = K.
+    """Wraps any optimiser in exact whitening: `R = C^(-1/2)` of the running mean, by eigendecomposition, tr C~ = K.
+
+    The exact control of `decorrelated`.
 
     Args, Returns, Raises: as for `decorrelated`. With damping 0 see `inverse_root` for a singular C.
     """
@@ -96,11 +110,11 @@ def whitened(
     return _right_preconditioned(inner, lambda r, mean, count: inverse_root(mean), every, decay, damping, mask)
 
 
-def rule(rate: optax.ScalarOrSchedule, kappa: Any) -> Learn:
-    """`decorrelate` with its settings, as a function (R, mean of C, count) -> R."""
+def rule(rate: optax.ScalarOrSchedule, kappa: ArrayLike) -> Learn:
+    """Returns `decorrelate` with its settings, as a function (R, mean of C, count) -> R."""
     check(rate=rate, kappa=kappa)
 
-    def learn(r, mean, count):
+    def learn(r: Array, mean: Array, count: Int[Array, ""]) -> Array:
         step = rate(count) if callable(rate) else rate
         return decorrelate(r, mean, jnp.asarray(step, jnp.float32), jnp.asarray(kappa, jnp.float32))
 
@@ -110,24 +124,24 @@ def rule(rate: optax.ScalarOrSchedule, kappa: Any) -> Learn:
 def decorrelate(
     r: Float[Array, "*L K K"], c: Float[Array, "*L K K"], rate: Float[Array, ""], kappa: Float[Array, ""]
 ) -> Float[Array, "*L K K"]:
-    """One step of the rule on R with both guards; `c` must not be zero. R itself if rate is 0."""
+    """Makes one step of the rule on R with both guards; `c` must not be zero. R itself if rate is 0."""
     size = r.shape[-1]
-    after = transformed(r, c)
+    after = precondition(r, c)
     identity = _identity_like(r)
     slope = jnp.where(identity > 0, kappa * (after - identity), (1 - kappa) * after)
     slope = slope / jnp.maximum(jnp.linalg.norm(slope, axis=(-2, -1), keepdims=True), 1.0)
     new = r - rate * _product(slope, r)
-    power = jnp.trace(transformed(new, c), axis1=-2, axis2=-1)[..., None, None]
+    power = jnp.trace(precondition(new, c), axis1=-2, axis2=-1)[..., None, None]
     return jnp.where(rate == 0, r, new * jnp.sqrt(size / power))
 
 
-def transformed(r: Float[Array, "*L K K"], c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    """C~ = R C R^T, the correlation of R x."""
+def precondition(r: Float[Array, "*L K K"], c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
+    """Returns C~ = R C R^T, the correlation of R x."""
     return _product(_product(r, c), jnp.swapaxes(r, -1, -2))
 
 
 def inverse_root(c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    """C^(-1/2) of symmetric matrices; eigenvalues below the float's resolution of the largest are raised to it."""
+    """Returns C^(-1/2) of symmetric C; eigenvalues below the float's resolution of the largest are raised to it."""
     values, vectors = jnp.linalg.eigh(c)
     values = jnp.maximum(values, jnp.finfo(c.dtype).eps * values[..., -1:])
     scaled = vectors * jax.lax.rsqrt(values)[..., None, :]
@@ -135,27 +149,36 @@ def inverse_root(c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
 
 
 def condition_numbers(state: DecorrelatedState) -> PyTree:
-    """The condition number [...] of C~ for every matrix, from the running mean of C: what DBP brings towards one.
+    """Returns the condition number [...] of C~ for every matrix, from the running mean of C.
 
-    One for a matrix that has learnt nothing yet.
+    DBP brings it towards one. It is one for a matrix that has learnt nothing yet.
     """
 
-    def one(r, mean):
-        values = jnp.linalg.eigvalsh(transformed(r, mean))
+    def one(r: Array, mean: Array) -> Array:
+        values = jnp.linalg.eigvalsh(precondition(r, mean))
         return values[..., -1] / values[..., 0]
 
     return jax.tree.map(one, state.r, state.mean)
 
 
-def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask):
+def _right_preconditioned(
+    inner: optax.GradientTransformation,
+    learn: Learn,
+    every: ArrayLike,
+    decay: ArrayLike,
+    damping: ArrayLike,
+    mask: Mask,
+) -> optax.GradientTransformationExtraArgs:
     """The transform around `inner` whose R is `learn(R, mean of C, count)`."""
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> DecorrelatedState:
-        return started(inner.init(params), identities(params, mask))
+    def init(params: PyTree) -> DecorrelatedState:
+        return initialized(inner.init(params), identities(params, mask))
 
-    def update(updates, state: Any, params=None, *, correlations: Any = None, **extra):
-        state = looked(learn, state, correlations, every, decay, damping)
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, *, correlations: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, DecorrelatedState]:
+        state = observed(learn, state, correlations, every, decay, damping)
         seen = apply_right(updates, jax.tree.map(lambda x: jnp.swapaxes(x, -1, -2), state.r))
         moved, inner_state = inner.update(seen, state.inner_state, params, correlations=correlations, **extra)
         return apply_right(moved, state.r), state._replace(inner_state=inner_state, count=increment(state.count))
@@ -163,33 +186,38 @@ def _right_preconditioned(inner, learn: Learn, every, decay, damping, mask: Mask
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def started(inner_state: Any, r: PyTree) -> DecorrelatedState:
-    """The state at the first update; `r` is copied."""
-    looks = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
+def initialized(inner_state: optax.OptState, r: PyTree) -> DecorrelatedState:
+    """Returns the state at the first update; `r` is copied."""
+    counts = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], 1, 1), jnp.int32), r)
     r, mean = (jax.tree.map(jnp.copy, r) for _ in range(2))
-    return DecorrelatedState(inner_state, r, mean, jnp.zeros((), jnp.int32), looks)
+    return DecorrelatedState(inner_state, r, mean, jnp.zeros((), jnp.int32), counts)
 
 
 def increment(count: Int[Array, "*L"]) -> Int[Array, "*L"]:
-    """count + 1, without overflow."""
+    """Returns count + 1, without overflow."""
     return jnp.asarray(optax.safe_increment(count))
 
 
-def looked(
-    learn: Learn, state: DecorrelatedState, correlations: Any, every: Any, decay: Any, damping: Any
+def observed(
+    learn: Learn,
+    state: DecorrelatedState,
+    correlations: PyTree,
+    every: ArrayLike,
+    decay: ArrayLike,
+    damping: ArrayLike,
 ) -> DecorrelatedState:
-    """The state with R, mean and looks after one update, unchanged where nothing is to be learnt."""
+    """Returns the state with R, mean and their counts after one update, unchanged where nothing is to be learnt."""
     if correlations is None:
         return state
 
-    def one(r, mean, looks, c):
-        if r is None or c is None:
-            return r, mean, looks
+    def one(r: Array | None, mean: Array | None, count: Array | None, c: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        if r is None or mean is None or count is None or c is None:
+            return r, mean, count
         if c.shape != r.shape:
             raise ValueError(f"correlations: a matrix with R {r.shape} needs C of that shape, got {c.shape}")
         if jnp.iscomplexobj(c):
             raise ValueError(f"correlations: C must be real, got {c.dtype}")
-        times = looks.astype(jnp.float32)
+        times = count.astype(jnp.float32)
         keep = jnp.minimum(jnp.asarray(decay, jnp.float32), times / (times + 1))
         trace = jnp.trace(c.astype(jnp.float32), axis1=-2, axis2=-1)[..., None, None]
         ridge = jnp.asarray(damping, jnp.float32)
@@ -198,26 +226,26 @@ def looked(
         new = learn(r, average, state.count)
         finite = jnp.isfinite(new) & jnp.isfinite(average)
         sound = (trace > 0) & finite.all((-2, -1), keepdims=True)
-        return tuple(jnp.where(sound, *pair) for pair in ((new, r), (average, mean), (increment(looks), looks)))
+        return jnp.where(sound, new, r), jnp.where(sound, average, mean), jnp.where(sound, increment(count), count)
 
     old = (state.r, state.mean, state.looks)
 
-    def learning():
+    def learning() -> tuple[PyTree, ...]:
         c = correlations() if callable(correlations) else correlations
         leaves, structure = jax.tree.flatten(state.r, is_leaf=_is_none)
         others = (structure.flatten_up_to(tree) for tree in (state.mean, state.looks, c))
         new = [one(*matrix) for matrix in zip(leaves, *others, strict=True)]
         return tuple(structure.unflatten([parts[i] for parts in new]) for i in range(3))
 
-    r, mean, looks = jax.lax.cond(state.count % _period(every) == 0, learning, lambda: old)
-    return state._replace(r=r, mean=mean, looks=looks)
+    r, mean, counts = jax.lax.cond(state.count % _period(every) == 0, learning, lambda: old)
+    return state._replace(r=r, mean=mean, looks=counts)
 
 
 def identities(params: PyTree, mask: Mask = None) -> PyTree:
-    """An identity [..., K, K] float32 for every matrix [..., M, K] that `mask` lets through, else None."""
+    """Returns an identity [..., K, K] float32 for every matrix [..., M, K] that `mask` lets through, else None."""
     chosen = mask(params) if callable(mask) else mask
 
-    def one(leaf, yes=True):
+    def one(leaf: PyTree, yes: bool | Array = True) -> Array | None:
         if not yes or getattr(leaf, "ndim", 0) < 2:
             return None
         size = leaf.shape[-1]
@@ -228,9 +256,9 @@ def identities(params: PyTree, mask: Mask = None) -> PyTree:
 
 
 def apply_right(tree: PyTree, r: PyTree) -> PyTree:
-    """X R for every matrix X, at least in float32, returned in X's dtype; leaves without R as they are."""
+    """Computes X R for every matrix X, at least in float32, returned in X's dtype; leaves without R as they are."""
 
-    def one(x, r):
+    def one(x: PyTree, r: Array | None) -> PyTree:
         if r is None or _is_masked(x):
             return x
         with jax.numpy_dtype_promotion("standard"):
@@ -248,20 +276,30 @@ def _identity_like(x: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
     return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
-def _is_none(leaf: Any) -> bool:
+def _is_none(leaf: object) -> bool:
     return leaf is None
 
 
-def _is_masked(leaf: Any) -> bool:
+def _is_masked(leaf: object) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def _period(every: Any) -> Int[Array, ""]:
+def _period(every: ArrayLike) -> Int[Array, ""]:
     return jnp.asarray(every).astype(jnp.int32)
 
 
-def check(rate: Any = 0.0, kappa: Any = 0.0, every: Any = 1, decay: Any = 0.0, damping: Any = 0.0) -> None:
-    """Ranges of the settings that are plain numbers (others are schedules, or injected arrays)."""
+def check(
+    rate: optax.ScalarOrSchedule = 0.0,
+    kappa: ArrayLike = 0.0,
+    every: ArrayLike = 1,
+    decay: ArrayLike = 0.0,
+    damping: ArrayLike = 0.0,
+) -> None:
+    """Checks the ranges of settings that are plain numbers (others are schedules, or injected arrays).
+
+    Raises:
+      ValueError: one is out of range.
+    """
     ranges = (
         ("rate", rate, lambda x: 0 <= x < 1, "at least 0 and below 1"),
         ("kappa", kappa, lambda x: 0 <= x <= 1, "between 0 and 1"),

@@ -1,6 +1,6 @@
 """Context distillation: compile a prompt into a state.
 
-RWKV-7's state after a prompt *is* the compiled prompt: a text read from it gives the logits that it gives after the
+RWKV-7's state after a prompt is the compiled prompt: a text read from it gives the logits that it gives after the
 prompt. What is left to fit is what a state file of other tools drops of it, the token-shift states, and a lower rank of
 its matrices: S_0 then minimises `E_t KL(p(. | prompt, x_<=t) | p(. | x_<=t, S_0))` over texts x, from the exact state
 without what was dropped.
@@ -8,7 +8,6 @@ without what was dropped.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +15,38 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from rwkv7_jax import functional
 from rwkv7_jax.bucketing import padded_prompt_length
-from rwkv7_jax.generation.generate import SamplingConfig, generate
+from rwkv7_jax.functional import Params
+from rwkv7_jax.generation.generate import SamplingParams, generate
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
 from state_tuning.core import surgery, train
-from state_tuning.core.divergence import apply_gradients, kl_sums
+from state_tuning.core.divergence import kl_sums
 from state_tuning.core.objective import Batch, Example, collate, mean
-from state_tuning.core.train import Method, TuneConfig, TuneState
+from state_tuning.core.train import Method, Metrics, TuneConfig, TuneState, guarded_update
 
 SEGMENT = 1024
 """Prompt tokens read at once."""
 
-DistillStep = Callable[[PyTree, State, TuneState, Batch], tuple[TuneState, dict[str, Array]]]
-DivergenceStep = Callable[[PyTree, State, State, Batch], tuple[Array, Array]]
+DistillStep = Callable[[Params, State, TuneState, Batch], tuple[TuneState, Metrics]]
+DivergenceStep = Callable[[Params, State, State, Batch], tuple[Array, Array]]
 
 
-def compile_prompt(model: RWKV7, params: PyTree, tokens: Sequence[int], state: State | None = None) -> State:
-    """The unbatched float32 state after `tokens`, read from `state` (unbatched; None: the zero state).
+def compile_prompt(model: RWKV7, params: Params, tokens: Sequence[int], state: State | None = None) -> State:
+    """Reads a prompt and returns the state after it.
 
-    Raises: ValueError for an empty prompt.
+    Args:
+      model: the model's description.
+      params: its weights.
+      tokens: token ids of the prompt.
+      state: the unbatched state to read from; None is the zero state.
+
+    Returns:
+      The unbatched float32 state.
+
+    Raises:
+      ValueError: the prompt is empty.
     """
     if not tokens:
         raise ValueError("compile_prompt: the prompt has no token; give a text")
@@ -45,14 +56,23 @@ def compile_prompt(model: RWKV7, params: PyTree, tokens: Sequence[int], state: S
         part = tokens[begin : begin + SEGMENT]
         padded = np.zeros((1, SEGMENT if len(tokens) > SEGMENT else padded_prompt_length(len(part))), np.int32)
         padded[0, : len(part)] = part
-        now = _read(model, params, padded, np.arange(padded.shape[1])[None] < len(part), now)
+        valid = np.arange(padded.shape[1])[None] < len(part)
+        now = _read(model, params, jnp.asarray(padded), jnp.asarray(valid), now)
     return jax.tree.map(lambda leaf: leaf[:, 0].astype(jnp.float32), now)
 
 
 def portable(state: State, rank: int | None = None) -> State:
-    """What other tools' state files hold of a state: no token-shift states, and matrices of the nearest lower rank.
+    """Returns what other tools' state files hold of a state.
 
-    Raises: ValueError for a rank that the heads do not have.
+    Args:
+      state: unbatched.
+      rank: of each matrix of the result; None: the matrices stay.
+
+    Returns:
+      The state without token-shift states, its matrices the nearest of that rank.
+
+    Raises:
+      ValueError: the heads do not have that rank.
     """
     wkv = state.wkv if rank is None else surgery.expand(surgery.truncate_rank(state, rank)).wkv
     return State(jnp.zeros_like(state.att_shift), jnp.zeros_like(state.ffn_shift), wkv)
@@ -60,37 +80,57 @@ def portable(state: State, rank: int | None = None) -> State:
 
 def sample_texts(
     model: RWKV7,
-    params: PyTree,
+    params: Params,
     prompt: Sequence[int],
     key: Key[Array, ""],
     count: int,
     length: int,
     eos_id: int | None = 0,
 ) -> list[list[int]]:
-    """Texts that the model writes after the prompt at temperature 1, of at most `length` tokens each; no empty ones.
+    """Samples texts that the model writes after the prompt at temperature 1.
 
-    eos_id: ends a text; None: none does.
+    Args:
+      model: the model's description.
+      params: its weights.
+      prompt: token ids.
+      key: of the samples.
+      count: number of texts.
+      length: tokens of each at most.
+      eos_id: ends a text; None: none does.
+
+    Returns:
+      Token ids of each text; empty ones are left out.
     """
     before = compile_prompt(model, params, prompt[:-1]) if len(prompt) > 1 else None
-    settings = SamplingConfig(max_new_tokens=length)
+    settings = SamplingParams(max_new_tokens=length)
     rows = generate(model, params, [list(prompt[-1:])] * count, before, key, settings, eos_id=eos_id).tokens
     return [row for row in rows if row]
 
 
 def text_batch(texts: Sequence[Sequence[int]], length: int, batch_size: int | None = None) -> Batch:
-    """Texts as rows whose every token counts: the logits after each of them are compared.
+    """Collates texts to sequences whose every token counts: the logits after each of them are compared.
 
-    Raises: ValueError for a text longer than `length` tokens.
+    Raises:
+      ValueError: a text is longer than `length` tokens.
     """
     examples = [Example(np.asarray([*text, 0], np.int32), 1, 0) for text in texts]
     return collate(examples, length, batch_size)
 
 
 def method(model: RWKV7, start: State, tune: TuneConfig, rank: int | None = None) -> Method:
-    """Trains S_0 (and the token-shift states with `tune.tune_shifts`) from the unbatched state `start`.
+    """Returns the method that trains S_0 from the unbatched state `start`.
 
-    rank: train the two factors of each matrix instead, so that every matrix stays of that rank; shifts are then zero.
-    Raises: ValueError if `tune.alpha` is 0.
+    Args:
+      model: the model's description.
+      start: the state after the prompt, or what is kept of it.
+      tune: with `tune_shifts` the token-shift states are trained too.
+      rank: train the two factors of each matrix instead, so that every matrix stays of that rank; shifts are then zero.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: `tune.alpha` is 0.
     """
     if not tune.alpha:
         raise ValueError("distill: alpha is 0, from which no prompt's state can be reached; give another value")
@@ -101,10 +141,10 @@ def method(model: RWKV7, start: State, tune: TuneConfig, rank: int | None = None
         return base._replace(init=lambda: surgery.split(start, where)[0])
     factored = surgery.truncate_rank(start, rank)
     trainable = {"u": factored.u, "w": factored.w}
-    none: Any = None
 
     def matrices(tree: dict[str, Array]) -> State:
-        return State(none, none, jnp.einsum("lhvr,lhrk->lhvk", tree["u"], tree["w"], precision="highest"))
+        s = jnp.einsum("lhvr,lhrk->lhvk", tree["u"], tree["w"], precision="highest")
+        return State(None, None, s)  # pyright: ignore[reportArgumentType]
 
     def full(tree: dict[str, Array]) -> State:
         return train.full_state(model.config, matrices(tree), tune)
@@ -113,27 +153,36 @@ def method(model: RWKV7, start: State, tune: TuneConfig, rank: int | None = None
 
 
 def make_step(model: RWKV7, optimizer: optax.GradientTransformation, tune: TuneConfig, method: Method) -> DistillStep:
-    """A jitted `step(params, wanted, tuned, batch) -> (tuned, metrics)`; `tuned` (see `train.init`) is donated.
+    """Returns a jitted `step(params, wanted, tuned, batch) -> (tuned, metrics)`; `tuned` (see `train.init`) is donated.
 
-    wanted: the unbatched state whose logits are to be met. The loss is the mean KL in nats over `batch["loss_mask"]`;
-    metrics as in `divergence.apply_gradients`.
+    The loss is the mean KL in nats over `batch["loss_mask"]`; metrics as in `train.guarded_update`. `wanted` is the
+    unbatched state whose logits are to be met.
+
+    Args:
+      model: the model's description.
+      optimizer: any optax transform.
+      tune: settings, of which `loss_chunk` is used.
+      method: what is trained, see `distill.method`.
+
+    Returns:
+      The step.
     """
 
-    def step(params: PyTree, wanted: State, tuned: TuneState, batch: Batch) -> tuple[TuneState, dict[str, Array]]:
+    def step(params: Params, wanted: State, tuned: TuneState, batch: Batch) -> tuple[TuneState, Metrics]:
         def loss(trainable: PyTree) -> Array:
             state = method.graft(trainable, batch["tokens"].shape[0])
             kl, count = _divergence(model, params, wanted, state, batch, tune.loss_chunk)
             return mean(kl.sum(), count.sum())
 
-        return apply_gradients(optimizer, tuned, *jax.value_and_grad(loss)(tuned.trainable))
+        return guarded_update(optimizer, tuned, *jax.value_and_grad(loss)(tuned.trainable))
 
     return jax.jit(step, donate_argnums=2)
 
 
 def make_divergence(model: RWKV7, chunk: int = 128) -> DivergenceStep:
-    """A jitted `(params, wanted, state, batch) -> (KL sum [B], tokens [B])` of two unbatched states."""
+    """Returns a jitted `(params, wanted, state, batch) -> (KL sum [B], tokens [B])` of two unbatched states."""
 
-    def divergence(params: PyTree, wanted: State, state: State, batch: Batch) -> tuple[Array, Array]:
+    def divergence(params: Params, wanted: State, state: State, batch: Batch) -> tuple[Array, Array]:
         rows = _like_compute(surgery.broadcast(state, batch["tokens"].shape[0]), model)
         return _divergence(model, params, wanted, rows, batch, chunk)
 
@@ -141,18 +190,16 @@ def make_divergence(model: RWKV7, chunk: int = 128) -> DivergenceStep:
 
 
 def _divergence(
-    model: RWKV7, params: PyTree, wanted: State, state: State, batch: Batch, chunk: int
+    model: RWKV7, params: Params, wanted: State, state: State, batch: Batch, chunk: int
 ) -> tuple[Array, Array]:
-    """KL(from `wanted`, unbatched | from `state`, batched) summed over each row's masked tokens, and their number."""
-    apply: Callable[..., Any] = model.apply
-    variables = {"params": params}
+    """KL(from `wanted`, unbatched | from `state`, batched) summed over each sequence's tokens, and their count."""
     tokens, mask, valid = (jnp.asarray(batch[name]) for name in ("tokens", "loss_mask", "valid"))
     target = _like_compute(surgery.broadcast(wanted, tokens.shape[0]), model)
-    meant, _ = apply(variables, tokens, jax.lax.stop_gradient(target), valid=valid, method="hidden")
-    hidden, _ = apply(variables, tokens, state, valid=valid, method="hidden")
+    meant, _ = functional.hidden(model, params, tokens, jax.lax.stop_gradient(target), valid=valid)
+    hidden, _ = functional.hidden(model, params, tokens, state, valid=valid)
 
     def head(x: Array) -> Array:
-        return apply(variables, x, method="logits")
+        return functional.logits(model, params, x)
 
     return kl_sums(jax.lax.stop_gradient(meant), head, hidden, head, mask, chunk=chunk), mask.sum(-1)
 
@@ -164,6 +211,5 @@ def _like_compute(state: State, model: RWKV7) -> State:
 
 
 @partial(jax.jit, static_argnums=0)
-def _read(model: RWKV7, params: PyTree, tokens: Any, valid: Any, state: State) -> State:
-    apply: Callable[..., Any] = model.apply
-    return apply({"params": params}, tokens, state, valid=valid, method="hidden")[1]
+def _read(model: RWKV7, params: Params, tokens: Array, valid: Array, state: State) -> State:
+    return functional.hidden(model, params, tokens, state, valid=valid)[1]

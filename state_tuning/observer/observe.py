@@ -9,7 +9,7 @@ can be trained further is the small model's S_0 together with the maps, see `mak
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from rwkv7_jax import functional
+from rwkv7_jax.functional import Params
+from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
 from state_tuning.core import surgery
-from state_tuning.core.divergence import apply_gradients, kl_sums
-from state_tuning.core.objective import Batch
-from state_tuning.core.train import TuneState
+from state_tuning.core.divergence import kl_sums
+from state_tuning.core.objective import Batch, Head, cut
+from state_tuning.core.train import Metrics, TuneState, guarded_update
 from state_tuning.observer import state_map
 from state_tuning.observer.state_map import Maps
 
@@ -32,7 +35,7 @@ class ObserverConfig:
     """How the maps are fitted, and when the states are compared."""
 
     every: int = 16
-    """Tokens between two looks at the states, and between two corrections."""
+    """Tokens between two comparisons of the states, and between two corrections."""
     terms: int = 1
     """Factor pairs for each pair of heads."""
     iterations: int = 20
@@ -46,13 +49,6 @@ class ObserverConfig:
             raise ValueError("every, terms, iterations and samples must be at least 1")
 
 
-class Frozen(NamedTuple):
-    """A model and its weights."""
-
-    model: RWKV7
-    params: PyTree
-
-
 class Observer(NamedTuple):
     """The maps of both directions."""
 
@@ -62,15 +58,15 @@ class Observer(NamedTuple):
     """Back."""
 
 
-class Trail(NamedTuple):
-    """What was seen at the ends of N segments, before any correction there."""
+class Trajectories(NamedTuple):
+    """The states of both models at the ends of N segments, before any correction there."""
 
     small: Float[Array, "N l B h v k"]
     large: Float[Array, "N L B H V K"]
-    predicted: Float[Any, "N L B H V K"]
+    predicted: Float[Array, "N L B H V K"] | None
     """P S^; None without maps."""
     valid: Bool[Array, "N B"]
-    """False where a row had ended."""
+    """False where a sequence had ended."""
     kl_logits: Float[Array, "B"]
     """KL(large | small) of the next-token distributions, summed over valid tokens, nats."""
     kl_state: Float[Array, "B"]
@@ -91,82 +87,123 @@ class Report(NamedTuple):
 
 
 def fit(
-    small: Frozen, large: Frozen, batches: Iterable[Batch], config: ObserverConfig, key: Key[Array, ""]
+    small: LanguageModel, large: LanguageModel, batches: Iterable[Batch], config: ObserverConfig, key: Key[Array, ""]
 ) -> Observer:
-    """Maps of both directions from the two models' states on the same text.
+    """Fits the maps of both directions to the two models' states on the same text.
 
-    Raises: ValueError if no row is longer than `config.every` tokens.
+    Args:
+      small: the observer's model.
+      large: the model that is observed.
+      batches: text [B, T], in the tokens of both.
+      config: how the maps are fitted.
+      key: of the sampled states and the random start.
+
+    Returns:
+      The maps.
+
+    Raises:
+      ValueError: no sequence is longer than `config.every` tokens.
     """
-    found = [watch(small, large, None, batch, config.every) for batch in batches]
-    x = np.concatenate([_samples(trail.small, trail.valid) for trail in found])
-    y = np.concatenate([_samples(trail.large, trail.valid) for trail in found])
+    found = [trajectories(small, large, None, batch, config.every) for batch in batches]
+    x = np.concatenate([_samples(one.small, one.valid) for one in found])
+    y = np.concatenate([_samples(one.large, one.valid) for one in found])
     if not len(x):
         raise ValueError(f"observer: no row has {config.every} tokens; give longer text or a smaller `every`")
     pick, up, down = jax.random.split(key, 3)
     chosen = np.asarray(jax.random.permutation(pick, len(x)))[: config.samples]
-    settings = {"terms": config.terms, "iterations": config.iterations, "ridge": config.ridge}
+    fit_maps = partial(state_map.fit, terms=config.terms, iterations=config.iterations, ridge=config.ridge)
     small_states, large_states = jnp.asarray(x[chosen]), jnp.asarray(y[chosen])
-    return Observer(
-        state_map.fit(small_states, large_states, up, **settings),
-        state_map.fit(large_states, small_states, down, **settings),
-    )
+    return Observer(fit_maps(small_states, large_states, up), fit_maps(large_states, small_states, down))
 
 
-def report(observer: Observer, small: Frozen, large: Frozen, batch: Batch, every: int, gain: float = 0.0) -> Report:
-    """R^2 and KL on held-out text; with a `gain`, of the observer that is corrected every `every` tokens.
+def report(
+    observer: Observer, small: LanguageModel, large: LanguageModel, batch: Batch, every: int, gain: float = 0.0
+) -> Report:
+    """Measures R^2 and KL on held-out text.
 
-    Raises: ValueError if no row is longer than `every` tokens.
+    Args:
+      observer: the maps.
+      small: the observer's model.
+      large: the model that is observed.
+      batch: held-out text [B, T].
+      every: tokens between two corrections.
+      gain: of the correction; 0 for none.
+
+    Returns:
+      R^2 of the state by layer, and both KLs in nats per token.
+
+    Raises:
+      ValueError: no sequence is longer than `every` tokens.
     """
     if not np.asarray(batch["valid"])[:, every:].any():
         raise ValueError(
             f"observer: no held-out row is longer than {every} tokens; give longer text or a smaller `every`"
         )
-    trail = watch(small, large, observer, batch, every, gain)
-    predicted, actual = (_samples(x, trail.valid).swapaxes(0, 1) for x in (trail.predicted, trail.large))
-    r2 = state_map.explained(jnp.asarray(predicted), jnp.asarray(actual))
-    kl_logits, kl_state, tokens, tokens_state = (float(np.sum(x)) for x in jax.device_get(trail[4:]))
+    seen = trajectories(small, large, observer, batch, every, gain)
+    predicted, actual = (_samples(x, seen.valid).swapaxes(0, 1) for x in (seen.predicted, seen.large))
+    r2 = state_map.r_squared(jnp.asarray(predicted), jnp.asarray(actual))
+    kl_logits, kl_state, tokens, tokens_state = (float(np.sum(x)) for x in jax.device_get(seen[4:]))
     return Report(r2, kl_logits / tokens, kl_state / tokens_state)
 
 
-def watch(
-    small: Frozen,
-    large: Frozen,
+def trajectories(
+    small: LanguageModel,
+    large: LanguageModel,
     observer: Observer | None,
     batch: Batch,
     every: int,
     gain: float = 0.0,
     start: State | None = None,
-) -> Trail:
-    """Run both models over a batch, segment by segment.
+) -> Trajectories:
+    """Runs both models over a batch, segment by segment.
 
-    start: the small model's unbatched initial state, None for zero. gain: of the correction, 0 for none.
+    Args:
+      small: the observer's model.
+      large: the model that is observed.
+      observer: the maps; None: nothing is predicted.
+      batch: text [B, T].
+      every: tokens of a segment.
+      gain: of the correction; 0 for none.
+      start: the small model's unbatched initial state; None is zero.
+
+    Returns:
+      The states, and the KLs of their logits.
     """
     start = zero_state(small.model.config, None) if start is None else start
-    data = {name: _segments(jnp.asarray(batch[name]), every) for name in ("tokens", "valid")}
-    return _watch(small.model, large.model, small.params, large.params, observer, start, data, jnp.float32(gain))
+    data = {name: cut(batch[name], every) for name in ("tokens", "valid")}
+    return _run(small.model, large.model, small.params, large.params, observer, start, data, jnp.float32(gain))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _watch(small_model, large_model, small_params, large_params, observer, start: State, data, gain) -> Trail:
+def _run(
+    small_model: RWKV7,
+    large_model: RWKV7,
+    small_params: Params,
+    large_params: Params,
+    observer: Observer | None,
+    start: State,
+    data: dict[str, Array],
+    gain: Array,
+) -> Trajectories:
     rows = data["tokens"].shape[1]
-    small, large = _call(small_model, small_params), _call(large_model, large_params)
+    small_head, large_head = _head(small_model, small_params), _head(large_model, large_params)
     zero = zero_state(large_model.config, rows)
 
-    def segment(carry, part):
+    def segment(carry: tuple[State, State, Array], part: dict[str, Array]) -> tuple[PyTree, dict[str, Array]]:
         ours, theirs, index = carry
         tokens, valid = part["tokens"], part["valid"]
         mask = valid.astype(jnp.float32)
         if observer is not None:
             observed = theirs._replace(wkv=state_map.apply(observer.up, ours.wkv))
-            guess, _ = large(tokens, observed, valid=valid, method="hidden")
-        hidden, ours = small(tokens, ours, valid=valid, method="hidden")
-        wanted, theirs = large(tokens, theirs, valid=valid, method="hidden")
-        kl = kl_sums(wanted, _head(large), hidden, _head(small), mask)
+            guess, _ = functional.hidden(large_model, large_params, tokens, observed, valid=valid)
+        hidden, ours = functional.hidden(small_model, small_params, tokens, ours, valid=valid)
+        wanted, theirs = functional.hidden(large_model, large_params, tokens, theirs, valid=valid)
+        kl = kl_sums(wanted, large_head, hidden, small_head, mask)
         out = {"small": ours.wkv, "large": theirs.wkv, "valid": valid[:, -1], "kl": kl, "tokens": mask.sum(-1)}
         if observer is not None:
             predicted = state_map.apply(observer.up, ours.wkv)
             later = jnp.where(index > 0, mask, 0.0)
-            kl_state = kl_sums(wanted, _head(large), guess, _head(large), later)
+            kl_state = kl_sums(wanted, large_head, guess, large_head, later)
             out |= {"predicted": predicted, "kl_state": kl_state, "later": later.sum(-1)}
             ours = ours._replace(wkv=ours.wkv + gain * state_map.apply(observer.down, theirs.wkv - predicted))
         return (ours, theirs, index + 1), out
@@ -175,41 +212,51 @@ def _watch(small_model, large_model, small_params, large_params, observer, start
     carry = (surgery.broadcast(first, rows), zero, jnp.int32(0))
     _, seen = jax.lax.scan(segment, carry, data)
     nothing = jnp.zeros_like(seen["kl"])
-    return Trail(
+    return Trajectories(
         seen["small"], seen["large"], seen.get("predicted"), seen["valid"], seen["kl"].sum(0),
         seen.get("kl_state", nothing).sum(0), seen["tokens"].sum(0), seen.get("later", nothing).sum(0),
     )  # fmt: skip
 
 
-RefineStep = Callable[[PyTree, PyTree, TuneState, Batch], tuple[TuneState, dict[str, Array]]]
+RefineStep = Callable[[Params, Params, TuneState, Batch], tuple[TuneState, Metrics]]
 
 
-def refinable(observer: Observer, small: RWKV7) -> dict[str, Any]:
-    """What `make_refine_step` trains: the factors of the upward maps, and the small model's S_0, zero at start."""
+def refinable(observer: Observer, small: RWKV7) -> dict[str, Array]:
+    """Returns what `make_refine_step` trains: the upward maps' factors, and the small model's S_0, zero at start."""
     return {"u": observer.up.u, "w": observer.up.w, "s": zero_state(small.config, None).wkv}
 
 
 def make_refine_step(
     small: RWKV7, large: RWKV7, observer: Observer, optimizer: optax.GradientTransformation, config: ObserverConfig
 ) -> RefineStep:
-    """A jitted `step(small params, large params, tuned, batch) -> (tuned, metrics)`; `tuned` is donated.
+    """Returns a jitted `step(small params, large params, tuned, batch) -> (tuned, metrics)`; `tuned` is donated.
 
     The loss is the whole `sum_l |P_l S^_t - S_t|^2 / |S_t|^2 + KL(large | small)`, of which the maps' closed form fits
-    the first term alone. `tuned` comes from `train.init(optimizer, refinable(observer, small))`.
+    the first term alone.
+
+    Args:
+      small: the observer's model.
+      large: the model that is observed.
+      observer: fitted maps; their source layers stay.
+      optimizer: any optax transform.
+      config: tokens between two comparisons.
+
+    Returns:
+      The step. `tuned` comes from `train.init(optimizer, refinable(observer, small))`.
     """
     source = np.asarray(observer.up.source)
 
-    def step(small_params, large_params, tuned: TuneState, batch: Batch):
-        data = {name: _segments(jnp.asarray(batch[name]), config.every) for name in ("tokens", "valid")}
+    def step(small_params: Params, large_params: Params, tuned: TuneState, batch: Batch) -> tuple[TuneState, Metrics]:
+        data = {name: cut(batch[name], config.every) for name in ("tokens", "valid")}
 
         def loss(tree: dict[str, Array]) -> Array:
             start = zero_state(small.config, None)._replace(wkv=tree["s"])
-            trail = _watch(small, large, small_params, large_params, None, start, data, jnp.float32(0))
+            seen = _run(small, large, small_params, large_params, None, start, data, jnp.float32(0))
             up = Maps(source, tree["u"], tree["w"])
-            predicted = jax.lax.map(lambda x: state_map.apply(up, x), trail.small)
-            return _relative_error(predicted, trail.large, trail.valid) + trail.kl_logits.sum() / trail.tokens.sum()
+            predicted = jax.lax.map(lambda x: state_map.apply(up, x), seen.small)
+            return _relative_error(predicted, seen.large, seen.valid) + seen.kl_logits.sum() / seen.tokens.sum()
 
-        return apply_gradients(optimizer, tuned, *jax.value_and_grad(loss)(tuned.trainable))
+        return guarded_update(optimizer, tuned, *jax.value_and_grad(loss)(tuned.trainable))
 
     return jax.jit(step, donate_argnums=2)
 
@@ -221,22 +268,11 @@ def _relative_error(predicted: Array, actual: Array, valid: Array) -> Float[Arra
     return (error / jnp.maximum(jnp.where(used, jnp.square(actual), 0.0).sum((0, 2, 3, 4, 5)), 1e-30)).sum()
 
 
-def _call(model: RWKV7, params: PyTree) -> Callable[..., Any]:
-    apply: Callable[..., Any] = model.apply
-    return partial(apply, {"params": params})
+def _head(model: RWKV7, params: Params) -> Head:
+    return lambda x: functional.logits(model, params, x)
 
 
-def _head(call: Callable[..., Any]) -> Callable[[Array], Any]:
-    return lambda x: call(x, method="logits")
-
-
-def _segments(x: Array, every: int) -> Array:
-    """[B, T] -> [n, B, every], filled up with zeros."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % every)))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, every), 1, 0)
-
-
-def _samples(states: Any, valid: Any) -> Float[np.ndarray, "N L H V K"]:
+def _samples(states: Array | None, valid: Array) -> Float[np.ndarray, "N L H V K"]:
     """Host samples of [n, L, B, H, V, K] at valid times."""
     x = np.moveaxis(np.asarray(states), 2, 1)
     return x[np.asarray(valid)]

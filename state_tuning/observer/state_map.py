@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from rwkv7_jax.config import RWKV7Config
@@ -32,12 +33,12 @@ class Maps(NamedTuple):
 
 
 def paired_layers(sources: int, targets: int) -> list[int]:
-    """The source layer at the same relative depth as each target layer."""
+    """Returns the source layer at the same relative depth as each target layer."""
     return [round(i * (sources - 1) / max(targets - 1, 1)) for i in range(targets)]
 
 
 def apply(maps: Maps, s: Float[Array, "l *B h v k"]) -> Float[Array, "L *B H V K"]:
-    """The target model's matrices as the map has them. Linear: zero goes to zero."""
+    """Returns the target model's matrices as the map has them. Linear: zero goes to zero."""
     x = jnp.asarray(s)[jnp.asarray(maps.source)]
     rows = x.shape[1:-3]
     x = x.reshape(x.shape[0], -1, *x.shape[-3:])
@@ -47,10 +48,20 @@ def apply(maps: Maps, s: Float[Array, "l *B h v k"]) -> Float[Array, "L *B H V K
 
 
 def transfer(maps: Maps, state: State, config: RWKV7Config) -> State:
-    """An unbatched state of the source model as one of the target model `config`.
+    """Maps an unbatched state of the source model to one of the target model `config`.
 
     Only the plain matrices S_0 travel: token-shift states of another width have no meaning there and are zero.
-    Raises: ValueError if the maps lead to another model.
+
+    Args:
+      maps: from the source model's states to the target model's.
+      state: unbatched.
+      config: the target model's dimensions.
+
+    Returns:
+      The unbatched state of the target model.
+
+    Raises:
+      ValueError: the maps lead to another model.
     """
     wkv = apply(maps, getattr(state.wkv, "s", state.wkv))
     zero = zero_state(config, None)
@@ -69,10 +80,24 @@ def fit(
     iterations: int = 20,
     ridge: float = 1e-5,
 ) -> Maps:
-    """Maps that minimise `sum |P S^ - S|^2` over N samples, for each target layer and head apart.
+    """Fits maps that minimise `sum |P S^ - S|^2` over N samples, for each target layer and head apart.
 
-    As heads are apart, dividing by |S_l|^2 layer by layer would change nothing. ridge: relative to the mean eigenvalue.
-    Raises: ValueError for other numbers of samples, or pairs that do not fit.
+    As heads are apart, dividing by |S_l|^2 layer by layer would change nothing.
+
+    Args:
+      source: states of one model.
+      target: states of the other at the same tokens.
+      key: of the random start.
+      pairs: the source layer of each target layer; None: `paired_layers`.
+      terms: factor pairs for each pair of heads.
+      iterations: rounds of alternating least squares.
+      ridge: relative to the mean eigenvalue.
+
+    Returns:
+      The maps.
+
+    Raises:
+      ValueError: the numbers of samples differ, or `pairs` do not fit.
     """
     if source.shape[0] != target.shape[0]:
         raise ValueError(f"fit: {source.shape[0]} states of one model, {target.shape[0]} of the other")
@@ -86,8 +111,8 @@ def fit(
     return Maps(np.asarray(layers, np.int32), u, w)
 
 
-def explained(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"]) -> Float[np.ndarray, "L"]:
-    """R^2 = 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, in float64 on the host; of N >= 1 samples."""
+def r_squared(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"]) -> Float[np.ndarray, "L"]:
+    """Returns 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, in float64 on the host; N >= 1."""
     x, y = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     axes = tuple(range(1, x.ndim))
     spread = np.square(y - y.mean(1, keepdims=True)).sum(axes)
@@ -102,23 +127,25 @@ def _one_layer(
 
 
 @partial(jax.jit, static_argnames="iterations")
-def _fit_all(x, y, keys, ridge, *, iterations: int):
+def _fit_all(x: Array, y: Array, keys: Array, ridge: ArrayLike, *, iterations: int) -> tuple[Array, Array]:
     """Head by head, so that products of all samples exist for one head at a time."""
 
-    def layer(args):
+    def layer(args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         x, y, keys = args
         return jax.lax.map(lambda head: _fit_head(x, head[0], head[1], ridge, iterations), (y, keys))
 
     return jax.lax.map(layer, (x, y, keys))
 
 
-def _fit_head(x: Float[Array, "N P v k"], y: Float[Array, "N V K"], key, ridge, iterations: int):
+def _fit_head(
+    x: Float[Array, "N P v k"], y: Float[Array, "N V K"], key: Array, ridge: ArrayLike, iterations: int
+) -> tuple[Array, Array]:
     """(U [P, V, v], W [P, K, k]) by alternation, from random W."""
     terms, size = x.shape[1], x.shape[3]
     w = jax.random.normal(key, (terms, y.shape[2], size)) * size**-0.5
     flipped, target = jnp.swapaxes(x, 2, 3), jnp.swapaxes(y, 1, 2)
 
-    def step(w, _):
+    def step(w: Array, _: None) -> tuple[Array, None]:
         u = _regress(x, w, y, ridge)
         return _regress(flipped, u, target, ridge), None
 
@@ -126,7 +153,7 @@ def _fit_head(x: Float[Array, "N P v k"], y: Float[Array, "N V K"], key, ridge, 
     return _regress(x, w, y, ridge), w
 
 
-def _regress(x: Float[Array, "N P v k"], w: Float[Array, "P K k"], y: Float[Array, "N V K"], ridge):
+def _regress(x: Float[Array, "N P v k"], w: Float[Array, "P K k"], y: Float[Array, "N V K"], ridge: ArrayLike) -> Array:
     """U [P, V, v] of the ridge regression `y ~= sum_p U_p x_p W_p^T`."""
     features = jnp.einsum("npvk,pKk->npvK", x, w, precision="highest")
     count, terms, inner, width = features.shape

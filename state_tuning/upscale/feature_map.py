@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 
@@ -26,10 +27,23 @@ def fit(
     bandwidth: float = 1.0,
     iterations: int = 10,
 ) -> Kernel:
-    """A kernel over `size` supports for every leading index, from its own points.
+    """Fits a kernel over `size` supports for every leading index, from its own points.
 
     `gamma = 1 / (2 bandwidth^2 median(|x - u|^2))` over all pairs of a point and a support.
-    Raises: ValueError for fewer points than supports.
+
+    Args:
+      points: calibration vectors [*, N, K].
+      size: M, the number of supports.
+      key: of the random choice of supports.
+      supports: centres of k-means, or random points.
+      bandwidth: width of the Gaussians in units of the median distance.
+      iterations: rounds of k-means.
+
+    Returns:
+      The kernel.
+
+    Raises:
+      ValueError: there are fewer points than supports.
     """
     count, width = points.shape[-2:]
     if size > count:
@@ -41,9 +55,9 @@ def fit(
 
 
 def kmeans(points: Float[Array, "N K"], centres: Float[Array, "M K"], iterations: int) -> Float[Array, "M K"]:
-    """Lloyd's algorithm; a centre that no point is nearest to stays. The mean squared distance never rises."""
+    """Runs Lloyd's algorithm; a centre that no point is nearest to stays. The mean squared distance never rises."""
 
-    def step(centres, _):
+    def step(centres: Array, _: None) -> tuple[Array, None]:
         member = jax.nn.one_hot(jnp.argmin(squared_distances(points, centres), axis=1), centres.shape[0])
         count = member.sum(0)[:, None]
         mean = jnp.einsum("nm,nk->mk", member, points, precision="highest") / jnp.maximum(count, 1.0)
@@ -53,14 +67,16 @@ def kmeans(points: Float[Array, "N K"], centres: Float[Array, "M K"], iterations
 
 
 def squared_distances(x: Float[Array, "N K"], u: Float[Array, "M K"]) -> Float[Array, "N M"]:
-    """|x_n - u_m|^2."""
+    """Returns |x_n - u_m|^2."""
     inner = jnp.einsum("nk,mk->nm", x, u, precision="highest")
     return jnp.maximum(jnp.sum(x * x, -1)[:, None] + jnp.sum(u * u, -1)[None] - 2 * inner, 0.0)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _fit_all(points: Float[Array, "L N K"], keys: Key[Array, "L"], size: int, iterations: int, bandwidth) -> Kernel:
-    def one(args) -> Kernel:
+def _fit_all(
+    points: Float[Array, "L N K"], keys: Key[Array, "L"], size: int, iterations: int, bandwidth: ArrayLike
+) -> Kernel:
+    def one(args: tuple[Array, Array]) -> Kernel:
         x, key = args
         centres = jax.random.choice(key, x, (size,), replace=False)
         centres = kmeans(x, centres, iterations)

@@ -1,4 +1,4 @@
-"""Is the recurrence of a memory a contraction? Measured per layer and head before anything is tuned.
+"""Whether the recurrence of a lifted state is a contraction, measured per layer and head before tuning.
 
 The transition `diag(w) - kk (iclr * kk)^T` is similar to a symmetric matrix `diag(w) - z z^T` with z_i = sqrt(iclr_i)
 kk_i. For w in (0, 1] its eigenvalues are real and at most 1, and by the matrix determinant lemma all lie above -1
@@ -10,12 +10,10 @@ In the released model |kk| = 1 and w > 0.5453 keep the sum below 0.65. Gaussian 
 with their number, so the literal lift breaks it.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax.wkv_state import Streams
 
@@ -23,27 +21,28 @@ LIMIT = 1.0
 
 
 def criterion(x: Streams) -> Float[Array, "*B T H"]:
-    """The sum above for every token and head; below `LIMIT` the transition is a contraction."""
+    """Returns the sum above for every token and head; below `LIMIT` the transition is a contraction."""
     kk, iclr, w = x.kk.astype(jnp.float32), x.iclr.astype(jnp.float32), jnp.exp(x.log_w.astype(jnp.float32))
     return jnp.sum(iclr * jnp.square(kk) / (1 + w), axis=-1)
 
 
-def worst(memory: Any, streams: Streams) -> Float[np.ndarray, "L H"]:
-    """The largest criterion over calibration tokens, per layer and head, of an unbatched memory.
+def worst(wkv: PyTree, streams: Streams) -> Float[np.ndarray, "L H"]:
+    """Returns the largest criterion over calibration tokens, per layer and head.
 
-    streams: [L, N, H, *] of N tokens.
+    Args:
+      wkv: an unbatched lifted state, see `rwkv7_jax.wkv_state`.
+      streams: [L, N, H, *] of N tokens.
     """
 
-    def layer(args):
-        memory, x = args
-        memory, x = jax.tree.map(lambda leaf: leaf[None], (memory, x))
-        return criterion(memory.lifted(x)).max((0, 1))
+    def layer(args: tuple[PyTree, Streams]) -> Float[Array, "H"]:
+        wkv, x = jax.tree.map(lambda leaf: leaf[None], args)
+        return criterion(wkv.lifted(x)).max((0, 1))
 
-    return np.asarray(jax.lax.map(layer, (memory, streams)))
+    return np.asarray(jax.lax.map(layer, (wkv, streams)))
 
 
 def summary(values: Float[np.ndarray, "L H"]) -> str:
-    """One line a layer: the largest value and its head."""
+    """Returns one line a layer: the largest value and its head."""
     heads = values.argmax(1)
     lines = [
         f"  layer {i}: {row[head]:.3f} (head {head})" for i, (row, head) in enumerate(zip(values, heads, strict=True))
@@ -52,7 +51,11 @@ def summary(values: Float[np.ndarray, "L H"]) -> str:
 
 
 def require(values: Float[np.ndarray, "L H"], what: str) -> None:
-    """Raises: ValueError, one line that names layer, head and value, unless every value is below `LIMIT`."""
+    """Checks that every value is below `LIMIT`.
+
+    Raises:
+      ValueError: one line that names layer, head and value.
+    """
     if (values < LIMIT).all():
         return
     layer, head = np.unravel_index(int(np.argmax(np.nan_to_num(values, nan=np.inf))), values.shape)

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from experiments import methods
+from experiments.config.loading import help_lines
 from experiments.config.methods import DBPMethod, StandardMethod, UpscaleDBPMethod, UpscaleMethod
 from experiments.config.overrides import UsageError, apply_overrides
-from experiments.config.schema import DataConfig, RunConfig, help_lines, resolved
+from experiments.config.schema import DataConfig, RunConfig, resolved
 from experiments.data.jobs import Job
 from experiments.data.jsonl import Pair
 from rwkv7_jax.language_model import LanguageModel
+from state_tuning import upscale
 from state_tuning.core.train import TuneConfig
 from state_tuning.dbp import literal as dbp_literal
 from state_tuning.dbp import transform
-from state_tuning.upscale import method as upscale
 
 
 def chosen(*words):

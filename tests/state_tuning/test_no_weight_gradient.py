@@ -13,15 +13,15 @@ from jax.extend.core import jaxprs_in_params
 
 from rwkv7_jax import RWKV7, RWKV7Config, zero_state
 from rwkv7_jax.wkv_state import Streams
+from state_tuning import upscale
 from state_tuning.baselines import methods
-from state_tuning.baselines.adapters import Entered
+from state_tuning.baselines.adapters import AdaptedRWKV7
 from state_tuning.core import objective, train
 from state_tuning.dbp import correlations as probe
 from state_tuning.dbp import literal
 from state_tuning.dbp import transform as dbp
 from state_tuning.observer import distill
 from state_tuning.test_time_scaling import policy_gradient
-from state_tuning.upscale import method as upscale
 
 CONFIG = RWKV7Config(
     vocab_size=37, n_layer=3, n_embd=24, head_size=8, dim_ffn=44, decay_lora=5, aaa_lora=6, mv_lora=7, gate_lora=9
@@ -92,7 +92,7 @@ def tuning(method, optimizer=None, model=MODEL, correlate=None):
 
 
 def decorrelated(transform, method):
-    return tuning(method, transform(train.make_optimizer(TUNE)), correlate=probe.correlations(MODEL, method, 0.5))
+    return tuning(method, transform(train.make_optimizer(TUNE)), correlate=probe.make_correlate(MODEL, method, 0.5))
 
 
 def upscaled(kind):
@@ -133,7 +133,7 @@ STEPS = {
     "dbp": lambda: decorrelated(dbp.decorrelated, train.standard(CONFIG, TUNE)),
     "literal dbp": lambda: decorrelated(literal.decorrelated, literal.method(train.standard(CONFIG, TUNE))),
     "state_offset": offset,
-    "prefix": lambda: tuning(train.Method(lambda: jnp.ones((11, 24)), methods.Prefix), model=Entered(CONFIG)),
+    "prefix": lambda: tuning(train.Method(lambda: jnp.ones((11, 24)), methods.Prefix), model=AdaptedRWKV7(CONFIG)),
     "distill": lambda: distilled(None),
     "distill, factors": lambda: distilled(2),
     "test_time": adapted,

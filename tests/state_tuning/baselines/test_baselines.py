@@ -9,9 +9,9 @@ import pytest
 
 from rwkv7_jax import RWKV7, RWKV7Config, State, zero_state
 from rwkv7_jax.checkpoint import load_state, save_state
-from rwkv7_jax.wkv_state import Memory, Offset
+from rwkv7_jax.wkv_state import Offset, WKVState
 from state_tuning.baselines import lora, methods
-from state_tuning.baselines.adapters import Entered
+from state_tuning.baselines.adapters import AdaptedRWKV7
 from state_tuning.baselines.lora import Lora
 from state_tuning.baselines.methods import Sizes
 from state_tuning.core import surgery, train
@@ -89,7 +89,7 @@ def test_lora_differentiates_its_small_matrices_alone():
     method = lora.method(config, Lora(rank=2), KEY)
     optimizer = train.make_optimizer(tune)
     tuned, batch = train.init(optimizer, method.init()), random_batch(0, 2, 13, 37)
-    step = train.make_train_step(Entered(config), optimizer, tune, method)
+    step = train.make_train_step(AdaptedRWKV7(config), optimizer, tune, method)
     jaxpr = jax.make_jaxpr(step)(shapes, tuned, batch).jaxpr
     assert products(jaxpr, matrix_shapes(shapes)) == []
     assert len(products(jaxpr, {(2, 24), (24, 2)})) >= 2 * 2 * len(lora.PROJECTIONS)
@@ -125,7 +125,7 @@ def test_the_offset_is_scaled_by_alpha():
 def test_the_offset_is_a_memory_that_neither_fades_nor_survives_a_reset():
     state = zero_state(CONFIG, 1)
     memory = Offset(state.wkv, random_state().wkv[:, None])
-    assert isinstance(memory, Memory)
+    assert isinstance(memory, WKVState)
     tokens = jnp.asarray([[5, 6, 7, 8]], jnp.int32)
     run = jax.jit(lambda s, reset: MODEL.apply({"params": weights()}, tokens, s, reset=reset))
     start, reset = state._replace(wkv=memory), jnp.asarray([[False, False, True, False]])

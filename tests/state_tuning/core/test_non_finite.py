@@ -28,6 +28,6 @@ def test_step_batch_and_layer_are_named():
         "grad_finite": jnp.array([False, False, True]),
     }
     line = "step 7, batch 9: update skipped, first non-finite value in the gradient of layer 1"
-    assert non_finite.skipped(bad, 7, 9) == line
-    assert non_finite.skipped({"applied": jnp.array(True)}, 7) is None
-    assert non_finite.skipped({"applied": jnp.array(False)}, 7).startswith("step 7: update skipped, ")
+    assert non_finite.skip_message(bad, 7, 9) == line
+    assert non_finite.skip_message({"applied": jnp.array(True)}, 7) is None
+    assert non_finite.skip_message({"applied": jnp.array(False)}, 7).startswith("step 7: update skipped, ")

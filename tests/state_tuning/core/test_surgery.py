@@ -220,3 +220,24 @@ def test_info_counts_the_rank_of_a_head():
     info = surgery.info(State(np.zeros((3, 8)), np.zeros((3, 8)), wkv))
     np.testing.assert_allclose(info["wkv_rank"], [1, 4, 0], rtol=1e-6)
     np.testing.assert_array_equal(info["wkv_max"], [3, 3, 0])
+
+
+def test_surgery_works_under_jit_vmap_and_grad():
+    rng = np.random.default_rng(3)
+    shapes = ((4, 6), (4, 6), (4, 2, 3, 3))
+    x, y = (State(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)) for _ in range(2))
+
+    def algebra(x, y, alpha):
+        mixed = surgery.mix([surgery.scale(x, alpha), surgery.diff(x, y)], [alpha, 0.5])
+        trainable, frozen = surgery.split(surgery.select_layers(mixed, [0, -1]), "wkv")
+        return surgery.expand(surgery.truncate_rank(surgery.graft(trainable, frozen), 2))
+
+    plain = algebra(x, y, jnp.float32(0.7))
+    assert_near(jax.jit(algebra)(x, y, jnp.float32(0.7)), plain, 1e-5)
+    alphas = jnp.asarray([0.7, 0.2])
+    assert_near(jax.tree.map(lambda leaf: leaf[0], jax.vmap(algebra, (None, None, 0))(x, y, alphas)), plain, 1e-5)
+
+    def norm(x):
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(surgery.broadcast(surgery.scale(x, 0.5), 3)))
+
+    assert_near(jax.grad(norm)(x), jax.tree.map(lambda leaf: 1.5 * leaf, x))

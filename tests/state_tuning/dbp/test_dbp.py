@@ -118,7 +118,7 @@ def test_the_condition_number_falls_monotonically(spread):
 
 def test_the_gain_keeps_the_mean_square_of_the_input():
     _, state = run(transform.decorrelated(optax.sgd(1.0), rate=0.9, decay=0.0), steps=6, c=correlations(5))
-    power = np.trace(transform.transformed(state.r["w"], state.mean["w"]), axis1=-2, axis2=-1)
+    power = np.trace(transform.precondition(state.r["w"], state.mean["w"]), axis1=-2, axis2=-1)
     np.testing.assert_allclose(power, 4, rtol=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_exact_whitening():
     """R C R^T = I after the first step, and the gradient is G C^-1 up to the scale of C."""
     c = correlations(4)
     _, state = run(transform.whitened(optax.sgd(1.0), damping=0.0), steps=1, c=c)
-    white = transform.transformed(state.r["w"], state.mean["w"])
+    white = transform.precondition(state.r["w"], state.mean["w"])
     np.testing.assert_allclose(white, np.broadcast_to(np.eye(4), (2, 4, 4)), atol=2e-3)
     np.testing.assert_allclose(jnp.trace(state.mean["w"], axis1=-2, axis2=-1), 4, rtol=1e-5)
 
@@ -167,7 +167,7 @@ def test_whitening_learns_from_a_singular_correlation():
     c, p = jnp.diag(jnp.array([0.0, 3.0, 0.0, 1.0])), jnp.zeros((3, 4))
     optimizer = transform.whitened(optax.sgd(1.0), damping=0.0)
     _, state = optimizer.update(p, optimizer.init(p), correlations=c)
-    np.testing.assert_allclose(transform.transformed(state.r, c), np.diag([0, 1, 0, 1]), atol=1e-3)
+    np.testing.assert_allclose(transform.precondition(state.r, c), np.diag([0, 1, 0, 1]), atol=1e-3)
 
 
 def test_the_state_maps_like_parameters():
@@ -297,7 +297,7 @@ def batch():
 
 def test_the_probe_sees_only_its_sample(params, batch):
     method = train.standard(CONFIG, TUNE)
-    correlate = jax.jit(probe.correlations(MODEL, method, sample=0.5))
+    correlate = jax.jit(probe.make_correlate(MODEL, method, sample=0.5))
 
     def seen(row):
         """C with other tokens in one of the four rows."""
@@ -311,7 +311,7 @@ def test_the_probe_sees_only_its_sample(params, batch):
 def trajectory(params, batch, optimizer, method=None, steps=9):
     """Losses and the last state of a few steps, compiled once."""
     method = method or train.standard(CONFIG, TUNE)
-    step = train.make_train_step(MODEL, optimizer, TUNE, method, probe.correlations(MODEL, method, sample=0.5))
+    step = train.make_train_step(MODEL, optimizer, TUNE, method, probe.make_correlate(MODEL, method, sample=0.5))
     tuned, losses = train.init(optimizer, method.init()), []
     for _ in range(steps):
         tuned, metrics = step(params, tuned, batch)

@@ -7,10 +7,12 @@ import optax
 import pytest
 
 from rwkv7_jax import RWKV7, RWKV7Config, zero_state
+from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.tokenizer import ByteTokenizer
+from state_tuning import observer
 from state_tuning.core import train
-from state_tuning.observer import observe as observer
 from state_tuning.observer import state_map
-from state_tuning.observer.observe import Frozen, Observer, ObserverConfig
+from state_tuning.observer.observe import Observer, ObserverConfig
 from state_tuning.observer.state_map import Maps
 from tests.helpers import CONFIG, MODEL, random_batch, random_state, weights
 
@@ -18,7 +20,8 @@ LARGE_CONFIG = RWKV7Config(
     vocab_size=256, n_layer=3, n_embd=24, head_size=12, dim_ffn=24, decay_lora=4, aaa_lora=4, mv_lora=4, gate_lora=4,
     wkv_implementation="scan",
 )  # fmt: skip
-SMALL, LARGE = Frozen(MODEL, weights()), Frozen(RWKV7(LARGE_CONFIG), weights(2, LARGE_CONFIG))
+SMALL = LanguageModel(MODEL, weights(), ByteTokenizer())
+LARGE = LanguageModel(RWKV7(LARGE_CONFIG), weights(2, LARGE_CONFIG), ByteTokenizer())
 EVERY = 4
 APPLY = jax.jit(lambda model, params, tokens, state: model.apply(params, tokens, state), static_argnums=0)
 
@@ -50,7 +53,7 @@ def test_a_linearly_related_pair_is_recovered():
         jnp.swapaxes(source[:, train_part], 0, 1), jnp.swapaxes(target[:, train_part], 0, 1), jax.random.key(0),
         pairs=[0, 0, 1], iterations=60, ridge=1e-7,
     )  # fmt: skip
-    r2 = state_map.explained(state_map.apply(fitted, source[:, held_out]), target[:, held_out])
+    r2 = state_map.r_squared(state_map.apply(fitted, source[:, held_out]), target[:, held_out])
     assert (r2 > 0.999).all(), r2
 
 
@@ -64,7 +67,7 @@ def test_more_rounds_and_more_terms_never_explain_less_of_what_was_fitted():
     def explained(**options):
         maps = state_map.fit(source, target, jax.random.key(0), **options)
         predicted = state_map.apply(maps, jnp.swapaxes(source, 0, 1))
-        return float(state_map.explained(predicted, jnp.swapaxes(target, 0, 1))[0])
+        return float(state_map.r_squared(predicted, jnp.swapaxes(target, 0, 1))[0])
 
     values = [explained(iterations=n) for n in (1, 4, 16)]
     assert values[0] <= values[1] + 1e-5 <= values[2] + 2e-5
@@ -106,7 +109,7 @@ def test_corrections_steer_a_wrong_start_back():
     batch = {name: x[:, :16] for name, x in random_batch(5, 8, 32).items()}
     errors = {}
     for gain in (0.0, 1.0):
-        trail = observer.watch(SMALL, SMALL, Observer(same, same), batch, EVERY, gain, start)
+        trail = observer.trajectories(SMALL, SMALL, Observer(same, same), batch, EVERY, gain, start)
         errors[gain] = np.abs(np.asarray(trail.predicted - trail.large)).max((1, 2, 3, 4, 5))
     np.testing.assert_allclose(errors[1.0][0], errors[0.0][0])
     assert errors[0.0][-1] > 1e-2
@@ -184,7 +187,7 @@ def test_the_loss_that_is_refined_is_relative_error_and_kl(pair):
     step = observer.make_refine_step(MODEL, LARGE.model, pair, optimizer, ObserverConfig(every=EVERY))
     tuned = train.init(optimizer, observer.refinable(pair, MODEL))
     _, metrics = step(SMALL.params, LARGE.params, tuned, batch)
-    trail = observer.watch(SMALL, LARGE, pair, batch, EVERY)
+    trail = observer.trajectories(SMALL, LARGE, pair, batch, EVERY)
     used = np.moveaxis(np.broadcast_to(np.asarray(trail.valid), (3, *trail.valid.shape)), 0, 1)
     actual, predicted = (np.asarray(x, np.float64)[used] for x in (trail.large, trail.predicted))
     layers = np.broadcast_to(np.arange(3)[None, :, None], used.shape)[used]

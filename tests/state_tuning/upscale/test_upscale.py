@@ -10,14 +10,14 @@ import pytest
 
 from rwkv7_jax import RWKV7, RWKV7Config, State, unstack_blocks, zero_state
 from rwkv7_jax.checkpoint import CheckpointError, export_state, load_state, save_state
-from rwkv7_jax.generation.generate import SamplingConfig, generate
-from rwkv7_jax.wkv_state import MEMORIES, WKV, Memory, Residual, Streams, attend, gaussian
+from rwkv7_jax.generation.generate import SamplingParams, generate
+from rwkv7_jax.wkv_state import WKV, WKV_STATES, Residual, Streams, WKVState, attend, gaussian
+from state_tuning import upscale
 from state_tuning.core import objective, surgery, train
 from state_tuning.dbp import correlations as probe
 from state_tuning.dbp.queries import state_queries
-from state_tuning.upscale import method as upscale
 from state_tuning.upscale import stability
-from state_tuning.upscale.method import Upscale
+from state_tuning.upscale.fitting import Upscale
 from tests.rwkv7_jax.test_model import noisy
 
 CONFIG = RWKV7Config(31, 2, 16, head_size=4, decay_lora=4, aaa_lora=4, mv_lora=4, gate_lora=4)
@@ -79,7 +79,7 @@ def test_at_zero_it_is_the_pre_trained_function_bit_for_bit(params, batch, fitte
     lifted, end = apply(params, batch["tokens"], method.graft(method.init(), 3), batch["valid"], config=config)
     np.testing.assert_array_equal(plain, lifted)
     np.testing.assert_array_equal(last.wkv, end.wkv.s)
-    assert isinstance(end.wkv, Memory)
+    assert isinstance(end.wkv, WKVState)
 
 
 def test_the_output_is_affine_in_both_matrices():
@@ -181,7 +181,7 @@ def test_a_saved_state_carries_its_map_and_generates(params, fitted, tmp_path):
     assert loaded.metadata["memory"] == "residual"
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(loaded.state), strict=True):
         np.testing.assert_array_equal(a, b)
-    prompts, settings = [[5, 6, 7], [8]], SamplingConfig(temperature=0.0, max_new_tokens=4)
+    prompts, settings = [[5, 6, 7], [8]], SamplingParams(temperature=0.0, max_new_tokens=4)
     without = state._replace(wkv=state.wkv._replace(s_ext=jnp.zeros_like(state.wkv.s_ext)))
     one, rows, other = (
         generate(MODEL, params, prompts, start, jax.random.key(0), settings, eos_id=None)
@@ -197,7 +197,7 @@ def test_the_other_memories_round_trip_too(fitted, kind, tmp_path):
     state = fitted[kind].state
     save_state(tmp_path / "x.safetensors", state, metadata={})
     back = load_state(tmp_path / "x.safetensors").state
-    assert type(back.wkv) is MEMORIES[kind]
+    assert type(back.wkv) is WKV_STATES[kind]
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(back), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -223,7 +223,11 @@ def test_a_damaged_map_is_one_line(fitted, tmp_path, change):
         metadata["memory"] = "magic"
     metadata["state_hash"] = states._state_hash(tensors)
     safetensors.write(path, tensors, metadata)
-    line = {"missing": "memory.gamma", "shape": r"memory\.gamma has shape \[1\]", "kind": "unknown memory 'magic'"}
+    line = {
+        "missing": "memory.gamma",
+        "shape": r"memory\.gamma has shape \[1\]",
+        "kind": "unknown kind of WKV state 'magic'",
+    }
     with pytest.raises(CheckpointError, match=line[change]) as error:
         load_state(path)
     assert "\n" not in str(error.value)
@@ -322,7 +326,7 @@ def test_correlations_of_queries_and_features(params, batch, fitted):
     """The probe's C is the mean over valid tokens of q q^T and psi psi^T."""
     method = upscale.method(fitted["residual"], TUNE, setting("residual"))
     trainable = method.init()
-    c = jax.jit(probe.correlations(MODEL, method, sample=1.0))(params, trainable, batch)
+    c = jax.jit(probe.make_correlate(MODEL, method, sample=1.0))(params, trainable, batch)
     x = probe.record(MODEL, params, batch)
     valid = np.asarray(batch["valid"])
     layer = jax.tree.map(lambda leaf: leaf[1], x)

@@ -1,20 +1,22 @@
 """Kernel upscaling: an initial state over more key dimensions, of which a Gaussian feature map makes M out of K.
 
-Three maps, each a memory of `rwkv7_jax.wkv_state`: `residual` (read side only, the default), `recurrent` (written too),
-and `literal` (the formula word for word, usually unstable). Here they are fitted to calibration text and made
+Three maps, each a state of `rwkv7_jax.wkv_state`: `residual` (read side only, the default), `recurrent` (written too),
+and `literal` (the published formula unchanged, usually unstable). Here they are fitted to calibration text and made
 trainable.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from rwkv7_jax import wkv_state
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.sharding import host
 from rwkv7_jax.state import State, zero_state
@@ -59,15 +61,26 @@ class Fitted(NamedTuple):
     """The start of tuning: an unbatched state with the fitted map, its matrices zero, and how stable it is."""
 
     state: State
-    stability: Float[Any, "L H"]
+    stability: Float[np.ndarray, "L H"]
     """See `stability.worst`."""
 
 
-def fit(model: RWKV7, params: PyTree, batch: Batch, upscale: Upscale, key: Key[Array, ""]) -> Fitted:
-    """Fit the map of `upscale` to the streams of the frozen model on a batch of calibration text.
+def fit(model: RWKV7, params: Params, batch: Batch, upscale: Upscale, key: Key[Array, ""]) -> Fitted:
+    """Fits the map of `upscale` to the streams of the frozen model on a batch of calibration text.
 
-    Raises: ValueError, one line, if M is not above K, the text is too short for its supports, or, unless
-    `upscale.allow_unstable`, if the lifted recurrence is no contraction (naming layer, head and value).
+    Args:
+      model: the model's description.
+      params: its weights.
+      batch: calibration text [B, T].
+      upscale: which map, and how it is fitted.
+      key: of the sampled tokens and supports.
+
+    Returns:
+      The unbatched state with the fitted map, its matrices zero.
+
+    Raises:
+      ValueError: one line, if M is not above K, the text is too short for its supports, or, unless
+        `upscale.allow_unstable`, the lifted recurrence is not a contraction (naming layer, head and value).
     """
     size = upscale.size or 2 * model.config.head_size
     if size <= model.config.head_size:
@@ -83,7 +96,16 @@ def fit(model: RWKV7, params: PyTree, batch: Batch, upscale: Upscale, key: Key[A
 
 
 def method(fitted: Fitted, tune: TuneConfig, upscale: Upscale) -> Method:
-    """Trains the matrices of the lifted memory (and S_0, the gate, the shifts where asked), zero at start."""
+    """Returns upscaling as a method: it trains the matrices of the lifted state, zero at start.
+
+    Args:
+      fitted: what `fit` returned.
+      tune: `alpha` scales what is trained; with `tune_shifts` the token-shift states are trained too.
+      upscale: the settings given to `fit`; with `tune_base` S_0 is trained too.
+
+    Returns:
+      The method.
+    """
     names = [name for name in TRAINED[upscale.map] if name != "s" or upscale.tune_base]
     where = [f"wkv/{name}" for name in names] + (["att_shift", "ffn_shift"] if tune.tune_shifts else [])
 
@@ -99,8 +121,8 @@ def method(fitted: Fitted, tune: TuneConfig, upscale: Upscale) -> Method:
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
-def lift(config: RWKV7Config, streams: Streams, upscale: Upscale, size: int, key: Key[Array, ""]) -> Any:
-    """The unbatched memory of `upscale`, fitted to streams [L, N, H, K], with zero matrices."""
+def lift(config: RWKV7Config, streams: Streams, upscale: Upscale, size: int, key: Key[Array, ""]) -> PyTree:
+    """Returns the unbatched `wkv` state of `upscale`, fitted to streams [L, N, H, K], with zero matrices."""
     layers, _, heads, value = streams.v.shape
     kernel = partial(feature_map.fit, key=key, supports=upscale.supports, bandwidth=upscale.bandwidth)
     x = Streams(*(jnp.swapaxes(z, 1, 2).astype(jnp.float32) for z in streams))
@@ -122,14 +144,14 @@ def lift(config: RWKV7Config, streams: Streams, upscale: Upscale, size: int, key
 
 
 def sample_tokens(streams: Streams, valid: Array, count: int, key: Key[Array, ""]) -> Streams:
-    """At most `count` random valid tokens of streams [L, B, T, H, K], as [L, N, H, K]."""
+    """Returns at most `count` random valid tokens of streams [L, B, T, H, K], as [L, N, H, K]."""
     places = jnp.flatnonzero(valid.reshape(-1))
     places = jax.random.permutation(key, places)[:count]
     return jax.tree.map(lambda z: z.reshape(z.shape[0], -1, *z.shape[3:])[:, places], streams)
 
 
 def pad(x: Streams, size: int) -> Streams:
-    """The exact lift E = [I; 0] to M key dimensions, w' = 1 on the padding: the recurrence gives the same outputs."""
+    """Returns the exact lift E = [I; 0] to M key dimensions, w' = 1 on the padding: outputs stay the same."""
     extra = ((0, 0),) * 3 + ((0, size - x.r.shape[-1]),)
     lifted = {name: jnp.pad(getattr(x, name), extra) for name in ("r", "log_w", "k", "kk", "iclr")}
     return x._replace(**lifted)
