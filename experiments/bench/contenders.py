@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
 from experiments.bench.lm_eval_plain import PlainLM, plain
-from experiments.build import build
+from experiments.build import load_model
 from experiments.config.schema import ModelConfig
 from experiments.evaluation.evaluator import Evaluator, make_scorer
 from experiments.evaluation.lm_eval_model import ForkingLM
@@ -28,13 +28,13 @@ class Contender(NamedTuple):
 
 def ours(path: Path, batch_size: int) -> dict[str, Contender]:
     """Returns our three."""
-    lm = build(ModelConfig(str(path), dtype="float32"))
+    lm = load_model(ModelConfig(str(path), dtype="float32"))
     forking = ForkingLM(lm, batch_size=batch_size)
     once = ForkingLM(lm, batch_size=batch_size, min_saved=10**9)
     whole = plain(Evaluator(lm, make_scorer(lm.model), batch_size))
     return {
-        FORKING: Contender(forking, lambda: forking.forker.cost.tokens),
-        ONCE: Contender(once, lambda: once.forker.cost.tokens),
+        FORKING: Contender(forking, lambda: forking.scorer.cost.tokens),
+        ONCE: Contender(once, lambda: once.scorer.cost.tokens),
         WHOLE: Contender(whole, lambda: whole.fed),
     }
 

@@ -1,15 +1,14 @@
 """Benchmarks run on several initial states side by side, portion by portion."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
+from experiments.evaluation.answering import Answerer, StateRequest, is_generated, no_tick
 from experiments.evaluation.suite import Bench, Part
 from experiments.reporting.result_store import Sample, Store
-from experiments.tasks import Generate, Loglikelihood
+from experiments.tasks import Request
+from experiments.tasks.types import Result
 from rwkv7_jax import State
-from rwkv7_jax.inference.encoding import Encoder
-from rwkv7_jax.inference.greedy import Generator, Prompt
-from rwkv7_jax.inference.scoring import Forker, Tick
+from rwkv7_jax.inference.scoring import PrefixScorer, Tick
 from rwkv7_jax.language_model import LanguageModel
 
 PORTION = 512
@@ -21,19 +20,19 @@ class Engine:
     """A model, initial states by name, and how much of it at once."""
 
     def __init__(self, lm: LanguageModel, states: dict[str, State], batch_size: int, max_new_tokens: int):
-        self.lm, self.names, self.states = lm, list(states), list(states.values())
-        self.forker = Forker(lm.model, lm.params, max(batch_size, len(states)))
-        self.encoder, self.max_new_tokens = Encoder(lm.tokenizer), max_new_tokens
-        self._generator: Generator | None = None
+        self.names, self.states, self.max_new_tokens = list(states), list(states.values()), max_new_tokens
+        self.answerer = Answerer(lm, max(batch_size, len(states)))
 
     @property
-    def generator(self) -> Generator:
-        """Made when first needed: it holds the weights once more, in the layout for decoding."""
-        self._generator = self._generator or Generator(self.lm.model, self.lm.params, self.lm.tokenizer, self.forker)
-        return self._generator
+    def scorer(self) -> PrefixScorer:
+        """What feeds the prompts; its `cost` counts their tokens."""
+        return self.answerer.scorer
 
     def run(self, bench: Bench, store: Store, tick: Tick) -> list[Sample]:
-        """All samples of a benchmark, those in the store not computed again. `tick` gets records x states done."""
+        """Returns all samples of a benchmark, those in the store not computed again.
+
+        tick: gets records x states done.
+        """
         samples = []
         for key, items in portions(bench):
             if key not in store.done:
@@ -43,48 +42,34 @@ class Engine:
             samples += store.done[key]
         return samples
 
-    def samples(self, bench: Bench, items: Sequence[tuple[Part, int]], tick: Tick = lambda count: None) -> list[Sample]:
-        """One sample for each state and record: the answers to its requests, and its scores."""
+    def samples(self, bench: Bench, items: Sequence[tuple[Part, int]], tick: Tick = no_tick) -> list[Sample]:
+        """Returns one sample for each state and record: the answers to its requests, and its scores."""
         requests = [bench.requests(*item) for item in items]
         answers = self._answers(bench, requests, tick)
-        rows = []
+        samples: list[Sample] = []
         for state, name in enumerate(self.names):
             for (part, index), given in zip(items, answers[state], strict=True):
                 scores = bench.task.score(part.records[index], given)
-                rows.append({"part": part.name, "index": index, "state": name, "results": given, "scores": scores})
-        return rows
+                samples.append({"part": part.name, "index": index, "state": name, "results": given, "scores": scores})
+        return samples
 
-    def _answers(self, bench: Bench, requests: list[list[Any]], tick: Tick) -> list[list[list[Any]]]:
+    def _answers(self, bench: Bench, requests: list[list[Request]], tick: Tick) -> list[list[list[Result]]]:
         """[state][record][request] -> log-likelihood or text."""
-        flat = [
-            (state, row, one) for state in range(len(self.names)) for row, many in enumerate(requests) for one in many
-        ]
-        out: list[list[list[Any]]] = [[[] for _ in requests] for _ in self.names]
+        flat = [StateRequest(one, state) for state in range(len(self.names)) for many in requests for one in many]
         count = _per_record(requests, tick)
-        chosen = [one for one in flat if isinstance(one[2], Loglikelihood)]
-        asked = [self.encoder.pair(one.context, one.continuation, bench.prefix, state) for state, _, one in chosen]
-        for (state, row, _), answer in zip(chosen, self.forker.score(asked, self.states, count), strict=True):
-            out[state][row].append(answer.log_likelihood)
-        chosen = [one for one in flat if isinstance(one[2], Generate)]
-        if chosen:
-            prompts = [Prompt(self.encoder.prompt(one.context, bench.prefix), state) for state, _, one in chosen]
-            stops, limit = chosen[0][2].stop, self.max_new_tokens
-            texts = self.generator.answers(prompts, self.states, stops, limit, count)
-            for (state, row, _), text in zip(chosen, texts, strict=True):
-                out[state][row].append(text)
-        return out
+        found = iter(self.answerer.answer(flat, self.states, self.max_new_tokens, bench.prefix, count))
+        return [[[next(found) for _ in many] for many in requests] for _ in self.names]
 
 
 def portions(bench: Bench) -> Iterator[tuple[str, list[tuple[Part, int]]]]:
-    """Consecutive records, and a key for each portion."""
+    """Yields consecutive records, with a key for each portion."""
     items = bench.items
-    generated = isinstance(bench.requests(*items[0])[0], Generate)
-    size = PORTION // 4 if generated else PORTION
+    size = PORTION // 4 if is_generated(bench.requests(*items[0])[0]) else PORTION
     for begin in range(0, len(items), size):
         yield f"{bench.name}/{begin}", items[begin : begin + size]
 
 
-def _per_record(requests: list[list[Any]], tick: Tick) -> Tick:
+def _per_record(requests: list[list[Request]], tick: Tick) -> Tick:
     """A counter of requests that passes on whole records; all records have about as many requests."""
     share = len(requests) / max(1, sum(map(len, requests)))
     seen = [0]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from experiments.config.overrides import UsageError
 from experiments.data import find
@@ -17,13 +16,13 @@ KNOWN = {
 
 @contextmanager
 def local_datasets(data_dir: str | Path) -> Iterator[None]:
-    """While it lasts, the four benchmarks come from `data_dir`; everything else from where it came before."""
+    """Within it, the four benchmarks come from `data_dir`; everything else from where it came before."""
     import datasets  # pyright: ignore[reportMissingImports]
 
     before = datasets.load_dataset
 
-    def load(path: Any = None, name: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if path not in KNOWN:
+    def load(path: str | None = None, name: str | None = None, *args: object, **kwargs: object) -> object:
+        if path is None or path not in KNOWN:
             return before(path, name, *args, **kwargs)
         return _splits(KNOWN[path], name, Path(data_dir))
 
@@ -34,7 +33,7 @@ def local_datasets(data_dir: str | Path) -> Iterator[None]:
         datasets.load_dataset = before
 
 
-def _splits(dataset: str, name: str | None, folder: Path) -> Any:
+def _splits(dataset: str, name: str | None, folder: Path) -> object:
     """All splits that the folder has, of MMLU those records of the subject `name`."""
     import datasets  # pyright: ignore[reportMissingImports]
 

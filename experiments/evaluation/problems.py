@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
+from experiments.config.schema import POCKET, DataConfig, check_tasks
+from experiments.data import load as sources
 from experiments.data.jobs import find_task
 from experiments.data.jsonl import Line, read_lines, to_pair
 from experiments.pocket import benchmarks
 from experiments.tasks import Generate, Record, Task
 from experiments.tasks.gsm8k import NO_MATCH, flexible
+from experiments.tasks.types import Result
 from state_tuning.test_time_scaling.rollouts import Problem
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -19,36 +22,56 @@ class Item(NamedTuple):
     """One problem, how its answer is judged, and which part of a chain is its answer."""
 
     problem: Problem
-    correct: Callable[[Sequence[Any]], float]
+    correct: Callable[[Sequence[Result]], float]
     """results -> 1.0 or 0.0"""
     answer: Callable[[str], Hashable]
     """text of a chain -> what self-consistency counts, None if it has no answer"""
 
 
-def load(task: str | None, data: str | None, match: str, split: str, count: int) -> list[Item]:
-    """The first `count` problems: a pocket benchmark, local records of one, or {"prompt", "completion"} lines.
+def load(
+    task: str | None, data: str | None, match: str, split: str, count: int, folder: str | None = None
+) -> list[Item]:
+    """Loads the first `count` problems: a benchmark, local records of one, or {"prompt", "completion"} lines.
+
+    Args:
+      task: pocket:mmlu, ... (embedded); mmlu, gsm8k, winogrande or arc, in `folder` or `data`; None: pairs of the file.
+      data: a .jsonl file; None: the benchmark.
+      match: how the answers to pairs are compared, `text` or `number`.
+      split: of the benchmark.
+      count: problems at most.
+      folder: where the files of real benchmarks lie.
+
+    Returns:
+      The problems, in the order of the file or benchmark.
 
     Raises:
       UsageError: unknown task, or whatever is wrong with a file, in one line.
     """
     if task is None and data is None:
-        raise UsageError("say what to answer: --task mmlu, gsm8k, winogrande or arc, or --data FILE.jsonl")
+        raise UsageError("say what to answer: --data.tasks pocket:gsm8k, or --data.file FILE.jsonl")
     if task is None:
         return [from_pair(line, match) for line in read_lines(str(data))[:count]]
     found = find_task(task)
-    if data is None:
+    check_tasks(DataConfig((task,), folder, data))
+    if data is None and task.startswith(POCKET):
         return [from_record(found, record) for record in benchmarks.load(found.name, split)[:count]]
+    if data is None:
+        return [_checked(found, line) for line in sources.load(found.name, split, str(folder))[:count]]
     return [_checked(found, line) for line in read_lines(data)[:count]]
 
 
 def from_record(task: Task, record: Record) -> Item:
-    """A benchmark's record: open if it asks for a text, else with its choices."""
+    """Returns a benchmark's record as a problem: open if it asks for a text, else with its choices.
+
+    Raises:
+      UsageError: the protocol has tokens before its prompts.
+    """
     if task.prefix:
         raise UsageError(f"{task.name}: a protocol with tokens before its prompts is not supported here; use mmlu")
     requests = task.requests(record)
     first = requests[0]
 
-    def correct(results: Sequence[Any]) -> float:
+    def correct(results: Sequence[Result]) -> float:
         return task.score(record, results)[task.headline]
 
     if isinstance(first, Generate):
@@ -58,24 +81,30 @@ def from_record(task: Task, record: Record) -> Item:
 
 
 def from_pair(line: Line, match: str) -> Item:
-    """A {"prompt", "completion"} line. match: `text` compares whole answers, `number` the last number of each."""
+    """Returns a {"prompt", "completion"} line as a problem.
+
+    match: `text` compares whole answers, `number` the last number of each.
+
+    Raises:
+      UsageError: there is no prompt, or no number in the completion.
+    """
     prompt, completion = to_pair(line)
     if not prompt:
         raise UsageError(f'{line.where}: a problem needs a "prompt"')
     read: Callable[[str], Hashable] = last_number if match == "number" else plain
     gold = read(completion)
     if gold is None:
-        raise UsageError(f"{line.where}: the completion has no number to compare; use --match text")
-    return Item(Problem(prompt), lambda results: float(read(results[0]) == gold), read)
+        raise UsageError(f"{line.where}: the completion has no number to compare; use --data.match text")
+    return Item(Problem(prompt), lambda results: float(read(str(results[0])) == gold), read)
 
 
 def plain(text: str) -> str:
-    """Lower case, single spaces, no space at the ends."""
+    """Returns the text in lower case, with single spaces and none at the ends."""
     return " ".join(text.split()).lower()
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, without commas and a trailing `.0`; None if there is none."""
+    """Returns the last number in a text, without commas and a trailing `.0`; None if there is none."""
     found = NUMBER.findall(text)
     return re.sub(r"\.0+$", "", found[-1].replace(",", "")) if found else None
 

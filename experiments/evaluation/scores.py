@@ -1,8 +1,8 @@
-"""From samples to the numbers people read: means with standard errors by part and group, and paired comparisons."""
+"""The numbers of an evaluation: means with standard errors by part and group, and paired comparisons."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.evaluation.suite import Bench
 from experiments.reporting.result_store import Sample
@@ -22,7 +22,7 @@ class Paired(NamedTuple):
 
 
 def by_part(bench: Bench, samples: Sequence[Sample], state: str, metric: str) -> dict[str, Mean]:
-    """Each part's mean, the groups' of MMLU and, with several parts, that of all, in the table's order."""
+    """Returns each part's mean, the groups' of MMLU and, with several parts, that of all, in the table's order."""
     values: dict[str, list[float]] = {part.name: [] for part in bench.parts}
     for sample in samples:
         if sample["state"] == state:
@@ -30,20 +30,20 @@ def by_part(bench: Bench, samples: Sequence[Sample], state: str, metric: str) ->
     parts = {name: mean(found) for name, found in values.items()}
     if len(parts) == 1:
         return {bench.name: parts[bench.parts[0].name]}
-    rows: dict[str, Mean] = {}
+    means: dict[str, Mean] = {}
     if all(name in GROUP_OF for name in parts):
         for group, subjects in GROUPS.items():
             mine = [name for name in subjects if name in parts]
             if mine:
-                rows[group] = pooled([parts[name] for name in mine])
-                rows |= {f"  {name}": parts[name] for name in mine}
+                means[group] = pooled([parts[name] for name in mine])
+                means |= {f"  {name}": parts[name] for name in mine}
     else:
-        rows = dict(parts)
-    return rows | {bench.name: pooled(list(parts.values()))}
+        means = dict(parts)
+    return means | {bench.name: pooled(list(parts.values()))}
 
 
 def compare(samples: Sequence[Sample], first: str, other: str, metric: str, seed: int = 0) -> Paired:
-    """`other` against `first`, record by record."""
+    """Compares `other` with `first`, record by record."""
     scores: dict[str, dict[tuple[str, int], float]] = {first: {}, other: {}}
     for sample in samples:
         if sample["state"] in scores:
@@ -53,8 +53,8 @@ def compare(samples: Sequence[Sample], first: str, other: str, metric: str, seed
     return Paired(bootstrap([gains], seed), better, worse, mcnemar(better, worse))
 
 
-def summary(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> dict[str, Any]:
-    """Every number of one benchmark, plain enough for JSON."""
+def summary(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> dict[str, object]:
+    """Returns every number of one benchmark, plain enough for JSON."""
     means = {
         metric: {state: by_part(bench, samples, state, metric) for state in states} for metric in bench.task.metrics
     }
@@ -64,7 +64,7 @@ def summary(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> d
         "protocol": bench.protocol,
         "headline": head,
         "means": {
-            metric: {state: {row.strip(): m._asdict() for row, m in rows.items()} for state, rows in found.items()}
+            metric: {state: {name.strip(): m._asdict() for name, m in of.items()} for state, of in found.items()}
             for metric, found in means.items()
         },
         "paired": {
@@ -75,18 +75,18 @@ def summary(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> d
 
 
 def table_rows(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> list[list[str]]:
-    """The header, then a row a part, group and total; columns for each metric and state."""
+    """Returns the header, then a line for each part, group and total; columns for each metric and state."""
     columns = [(metric, state) for metric in bench.task.metrics for state in states]
     head = [metric if len(states) == 1 else f"{metric}, {state}" for metric, state in columns]
     found = [by_part(bench, samples, state, metric) for metric, state in columns]
-    rows = [[bench.name, "records", *(f"% {name}" for name in head)]]
+    lines = [[bench.name, "records", *(f"% {name}" for name in head)]]
     for name, first in found[0].items():
-        rows.append([name, str(first.count), *(_percent(column[name]) for column in found)])
-    return rows
+        lines.append([name, str(first.count), *(_percent(column[name]) for column in found)])
+    return lines
 
 
 def comparison_lines(bench: Bench, samples: Sequence[Sample], states: Sequence[str]) -> list[str]:
-    """One line for each state after the first."""
+    """Returns one line for each state after the first."""
     lines = []
     for state in states[1:]:
         x = compare(samples, states[0], state, bench.task.headline)

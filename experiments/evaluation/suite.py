@@ -1,19 +1,18 @@
-"""From the names on the command line to benchmarks ready to run: their records, examples and protocol, in order."""
+"""Benchmarks ready to run, by name: their records, examples and protocol, in order."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError, suggest
+from experiments.config.schema import POCKET
 from experiments.data import load as sources
 from experiments.pocket import benchmarks as pocket
 from experiments.tasks import PROTOCOLS, Record, Request, Task, fewshot
 from experiments.tasks.subjects import GROUP_OF
 
-POCKET = "pocket:"
-
 
 class Part(NamedTuple):
-    """Records of one row of the table: a subject of MMLU, or a whole benchmark."""
+    """Records of one line of the table: a subject of MMLU, or a whole benchmark."""
 
     name: str
     records: list[Record]
@@ -36,7 +35,7 @@ class Bench(NamedTuple):
         return [(part, index) for part in self.parts for index in range(len(part.records))]
 
     def requests(self, part: Part, index: int) -> list[Request]:
-        """What the model is asked for one record."""
+        """Returns what the model is asked for one record."""
         return self.task.requests(part.records[index], part.shots[index])
 
 
@@ -52,10 +51,17 @@ class Options(NamedTuple):
 
 
 def load(names: Sequence[str], options: Options) -> list[Bench]:
-    """The benchmarks of these names, in order.
+    """Loads the benchmarks of these names, in order.
+
+    Args:
+      names: as in `tasks.PROTOCOLS`, after "pocket:" for the embedded ones; mmlu_SUBJECT for one subject.
+      options: how they are asked.
+
+    Returns:
+      The benchmarks.
 
     Raises:
-      UsageError: unknown name, no --data-dir, a missing split, too few examples, or a wrong record, in one line.
+      UsageError: unknown name, no data.dir, a missing split, too few examples, or a wrong record, in one line.
     """
     for option in (*options.shots, *options.splits):
         if option not in names:
@@ -105,7 +111,7 @@ def _records(name: str, task: Task, split: str, options: Options) -> list[Record
     if name.startswith(POCKET):
         return list(pocket.load(_dataset(task), split))
     if options.data_dir is None:
-        raise UsageError(f"{name}: say where its files lie with --data-dir, or use {POCKET}{_dataset(task)}")
+        raise UsageError(f"{name}: say where its files lie with --data.dir, or use {POCKET}{_dataset(task)}")
     return [line.record for line in sources.load(_dataset(task), split, options.data_dir)]
 
 

@@ -110,7 +110,7 @@ def pretraining(config: PretrainConfig, size: str | None, mesh: Mesh) -> Step:
     _check_batch("batch_size", config.batch_size, mesh)
     own = pretrain.make_model(config).config
     model = dimensions(size, config.dtype, config.remat, "auto") if size else own
-    program = pretrain.make_program(config, model)
+    program = pretrain.make_program(RWKV7(model), config)
     state = abstract(jax.eval_shape(program.init, jax.random.key(0)), mesh)
     names = ("tokens", "tokens_segment_ids", "tokens_positions")
     batch = {name: _batched(mesh, (config.batch_size, config.length + 1), jnp.int32) for name in names}

@@ -75,7 +75,7 @@ def test_tokenizers_race_on_files_and_agree(tmp_path: Path):
     wrong.write_text("[1]\n")
     lacking = tmp_path / "d.jsonl"
     lacking.write_text('{"text": ""}\n{"prompt": "a"}\n')
-    table = list(tokenizer.table([plain, lines]))
+    table = "\n".join(tokenizer.table([plain, lines])).splitlines()
     assert [line.split(" | ")[:2] for line in table[2:]] == [["| a.txt", "20"], ["| b.jsonl", "11"]]
     for path, message in ((wrong, r"c\.jsonl:1: a JSON object"), (lacking, r"d\.jsonl:2: no string")):
         with pytest.raises(UsageError, match=message):

@@ -62,9 +62,9 @@ def test_log_likelihoods_equal_the_naive_scorer(tiny, one_token, evaluator, stat
 def test_shared_contexts_are_read_once_and_score_the_same(tiny, evaluator, state):
     context = "a question, a long one"
     letters = [(context, letter) for letter in "ABCD"]
-    encoder, forker = Encoder(tiny.tokenizer), evaluator.forker
-    together = [x.log_likelihood for x in forker.score([encoder.pair(*pair) for pair in letters], [state])]
-    assert (forker.cost.passes, forker.cost.tokens) == (1, len(context))
+    encoder, scorer = Encoder(tiny.tokenizer), evaluator.answerer.scorer
+    together = [x.log_likelihood for x in scorer.score([encoder.pair(*pair) for pair in letters], [state])]
+    assert (scorer.cost.passes, scorer.cost.tokens) == (1, len(context))
     whole = [encode_example(tiny.tokenizer, *pair, eos=False) for pair in letters]
     np.testing.assert_allclose(together, -evaluator.losses(state, whole)[0], rtol=2e-5)
 

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from experiments.build import build
+from experiments.build import load_model
 from experiments.config.schema import ModelConfig
 from experiments.data import load as sources
 from experiments.evaluation import scores as table
@@ -133,7 +133,7 @@ CHECKPOINTS = ["tiny-rwkv-7v0-834K-FP32.bin", "pocket/student"]
 def lm(request, shared_data):
     name = request.param
     path = name if name.startswith("pocket") else str(shared_data / "checkpoints" / "rwkv_cpp_tiny7" / name)
-    return build(ModelConfig(path, dtype="float32"))
+    return load_model(ModelConfig(path, dtype="float32"))
 
 
 @pytest.mark.parametrize(("name", "shots", "limit"), [("mmlu", 0, 1), ("winogrande", 2, 8), ("arc", 1, 6)])

@@ -1,0 +1,165 @@
+"""Test-time scaling: each problem answered by the adapted model and its controls at every budget, kept on disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from experiments.build import load_model
+from experiments.config.overrides import UsageError
+from experiments.config.schema import ModelConfig
+from experiments.evaluation.problems import Item
+from experiments.reporting import jsonl_store
+from experiments.reporting.accuracy_curve import FILES, BudgetOutcome, Problem
+from experiments.training.checkpoint import check_identity
+from experiments.training.metrics_log import progress_bar
+from experiments.training.preemption import Interrupt
+from experiments.training.run_folder import RUN_FILE, read, throw_away
+from rwkv7_jax import zero_state
+from rwkv7_jax.checkpoint import load_state
+from state_tuning.test_time_scaling import adaptation
+from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, make_program
+from state_tuning.test_time_scaling.rollouts import Session, Student
+from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher, Teacher
+
+ANSWERS = "answers.jsonl"
+
+
+class Answered(Problem):
+    """A problem with the outcomes of all methods, and its number."""
+
+    index: int
+
+
+def load_student(model: ModelConfig, state_file: str | None) -> Student:
+    """Returns the model to adapt, from a tuned state or (None) from the zero state."""
+    lm = load_model(model)
+    state = zero_state(lm.model.config, None)
+    if state_file:
+        state = load_state(state_file, config=lm.model.config, base_model_hash=lm.weights_hash).state
+    return Student(lm, state)
+
+
+def load_teacher(model: ModelConfig) -> tuple[InProcessTeacher, str]:
+    """Returns a larger model as teacher in this process, and the hash of its weights."""
+    lm = load_model(model)
+    return InProcessTeacher(lm), lm.weights_hash
+
+
+def answer(session: Session, items: Sequence[Item]) -> list[list[BudgetOutcome]]:
+    """Returns the outcomes of every method and budget for each problem of a session."""
+    config = session.config
+    sizes = [config.samples * step + 1 for step in range(1, config.steps + 1)]
+    rounds = adaptation.adapt(session)
+    found = [("adapted", size, answers) for size, answers in zip(sizes, rounds[1:], strict=True)]
+    if not config.chain_steps:
+        found.insert(0, ("greedy", 1, rounds[0]))
+    others = adaptation.controls(session, sizes, lambda b, text: items[b].answer(text)) if sizes else {}
+    found += [(name, size, answers) for name, by_size in others.items() for size, answers in by_size.items()]
+    found.append(("larger", 1, adaptation.teacher_alone(session)))
+    return [
+        [_outcome(name, n, item.correct(answers[b].results), answers[b]) for name, n, answers in found]
+        for b, item in enumerate(items)
+    ]
+
+
+def _outcome(method: str, n: int, correct: float, answered: adaptation.Answered) -> BudgetOutcome:
+    student_tokens, teacher_tokens, seconds = answered.cost
+    return {
+        "method": method, "n": n, "correct": correct,
+        "student_tokens": student_tokens, "teacher_tokens": teacher_tokens, "seconds": seconds,
+    }  # fmt: skip
+
+
+class AnswerLog:
+    """The answered problems of a run, a line each, in a folder that is claimed when the first of them is added.
+
+    described: what run.json says of the run, with its `identity`. option: the name of the folder's setting.
+
+    Raises:
+      UsageError: the folder holds something else.
+    """
+
+    def __init__(self, folder: Path, described: dict[str, object], overwrite: bool, option: str):
+        self.folder, self._described = folder, described
+        self.done = _earlier(folder, str(described["identity"]), overwrite, option)
+
+    def add(self, answered: Sequence[Answered]) -> None:
+        """Appends answered problems."""
+        if not self.done:
+            self._claim()
+        self.done |= {one["index"]: one for one in answered}
+        jsonl_store.append(self.folder / ANSWERS, *answered)
+
+    def in_order(self) -> list[Answered]:
+        """Returns all answered problems by index."""
+        return [self.done[index] for index in sorted(self.done)]
+
+    def _claim(self) -> None:
+        """Throws away what an earlier run wrote, and nothing else, and describes this one."""
+        throw_away(self.folder, (ANSWERS, *FILES))
+        (self.folder / RUN_FILE).write_text(json.dumps(self._described, indent=1) + "\n")
+
+
+def _earlier(folder: Path, identity: str, overwrite: bool, option: str) -> dict[int, Answered]:
+    """What an equal earlier run answered, a last line that was cut off dropped; a run without answers may be replaced.
+
+    Raises:
+      UsageError: the folder holds something else.
+    """
+    log = folder / ANSWERS
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RUN_FILE).is_file()):
+        raise UsageError(f"{option}: {folder} holds other files; choose another folder")
+    answered = [] if overwrite else cast(list[Answered], jsonl_store.read(log))
+    if answered:
+        check_identity(folder, read(folder).get("identity"), identity, option)
+        jsonl_store.recover(log)
+    return {one["index"]: one for one in answered}
+
+
+def answer_all(
+    items: Sequence[Item],
+    student: Student,
+    teacher: Teacher,
+    config: AdaptConfig,
+    log: AnswerLog,
+    interrupt: Interrupt,
+    *,
+    batch_size: int,
+    seed: int,
+) -> list[Answered]:
+    """Answers all problems that the log does not hold yet, batch by batch.
+
+    Args:
+      items: the problems.
+      student: the model that is adapted to each of them.
+      teacher: the larger model.
+      config: how it is adapted.
+      log: where answers are kept; with those of an earlier run.
+      interrupt: looked at after each batch.
+      batch_size: problems at once.
+      seed: of all sampling.
+
+    Returns:
+      All answered problems, in order.
+
+    Raises:
+      Interrupted: a signal came; the log holds what is done.
+    """
+    program, keys = make_program(student.lm.model, config), jax.random.split(jax.random.key(seed), len(items))
+    log.folder.mkdir(parents=True, exist_ok=True)
+    todo = [i for i in range(len(items)) if i not in log.done]
+    with progress_bar(len(items), "answering", "problem", len(log.done)) as bar:
+        for begin in range(0, len(todo), batch_size):
+            chosen = todo[begin : begin + batch_size]
+            interrupt.place = f"problem {chosen[0]}"
+            problems = [items[i].problem for i in chosen]
+            session = Session(student, program, teacher, problems, keys[jnp.asarray(chosen)], config)
+            outcomes = answer(session, [items[i] for i in chosen])
+            log.add([{"index": i, "lines": own} for i, own in zip(chosen, outcomes, strict=True)])
+            bar.update(len(chosen))
+            interrupt.check()
+    return log.in_order()
