@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import ml_dtypes
@@ -24,13 +24,13 @@ class CheckpointError(ValueError):
 
 
 def one_line(text: str, limit: int = 600) -> str:
-    """`text` without line breaks and control characters, cut to `limit` characters: file contents are not trusted."""
+    """Returns `text` without line breaks and control characters, cut to `limit` characters."""
     clean = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
-def some(names, limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """Lists the first few names, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -38,9 +38,11 @@ def some(names, limit: int = 4) -> str:
 
 @contextlib.contextmanager
 def guard(path: PathLike, kind: str) -> Iterator[None]:
-    """Turn whatever a parser trips over in a bad file into one `CheckpointError` that starts with `path`.
+    """Turns every error of a parser into one `CheckpointError` that starts with `path`.
 
-    Raises: CheckpointError; FileNotFoundError passes through.
+    Raises:
+      CheckpointError: the file is damaged or of another kind.
+      FileNotFoundError: passed through.
     """
     try:
         yield
@@ -58,7 +60,11 @@ def guard(path: PathLike, kind: str) -> Iterator[None]:
 
 
 def mapped(path: PathLike) -> np.ndarray:
-    """The file's bytes, uint8 [size], memory-mapped read-only. Raises: CheckpointError for an empty file."""
+    """Maps the file's bytes, uint8 [size], read-only.
+
+    Raises:
+      CheckpointError: the file is empty.
+    """
     path = pathlib.Path(path)
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; download or export it again")
@@ -66,7 +72,7 @@ def mapped(path: PathLike) -> np.ndarray:
 
 
 def view(data: np.ndarray, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """`shape` numbers of `dtype` at byte `offset` of mapped bytes: a read-only view, a copy only if misaligned."""
+    """Views `shape` numbers of `dtype` at byte `offset` of mapped bytes, read-only; copies only if misaligned."""
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
     array = data[offset : offset + size].view(dtype).reshape(shape)
     return array if array.flags.aligned else array.copy()
@@ -74,7 +80,7 @@ def view(data: np.ndarray, offset: int, dtype: np.dtype, shape: tuple[int, ...])
 
 @contextlib.contextmanager
 def atomic(path: PathLike) -> Iterator[BinaryIO]:
-    """A file to write that replaces `path` only when everything was written; nothing is left behind on failure."""
+    """Opens a file that replaces `path` once all of it is written and synced; on failure `path` stays as it was."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -90,8 +96,14 @@ def atomic(path: PathLike) -> Iterator[BinaryIO]:
         raise
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Writes a text file in UTF-8 atomically."""
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
 def raw_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of an array in C order; copies only if it is not contiguous."""
+    """Returns the bytes of an array in C order; copies only if it is not contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
