@@ -13,7 +13,7 @@ EMBEDDED = {f"pocket/{name}": ASSETS / f"{name}.safetensors" for name in ("stude
 
 
 def checkpoint_path(name: str) -> Path:
-    """The file behind the name of an embedded model or a path.
+    """Returns the file behind the name of an embedded model or a path.
 
     Raises:
       UsageError: no such file.
@@ -24,8 +24,8 @@ def checkpoint_path(name: str) -> Path:
     raise UsageError(f"model.checkpoint: no file {path}{suggest(name, list(EMBEDDED))}")
 
 
-def build(config: ModelConfig) -> LanguageModel:
-    """Load the model of a config.
+def load_model(config: ModelConfig) -> LanguageModel:
+    """Loads the model of a config.
 
     Raises:
       UsageError, ValueError, FileNotFoundError: in one line, for a wrong path, file, tokenizer or device choice.
@@ -40,5 +40,5 @@ def build(config: ModelConfig) -> LanguageModel:
 
 
 def tune_config(config: TuneConfig) -> train.TuneConfig:
-    """The settings as state_tuning takes them."""
+    """Returns the settings as state_tuning takes them."""
     return train.TuneConfig(**dataclasses.asdict(config))

@@ -2,47 +2,64 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import PyTree
 
 from experiments.config.methods import BaselineMethod, DBPMethod, MethodConfig, UpscaleMethod
 from experiments.config.overrides import UsageError
+from experiments.config.schema import DataConfig
+from experiments.data.batching import encode_pairs
+from experiments.data.jobs import Job
+from rwkv7_jax import RWKV7, State
+from rwkv7_jax.bucketing import padded_length
+from rwkv7_jax.functional import Params
+from rwkv7_jax.tokenizer import Tokenizer
+from state_tuning import upscale
+from state_tuning.baselines import methods as baselines
+from state_tuning.core import train
+from state_tuning.core.objective import Batch, collate
+from state_tuning.core.train import Correlate, Method, TuneConfig
+from state_tuning.dbp import correlations, literal, transform
+from state_tuning.upscale import stability
 
-if TYPE_CHECKING:
-    import optax
-
-    from experiments.data.jobs import Job
-    from rwkv7_jax import RWKV7, State
-    from rwkv7_jax.functional import Params
-    from rwkv7_jax.tokenizer import Tokenizer
-    from state_tuning.core.train import Method, TuneConfig
+Calibrate = Callable[[int], Batch]
+"""Number of tokens -> a batch of training text."""
 
 
 class Chosen(NamedTuple):
     """What `state_tuning.core.train.make_train_step` takes, and what comes out."""
 
-    model: Any
-    method: "Method"
-    optimizer: "optax.GradientTransformation"
-    correlate: Callable[..., Any] | None
-    finish: Callable[[Any, Any], tuple[Any, "State"]]
+    model: RWKV7
+    method: Method
+    optimizer: optax.GradientTransformation
+    correlate: Correlate | None
+    finish: Callable[[Params, PyTree], tuple[Params, State]]
     """(frozen weights, trained tree) -> (weights, unbatched state) for the plain model; only LoRA changes weights"""
+
+    def make_step(self, tune: TuneConfig) -> train.TrainStep:
+        """Returns the jitted step."""
+        return train.make_train_step(self.model, self.optimizer, tune, self.method, self.correlate)
 
 
 def build(
-    config: MethodConfig,
-    model: "RWKV7",
-    params: "Params",
-    tune: "TuneConfig",
-    calibration: "Callable[[int], Any]",
-    seed: int,
+    config: MethodConfig, model: RWKV7, params: Params, tune: TuneConfig, calibration: Calibrate, seed: int
 ) -> Chosen:
-    """The method with its optimiser; upscaling fits its map and prints how stable it is.
+    """Returns the method with its optimiser; upscaling fits its map and prints how stable it is.
 
-    calibration: number of tokens -> a Batch of training text.
-    Raises: ValueError in one line, for instance for an unstable map.
+    Args:
+      config: which method, and its settings.
+      model: the model to tune.
+      params: its weights.
+      tune: how it is tuned.
+      calibration: gives training text, to which a map is fitted.
+      seed: of random starts.
+
+    Raises:
+      ValueError: in one line, for instance for an unstable map.
     """
-    from state_tuning.core import train
-
     optimizer = train.make_optimizer(tune)
     if isinstance(config, BaselineMethod):
         return _baseline(config, model, params, tune, optimizer, seed)
@@ -59,48 +76,38 @@ def build(
 
 def _baseline(
     config: BaselineMethod,
-    model: "RWKV7",
-    params: "Params",
-    tune: "TuneConfig",
-    optimizer: "optax.GradientTransformation",
+    model: RWKV7,
+    params: Params,
+    tune: TuneConfig,
+    optimizer: optax.GradientTransformation,
     seed: int,
 ) -> Chosen:
-    import jax
-
-    from state_tuning.baselines import methods
-
     if config.name == "lora" and jax.process_count() > 1:
         raise UsageError("method.name lora: it merges weights, which needs them in one process: run it in one")
-    sizes = methods.Sizes(config.prefix, methods.Lora(config.rank))
-    made = methods.build(config.name, model, params, tune, jax.random.key(seed), sizes)
+    sizes = baselines.Sizes(config.prefix, baselines.Lora(config.rank))
+    made = baselines.build(config.name, model, params, tune, jax.random.key(seed), sizes)
     return Chosen(made.model, made.method, optimizer, None, made.finish)
 
 
 def _decorrelated(
-    config: DBPMethod, model: "RWKV7", method: "Method", optimizer: "optax.GradientTransformation"
-) -> "tuple[Method, optax.GradientTransformation, Callable[..., Any]]":
+    config: DBPMethod, model: RWKV7, method: Method, optimizer: optax.GradientTransformation
+) -> tuple[Method, optax.GradientTransformation, Correlate]:
     """(method, optimiser around `optimizer`, function that measures correlations)."""
-    from state_tuning.dbp import correlations as probe
-    from state_tuning.dbp import literal, transform
-
     names = ["every", "decay", "damping"] + (["rate", "kappa"] if config.form != "whitened" else [])
     settings = {name: getattr(config, name) for name in names}
     if config.form == "literal":
         method, make = literal.method(method), literal.decorrelated
     else:
         make = transform.whitened if config.form == "whitened" else transform.decorrelated
-    return method, make(optimizer, **settings), probe.correlations(model, method, config.sample)
+    return method, make(optimizer, **settings), correlations.make_correlate(model, method, config.sample)
 
 
-def calibration_batch(tokenizer: "Tokenizer", jobs: "Sequence[Job]", data: Any, tokens: int) -> Any:
-    """About so many tokens of the jobs' training text in one batch, in equal parts.
+def calibration_batch(tokenizer: Tokenizer, jobs: Sequence[Job], data: DataConfig, tokens: int) -> Batch:
+    """Returns about so many tokens of the jobs' training text in one batch, in equal parts.
 
-    Raises: UsageError if there is no job.
+    Raises:
+      UsageError: there is no job.
     """
-    from experiments.data.batching import encode_pairs
-    from rwkv7_jax.bucketing import padded_length
-    from state_tuning.core.objective import collate
-
     if not jobs:
         raise UsageError("method: a feature map is fitted to training text, and there is none here")
     chosen = []
@@ -115,13 +122,8 @@ def calibration_batch(tokenizer: "Tokenizer", jobs: "Sequence[Job]", data: Any, 
 
 
 def _upscaled(
-    config: UpscaleMethod, model: "RWKV7", params: "Params", tune: "TuneConfig", calibration: Any, seed: int
-) -> "Method":
-    import jax
-
-    from state_tuning.upscale import method as upscale
-    from state_tuning.upscale import stability
-
+    config: UpscaleMethod, model: RWKV7, params: Params, tune: TuneConfig, calibration: Calibrate, seed: int
+) -> Method:
     names = [field.name for field in dataclasses.fields(upscale.Upscale)]
     settings = upscale.Upscale(**{name: getattr(config, name) for name in names})
     fitted = upscale.fit(model, params, calibration(config.tokens), settings, jax.random.key(seed))

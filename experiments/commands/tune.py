@@ -12,7 +12,7 @@ Exit status: 0 PASS, 1 FAIL, 2 wrong usage or files (one line), 130 interrupted 
 
 from collections.abc import Sequence
 
-from experiments.config.cli import Help, command
+from experiments.config.cli import Help, command, tuning_status
 from experiments.config.loading import config_names, load_config, split_config
 from experiments.config.schema import RunConfig, check
 from experiments.config.study import TableRunConfig
@@ -34,6 +34,6 @@ def body(args: list[str]) -> int:
         from experiments.commands.work import study
 
         return study.run(study.Plan(config))
-    from experiments.run import run
+    from experiments import session
 
-    return run(config)
+    return tuning_status(lambda: session.run(config), "resume")

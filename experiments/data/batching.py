@@ -1,20 +1,21 @@
 """From records to batches: token examples, length buckets, a deterministic Grain pipeline that can be resumed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
 from experiments.data.jsonl import Pair
 from rwkv7_jax.bucketing import padded_length
-from rwkv7_jax.tokenizer.tokenizers import Tokenizer
-from state_tuning.core.objective import Batch, Example, collate, encode_example
+from rwkv7_jax.tokenizer import Tokenizer
+from state_tuning.core.objective import Batch, Example, collate, encode_example, encode_text
+
+if TYPE_CHECKING:
+    import grain
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig) -> list[Example]:
-    """Token examples of at most `config.max_length` positions.
+    """Returns token examples of at most `config.max_length` positions.
 
     Plain text (a pair without prompt) longer than that is cut into windows; a longer prompt loses its oldest tokens.
 
@@ -28,23 +29,16 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig
         if pair.prompt:
             examples.append(encode_example(tokenizer, *pair, config.max_length))
         else:
-            examples.extend(_windows(tokenizer, pair.completion, config))
+            examples.extend(encode_text(tokenizer, pair.completion, config.max_length))
     return examples
 
 
-def _windows(tokenizer: Tokenizer, text: str, config: DataConfig) -> Iterator[Example]:
-    """Windows of a text, each starting from the tuned state and the end-of-text token."""
-    whole = encode_example(tokenizer, "", text)
-    start = whole.completion_start
-    head, body = whole.tokens[:start], whole.tokens[start:]
-    size = max(1, config.max_length + 1 - start)
-    for begin in range(0, len(body), size):
-        yield Example(np.concatenate([head, body[begin : begin + size]]), start, 0)
-
-
 def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Example]]:
-    """Examples by padded length, short to long. One of less than a batch or an eighth of all joins the next longer;
-    the longest, if less than a batch, the next shorter."""
+    """Returns the examples by padded length, short to long.
+
+    A bucket of less than a batch or an eighth of all joins the next longer one; the longest, if less than a batch, the
+    next shorter.
+    """
     least = max(batch_size, len(examples) // 8)
     by_length: dict[int, list[Example]] = {}
     for example in examples:
@@ -61,17 +55,25 @@ def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Exam
     return merged
 
 
-def training_batches(examples: Sequence[Example], batch_size: int, seed: int, rows: Sequence[int] | None = None) -> Any:
-    """An endless Grain iterator of `Batch`es, each from one length bucket, buckets in proportion to their examples.
+def training_batches(
+    examples: Sequence[Example], batch_size: int, seed: int, rows: Sequence[int] | None = None
+) -> "grain.DatasetIterator[Batch]":
+    """Returns an endless Grain iterator, each batch from one length bucket, buckets in proportion to their examples.
 
-    The order depends on the seed alone; `get_state()` and `set_state()` save and restore the position.
-    rows: make only these rows of each batch, those of this process's devices; None is all.
+    Args:
+      examples: all of them.
+      batch_size: examples a batch.
+      seed: the order depends on it alone.
+      rows: make only these rows of each batch, those of this process's devices; None is all.
+
+    Returns:
+      The iterator; `get_state()` and `set_state()` save and restore its position.
     """
     import grain
 
     groups = buckets(examples, batch_size)
 
-    def pipeline(index: int, length: int, group: list[Example]) -> Any:
+    def pipeline(index: int, length: int, group: list[Example]) -> grain.MapDataset[Batch]:
         source = grain.MapDataset.source(group).seed(seed + index).shuffle().repeat()
         mine = range(batch_size) if rows is None else rows
         return source.batch(
@@ -85,7 +87,7 @@ def training_batches(examples: Sequence[Example], batch_size: int, seed: int, ro
 
 
 def padded(examples: Sequence[Example], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Every example once: (indices into `examples`, batch), rows filled up with padding, few shapes."""
+    """Yields every example once: (indices into `examples`, batch), rows filled up with padding, few shapes."""
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i].tokens), i))
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]

@@ -30,7 +30,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def files(dataset: str, split: str, folder: Path) -> list[Path]:
-    """The files of a split, all of one format, in order; none if there are none.
+    """Returns the files of a split, all of one format, in order; none if there are none.
 
     Raises:
       UsageError: several different files, none of which is a part of the others.
@@ -48,13 +48,13 @@ def files(dataset: str, split: str, folder: Path) -> list[Path]:
 
 
 def splits(dataset: str, folder: Path) -> list[str]:
-    """The splits that have files."""
+    """Returns the splits that have files."""
     found = {_split_of(dataset, path, folder) for path in _candidates(dataset, folder)}
     return sorted(split for split in found if split)
 
 
 def subject(path: Path) -> str:
-    """MMLU's subject by the name of a file (SUBJECT_test.csv) or of its folder."""
+    """Returns MMLU's subject by the name of a file (SUBJECT_test.csv) or of its folder."""
     stem = re.sub(r"_(test|val|dev)$", "", path.stem)
     return path.parent.name if path.parent.name in GROUP_OF else stem
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from experiments.config.overrides import UsageError, suggest
-from experiments.config.schema import POCKET, RunConfig, check_tasks, digest, plain_name
+from experiments.config.schema import POCKET, DataConfig, EvaluateConfig, check_tasks, digest, plain_name
 from experiments.data import find
 from experiments.data import load as sources
 from experiments.data.jsonl import Line, Pair, hold_out, read_lines, read_pairs, to_pair
@@ -31,25 +31,30 @@ class Job(NamedTuple):
         return digest([self.name, self.train, self.held_out, list(self.records)])
 
 
-def load_jobs(config: RunConfig) -> list[Job]:
-    """The jobs of a run, in order.
+def load_jobs(data: DataConfig, evaluate: EvaluateConfig, seed: int) -> list[Job]:
+    """Reads the jobs of a run, in order.
+
+    Args:
+      data: which tasks, and where their records are.
+      evaluate: which records are held out, and how many.
+      seed: of splits and of the order of held-out records.
 
     Raises:
       UsageError: unknown benchmark, or whatever is wrong with a file, in one line.
     """
-    if config.data.train and config.data.tasks:
-        return [_from_records(find_task(config.data.tasks[0]), config)]
-    if config.data.train:
-        return [_from_pairs(config)]
-    check_tasks(config.data)
+    loader = _Loader(data, evaluate, seed)
+    if data.train and data.tasks:
+        return [loader.from_records(find_task(data.tasks[0]))]
+    if data.train:
+        return [loader.from_pairs(data.train)]
+    check_tasks(data)
     return [
-        (_from_benchmark if name.startswith(POCKET) else _from_folder)(find_task(name), config)
-        for name in config.data.tasks
+        (loader.from_pocket if name.startswith(POCKET) else loader.from_folder)(find_task(name)) for name in data.tasks
     ]
 
 
 def find_task(name: str) -> Task:
-    """The benchmark of this name.
+    """Returns the benchmark of this name.
 
     Raises:
       UsageError: there is none.
@@ -61,53 +66,57 @@ def find_task(name: str) -> Task:
     return TASKS[plain]
 
 
-def _from_benchmark(task: Task, config: RunConfig) -> Job:
-    """A pocket benchmark."""
-    train = benchmarks.load(task.name, "train")
-    return _job(task, train, benchmarks.load(task.name, config.evaluate.split), config)
+class _Loader(NamedTuple):
+    """Makes jobs, one function for each source of records."""
 
+    data: DataConfig
+    evaluate: EvaluateConfig
+    seed: int
 
-def _from_folder(task: Task, config: RunConfig) -> Job:
-    """A real benchmark: tuned on its training split (of MMLU the development one where there is no other), measured on
-    the split that is scored in public; with `evaluate.split` validation on a held-out part of the training split."""
-    folder = str(config.data.dir)
-    split = "dev" if task.name == "mmlu" and "train" not in find.splits("mmlu", Path(folder).expanduser()) else "train"
-    train = [line.record for line in sources.load(task.name, split, folder)]
-    if config.evaluate.split == "validation":
-        return _job(task, *hold_out(train, config.data.validation_fraction, config.seed), config)
-    scored = [line.record for line in sources.load(task.name, task.split, folder)]
-    random.Random(config.seed).shuffle(scored)
-    return _job(task, train, scored, config)
+    def from_pocket(self, task: Task) -> Job:
+        """Returns the job of an embedded benchmark."""
+        return self._job(task, benchmarks.load(task.name, "train"), benchmarks.load(task.name, self.evaluate.split))
 
+    def from_folder(self, task: Task) -> Job:
+        """Returns the job of a real benchmark.
 
-def _from_records(task: Task, config: RunConfig) -> Job:
-    """A benchmark from local files in its public record schema."""
+        It is tuned on the training split (of MMLU on the development one where there is no other), and measured on the
+        split that is scored in public; with `evaluate.split` validation on a held-out part of the training split.
+        """
+        folder = str(self.data.dir)
+        has_train = task.name != "mmlu" or "train" in find.splits("mmlu", Path(folder).expanduser())
+        train = [line.record for line in sources.load(task.name, "train" if has_train else "dev", folder)]
+        if self.evaluate.split == "validation":
+            return self._job(task, *hold_out(train, self.data.validation_fraction, self.seed))
+        scored = [line.record for line in sources.load(task.name, task.split, folder)]
+        random.Random(self.seed).shuffle(scored)
+        return self._job(task, train, scored)
 
-    def check(line: Line) -> Record:
-        try:
-            task.to_example(line.record)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise UsageError(f"{line.where}: {error}") from None
-        return line.record
+    def from_records(self, task: Task) -> Job:
+        """Returns the job of a benchmark whose records, in the public schema, are in local files."""
 
-    return _job(task, *_split([check(line) for line in read_lines(str(config.data.train))], check, config), config)
+        def check(line: Line) -> Record:
+            try:
+                task.to_example(line.record)
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise UsageError(f"{line.where}: {error}") from None
+            return line.record
 
+        return self._job(task, *self._split([check(line) for line in read_lines(str(self.data.train))], check))
 
-def _from_pairs(config: RunConfig) -> Job:
-    """A user's own file of prompts and completions, or text."""
-    train, held_out = _split(read_pairs(str(config.data.train)), to_pair, config)
-    return Job("jsonl", train[: config.data.max_train], held_out[: config.evaluate.max_records])
+    def from_pairs(self, path: str) -> Job:
+        """Returns the job of a user's own file of prompts and completions, or text."""
+        train, held_out = self._split(read_pairs(path), to_pair)
+        return Job("jsonl", train[: self.data.max_train], held_out[: self.evaluate.max_records])
 
+    def _split(self, records: list[R], read: Callable[[Line], R]) -> tuple[list[R], list[R]]:
+        """Training and held-out records: the validation file, or a part of the training file."""
+        if self.data.validation:
+            return records, [read(line) for line in read_lines(self.data.validation)]
+        return hold_out(records, self.data.validation_fraction, self.seed)
 
-def _split(records: list[R], read: Callable[[Line], R], config: RunConfig) -> tuple[list[R], list[R]]:
-    """Training and held-out records: the validation file, or a part of the training file."""
-    if config.data.validation:
-        return records, [read(line) for line in read_lines(config.data.validation)]
-    return hold_out(records, config.data.validation_fraction, config.seed)
-
-
-def _job(task: Task, train: Sequence[Record], held_out: Sequence[Record], config: RunConfig) -> Job:
-    """Both parts as examples, cut to their numbers."""
-    records = held_out[: config.evaluate.max_records]
-    examples = [Pair(*task.to_example(record)) for record in train[: config.data.max_train]]
-    return Job(task.name, examples, [Pair(*task.to_example(record)) for record in records], task, records)
+    def _job(self, task: Task, train: Sequence[Record], held_out: Sequence[Record]) -> Job:
+        """Both parts as examples, cut to their numbers."""
+        records = held_out[: self.evaluate.max_records]
+        examples = [Pair(*task.to_example(record)) for record in train[: self.data.max_train]]
+        return Job(task.name, examples, [Pair(*task.to_example(record)) for record in records], task, records)

@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from experiments.config.overrides import UsageError
+from experiments.tasks.types import Record
 
 R = TypeVar("R")
 
@@ -21,15 +22,15 @@ class Pair(NamedTuple):
 class Line(NamedTuple):
     """One record and where it stands, FILE:LINE."""
 
-    record: dict[str, Any]
+    record: Record
     where: str
 
 
 def read_lines(path: str | Path) -> list[Line]:
-    """All records of a jsonl file (UTF-8, blank lines skipped).
+    """Reads all records of a jsonl file (UTF-8, blank lines skipped).
 
     Raises:
-      UsageError: one line with file and line number: no such file, no text, half a character, no JSON object, nothing.
+      UsageError: one line with file and line number: no such file, an empty one, not text, not a JSON object.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -47,13 +48,13 @@ def read_lines(path: str | Path) -> list[Line]:
     return found
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: str, where: str) -> Record:
     try:
         record = json.loads(line)
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise UsageError(f"{where}: {half!r} is half of a surrogate pair, no character; remove it") from None
+        raise UsageError(f"{where}: {half!r} is half of a surrogate pair; remove it") from None
     except RecursionError:
         raise UsageError(f"{where}: brackets are nested too deep; write a flat JSON object") from None
     except ValueError as error:
@@ -64,10 +65,10 @@ def _parse(line: str, where: str) -> dict[str, Any]:
 
 
 def to_pair(line: Line) -> Pair:
-    """The pair in a {"prompt", "completion"} or {"text"} record.
+    """Returns the pair in a {"prompt", "completion"} or {"text"} record.
 
     Raises:
-      UsageError: with file and line: missing keys, no strings, empty completion.
+      UsageError: with file and line: missing keys, values that are not strings, an empty completion.
     """
     record, where = line
     if "text" in record and "completion" not in record:
@@ -85,12 +86,12 @@ def to_pair(line: Line) -> Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """`to_pair` of all lines of a file."""
+    """Reads the pairs of a file, one a line."""
     return [to_pair(line) for line in read_lines(path)]
 
 
 def hold_out(records: Sequence[R], fraction: float, seed: int) -> tuple[list[R], list[R]]:
-    """(training, held-out) parts of JSON records; equal ones fall on the same side, and their order does not matter.
+    """Returns (training, held-out) parts of JSON records; equal ones fall on the same side, whatever their order.
 
     Raises:
       UsageError: fewer than three different records.

@@ -18,9 +18,13 @@ READERS = {
 
 
 def load(dataset: str, split: str, data_dir: str | Path) -> list[Line]:
-    """All records of a split (test, validation, train; of MMLU dev too) in the public schema, in its files' order.
+    """Reads all records of a split in the public schema, in its files' order.
 
-    dataset: mmlu, gsm8k, winogrande (XL) or arc (Challenge).
+    Args:
+      dataset: mmlu, gsm8k, winogrande (XL) or arc (Challenge).
+      split: test, validation or train; of MMLU dev too.
+      data_dir: where the files are.
+
     Raises:
       UsageError: in one line: no such split (what there is), or what is wrong, with file and line.
     """

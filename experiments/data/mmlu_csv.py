@@ -5,12 +5,13 @@ from pathlib import Path
 
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import Line
+from experiments.tasks.types import Record
 
 COLUMNS = 6
 
 
 def read(path: Path) -> list[Line]:
-    """Records {question, choices, answer: letter}; quoted fields may hold line ends.
+    """Reads records {question, choices, answer: letter}; quoted fields may hold line ends.
 
     Raises:
       UsageError: with file and line: not UTF-8, a row of other than six columns, no row.
@@ -32,7 +33,7 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
-def _record(row: list[str], where: str) -> dict:
+def _record(row: list[str], where: str) -> Record:
     if len(row) != COLUMNS:
         raise UsageError(f"{where}: {len(row)} columns, wanted {COLUMNS}: question, A, B, C, D, answer")
     return {"question": row[0], "choices": row[1:5], "answer": row[5].strip()}

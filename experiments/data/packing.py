@@ -1,18 +1,25 @@
 """The pocket world's text as packed rows, endless, resumable, each process making only what its devices need."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
-from experiments.config.schema import PretrainConfig
+from experiments.build import ASSETS
+from experiments.config.pretraining import PackingConfig
+from experiments.pocket import text
+from rwkv7_jax.processes import gather
+from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import grain
+
+Arrays = dict[str, Int[np.ndarray, "B T"]]
 
 
-def pocket_tokenizer() -> Any:
-    """The tokenizer that ships with the pocket world."""
-    from experiments.build import ASSETS
-    from rwkv7_jax.tokenizer.tokenizers import load_tokenizer
-
+def pocket_tokenizer() -> Tokenizer:
+    """Loads the tokenizer that ships with the pocket world."""
     return load_tokenizer(str(ASSETS / "tokenizer.json"))
 
 
@@ -24,7 +31,7 @@ class Batches:
     rows: the rows of each batch to return; None is all. Only the packings that hold them are made.
     """
 
-    def __init__(self, config: PretrainConfig, seed: int, rows: Sequence[int] | None = None):
+    def __init__(self, config: PackingConfig, seed: int, rows: Sequence[int] | None = None):
         each = config.batch_size // config.streams
         self.rows = range(config.batch_size) if rows is None else rows
         needed = sorted({row // each for row in self.rows})
@@ -34,32 +41,31 @@ class Batches:
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Arrays:
         parts = [next(stream) for stream in self.streams.values()]
         return {name: np.concatenate([part[name] for part in parts])[self._at] for name in parts[0]}
 
-    def get_state(self) -> dict[str, Any]:
-        """The position of every packing, those of the other processes too, which have to ask at the same time."""
-        from experiments.training import distributed
-
+    def get_state(self) -> dict[str, object]:
+        """Returns the position of every packing, those of the other processes too, which have to ask at the same
+        time."""
         own = {str(number): stream.get_state() for number, stream in self.streams.items()}
-        return {number: state for part in distributed.gather(own) for number, state in part.items()}
+        return {number: state for part in gather(own) for number, state in part.items()}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position that `get_state` gave."""
+    def set_state(self, state: dict[str, object]) -> None:
+        """Goes to a position that `get_state` returned."""
         for number, stream in self.streams.items():
-            stream.set_state(state[str(number)])
+            position = state[str(number)]
+            assert isinstance(position, dict)
+            stream.set_state(position)
 
 
-def _packed(config: PretrainConfig, seed: int, stream: int, rows: int) -> Any:
+def _packed(config: PackingConfig, seed: int, stream: int, rows: int) -> "grain.DatasetIterator[Arrays]":
     """One packing, `rows` rows at a time."""
     import grain
 
-    from experiments.pocket import text
-
     tokenizer, row = pocket_tokenizer(), config.length + 1
 
-    def encode(index: int) -> dict[str, Any]:
+    def encode(index: int) -> dict[str, np.ndarray]:
         document = next(text.documents(seed * 10**9 + index))
         return {"tokens": np.asarray([*tokenizer.encode(document), tokenizer.eos_id][:row], np.int32)}
 

@@ -1,24 +1,34 @@
 """Parquet and Arrow files, as dataset hubs and `datasets.save_to_disk` write them; needs pyarrow."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import Line
+from experiments.tasks.types import Record
+
+
+class Table(Protocol):
+    """As pyarrow's."""
+
+    def to_pylist(self) -> list[Record]:
+        """Returns the rows."""
+        ...
 
 
 def read_parquet(path: Path) -> list[Line]:
-    """All rows. Raises UsageError: no pyarrow, or a damaged file."""
+    """Reads all rows. Raises UsageError: no pyarrow, or a damaged file."""
     parquet = _pyarrow("parquet")
     return _rows(path, lambda: parquet.read_table(path))
 
 
 def read_arrow(path: Path) -> list[Line]:
-    """All rows of an IPC stream or file. Raises UsageError: no pyarrow, or a damaged file."""
+    """Reads all rows of an IPC stream or file. Raises UsageError: no pyarrow, or a damaged file."""
     ipc, lib = _pyarrow("ipc"), _pyarrow("lib")
 
-    def table() -> Any:
+    def table() -> Table:
         try:
             return ipc.open_stream(str(path)).read_all()
         except lib.ArrowInvalid:
@@ -27,7 +37,7 @@ def read_arrow(path: Path) -> list[Line]:
     return _rows(path, table)
 
 
-def _rows(path: Path, table: Any) -> list[Line]:
+def _rows(path: Path, table: Callable[[], Table]) -> list[Line]:
     lib = _pyarrow("lib")
     try:
         rows = table().to_pylist()

@@ -1,22 +1,23 @@
 """One raw record of any public layout -> the schema that the tasks read, checked."""
 
-from typing import Any
+import numpy as np
 
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import Line
 from experiments.tasks import TASKS
+from experiments.tasks.types import Record
 
 LETTERS = "ABCDE"
 
 
-def to_record(dataset: str, line: Line) -> dict[str, Any]:
-    """The record of a line.
+def to_record(dataset: str, line: Line) -> Record:
+    """Returns the record of a line, in the schema that the tasks read.
 
     Raises:
       UsageError: with file and line: a missing column, a wrong type, an answer that is none of the choices.
     """
     try:
-        record = SHAPES[dataset](_plain(line.record))
+        record = SHAPES[dataset]({key: _plain(value) for key, value in line.record.items()})
         TASKS[dataset].to_example(record)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         what = f"no column {error}" if isinstance(error, KeyError) else str(error)
@@ -24,24 +25,24 @@ def to_record(dataset: str, line: Line) -> dict[str, Any]:
     return record
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Bytes as text, arrays as lists, numpy numbers as Python's."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
-    if hasattr(value, "tolist"):
+    if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _text(record: dict[str, Any], *names: str) -> None:
+def _text(record: Record, *names: str) -> None:
     for name in names:
         if not isinstance(record[name], str):
             raise ValueError(f"{name!r} must be a string, not {type(record[name]).__name__}")
 
 
-def _mmlu(raw: dict[str, Any]) -> dict[str, Any]:
+def _mmlu(raw: Record) -> Record:
     """Choices as a list or as columns A to D; the answer as a letter or a number."""
     _text(raw, "question", "subject")
     choices = raw["choices"] if "choices" in raw else [raw[letter] for letter in LETTERS[:4]]
@@ -53,14 +54,14 @@ def _mmlu(raw: dict[str, Any]) -> dict[str, Any]:
     return {"question": raw["question"], "choices": list(map(str, choices)), "answer": number, "subject": subject}
 
 
-def _gsm8k(raw: dict[str, Any]) -> dict[str, Any]:
+def _gsm8k(raw: Record) -> Record:
     _text(raw, "question", "answer")
     if "#### " not in raw["answer"]:
         raise ValueError(f"the answer has no line `#### n`: {raw['answer'][-40:]!r}")
     return {"question": raw["question"], "answer": raw["answer"]}
 
 
-def _winogrande(raw: dict[str, Any]) -> dict[str, Any]:
+def _winogrande(raw: Record) -> Record:
     """`answer`, or `label` counted from 0 (-1: unknown)."""
     _text(raw, "sentence", "option1", "option2")
     answer = str(raw["answer"] if "answer" in raw else raw["label"] + 1)
@@ -69,7 +70,7 @@ def _winogrande(raw: dict[str, Any]) -> dict[str, Any]:
     return {name: raw[name] for name in ("sentence", "option1", "option2")} | {"answer": answer}
 
 
-def _arc(raw: dict[str, Any]) -> dict[str, Any]:
+def _arc(raw: Record) -> Record:
     """The question as a text, or as {stem, choices: [{text, label}]}; labels as texts, or counted from 0."""
     question = raw["question"]
     nested = isinstance(question, dict)

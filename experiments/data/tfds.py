@@ -1,4 +1,4 @@
-"""Prepared TFDS folders, read by `tfds.data_source`: no TensorFlow, no network.
+"""Prepared TFDS folders, read by `tfds.data_source` without TensorFlow or a network.
 
 TFDS stores the records of most sets in the order of a hash: few-shot draws and limited runs then see other records than
 from the public files. Our own MMLU builder keeps the files' order.
@@ -6,25 +6,27 @@ from the public files. Our own MMLU builder keeps the files' order.
 
 import importlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import Line
+from experiments.tasks.types import Record
 
 NAMES = {"mmlu": "mmlu_csv", "gsm8k": "gsm8k", "winogrande": "winogrande", "arc": "ai2_arc/ARC-Challenge"}
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def home(dataset: str, folder: Path) -> Path | None:
-    """The newest prepared version of a dataset below `folder` (NAME/VERSION/dataset_info.json), if there is one."""
+    """Returns the newest prepared version of a dataset in `folder`: NAME/VERSION/dataset_info.json."""
     found = folder.glob(f"{NAMES[dataset]}/*/dataset_info.json")
     versions = [path.parent for path in found if VERSION.fullmatch(path.parent.name)]
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
 def read(home: Path, dataset: str, split: str) -> list[Line]:
-    """The records of a split, text as bytes; none if there is no such split.
+    """Reads the records of a split, text as bytes; none if there is no such split.
 
     Raises:
       UsageError: the folder cannot be read without TensorFlow, as in a format other than array_record.
@@ -40,7 +42,7 @@ def read(home: Path, dataset: str, split: str) -> list[Line]:
     return [Line(source[i], f"{home}: {name} {i}") for i in range(len(source))]
 
 
-def _source(home: Path, split: str) -> Any:
+def _source(home: Path, split: str) -> Sequence[Record]:
     tfds: Any = importlib.import_module("tensorflow_datasets")
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:

@@ -9,13 +9,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
 
 from experiments.config.overrides import UsageError
 from experiments.data import find
+from experiments.data.jsonl import Line
 from experiments.data.load import load
+from experiments.tasks.types import Record
 
 SPLITS = {"test": "test", "validation": "validation", "dev": "dev", "auxiliary_train": "train"}
 """Name here -> name of the files' split."""
@@ -26,9 +27,9 @@ class MmluCsv(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, csv_dir: str | Path, **kwargs: Any):
+    def __init__(self, *, csv_dir: str | Path, data_dir: str, file_format: str):
         self.csv_dir = Path(csv_dir)
-        super().__init__(**kwargs)
+        super().__init__(data_dir=data_dir, file_format=file_format)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -46,22 +47,22 @@ class MmluCsv(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Record]]]:
         del dl_manager
         found = {name: self._lines(split) for name, split in SPLITS.items()}
         return {name: self._generate_examples(lines) for name, lines in found.items() if lines}
 
-    def _lines(self, split: str) -> list[Any]:
+    def _lines(self, split: str) -> list[Line]:
         """The split's records; none where the folder lacks it."""
         return load("mmlu", split, self.csv_dir) if find.files("mmlu", split, self.csv_dir) else []
 
-    def _generate_examples(self, lines: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, lines: Sequence[Line]) -> Iterator[tuple[int, Record]]:
         for number, line in enumerate(lines):
             yield number, line.record
 
 
 def prepare(csv_dir: str | Path, data_dir: str | Path) -> MmluCsv:
-    """Write the dataset below `data_dir`, as array_record.
+    """Writes the dataset below `data_dir`, as array_record.
 
     Raises:
       UsageError: the folder has no MMLU, or a file is wrong, with its line.
@@ -74,7 +75,7 @@ def prepare(csv_dir: str | Path, data_dir: str | Path) -> MmluCsv:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.data.tfds_mmlu", description=__doc__)
     parser.add_argument("--csv-dir", required=True, help="folder of the public CSV files")
     parser.add_argument("--data-dir", required=True, help="folder of TFDS datasets to write into")

@@ -73,7 +73,7 @@ class Resources:
         return self._evaluator(dataclasses.replace(self.model, checkpoint=str(self.larger_model)))
 
     def _evaluator(self, model: ModelConfig) -> Evaluator:
-        lm, limits = build.build(model), self.evaluate
+        lm, limits = build.load_model(model), self.evaluate
         return Evaluator(lm, make_scorer(lm.model), limits.batch_size, limits.max_new_tokens)
 
     @property
@@ -144,7 +144,7 @@ def load_resources(plan: Plan, interrupt: Interrupt) -> Resources:
       UsageError: whatever is wrong with the files, in one line.
     """
     config = plan.config
-    jobs = {job.name: job for job in load_jobs(config)}
+    jobs = {job.name: job for job in load_jobs(config.data, config.evaluate, config.seed)}
     return Resources(
         config.model, config.larger, config.data, config.evaluate, config.tune, config.rows, config.seeds[0], jobs,
         config.folder / "states", interrupt,

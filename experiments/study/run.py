@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from experiments.config.cli import tuning_status
 from experiments.config.overrides import UsageError
-from experiments.config.schema import digest
+from experiments.config.schema import digest, resolved
 from experiments.config.study import Learned, ScalingConfig, TableRunConfig
 from experiments.study import artifacts
 from experiments.study.plan import Plan
@@ -87,12 +87,13 @@ def run_cells(plan: Plan, interrupt: Interrupt) -> int:
     use_compilation_cache(config.system.compilation_cache)
     resources = load_resources(plan, interrupt)
     identity = digest([plan.shared, *resources.identity])
-    resumed = run_folder.check(config, identity)
+    keep = {"resume": config.resume == "auto", "overwrite": config.overwrite}
+    resumed = run_folder.check(config.folder, identity, **keep)
     summary = resources.student.lm.summary
     print(f"{config.model.checkpoint}: {summary}" + ("; resuming" if resumed else ""), flush=True)
     if config.overwrite and run_folder.has_results(config.folder):
         check_programs(resources)
-    run_folder.claim(config, identity)
+    run_folder.claim(config.folder, identity, resolved(config), **keep)
     store = CellStore[CellRecord](config.folder / CELLS_FILE)
     worker, cells = Worker(plan, resources, store), plan.cells()
     missing = sum(store.get(cell) is None for cell in cells)

@@ -5,34 +5,33 @@ Every process runs the same program. The first one alone prints and writes files
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from experiments.config.overrides import UsageError
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from experiments.config.schema import MeshConfig
+from experiments.config.schema import MeshConfig
+from rwkv7_jax import sharding
 
 T = TypeVar("T")
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @contextmanager
-def session(config: "MeshConfig") -> Iterator["Mesh | None"]:
-    """Within `with`, all processes are connected and the mesh is set; None on one device, where none is needed.
+def session(config: MeshConfig) -> Iterator[Mesh | None]:
+    """Connects all processes and sets the mesh within `with`; None on one device, where none is needed.
 
     Raises:
       UsageError: the sizes do not fit the devices, or the other processes were not found.
     """
     start(config)
-    import jax
-
-    from rwkv7_jax import sharding
-
     try:
         mesh = sharding.make_mesh(config.data, config.fsdp, config.tensor, devices())
     except ValueError as error:
@@ -45,21 +44,17 @@ def session(config: "MeshConfig") -> Iterator["Mesh | None"]:
                 yield mesh
 
 
-def devices() -> list[Any]:
-    """All devices of all processes."""
-    import jax
-
+def devices() -> Sequence[object]:
+    """Returns all devices of all processes."""
     return jax.devices()
 
 
-def start(config: "MeshConfig") -> None:
-    """Connect the processes: as the settings say, else by what the cluster says of itself; alone, do nothing.
+def start(config: MeshConfig) -> None:
+    """Connects the processes: as the settings say, else by what the cluster says of itself; alone, does nothing.
 
     Raises:
       UsageError: incomplete settings, or no connection.
     """
-    import jax
-
     given = (config.coordinator, config.processes, config.process_id)
     if any(value is not None for value in given) and None in given:
         raise UsageError("mesh.coordinator, mesh.processes and mesh.process_id belong together: give all three")
@@ -74,8 +69,8 @@ def start(config: "MeshConfig") -> None:
         raise UsageError(f"the processes did not connect ({' '.join(str(error).split())[:300]})") from None
 
 
-def on_cluster(environment: Any) -> bool:
-    """Whether the environment speaks of several processes: a TPU VM, GKE, several slices, SLURM or MPI."""
+def on_cluster(environment: Mapping[str, str]) -> bool:
+    """Returns whether the environment speaks of several processes: a TPU VM, GKE, several slices, SLURM or MPI."""
     if any(environment.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")):
         return True
     if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
@@ -87,20 +82,14 @@ def on_cluster(environment: Any) -> bool:
 
 
 def is_lead() -> bool:
-    """Whether this process is the one that prints and writes files."""
-    import jax
-
+    """Returns whether this process is the one that prints and writes files."""
     return jax.process_index() == 0
 
 
 def lead_first(act: Callable[[bool], T]) -> T:
-    """`act(True)` in the lead, and when that is done `act(False)` in every other process."""
-    import jax
-
+    """Returns `act(True)` in the lead, and when that is done `act(False)` in every other process."""
     if jax.process_count() == 1:
         return act(True)
-    from jax.experimental import multihost_utils
-
     done = act(True) if is_lead() else None
     multihost_utils.sync_global_devices("lead_first")
     return act(False) if done is None else done
@@ -108,7 +97,7 @@ def lead_first(act: Callable[[bool], T]) -> T:
 
 @contextmanager
 def silent(unless: bool) -> Iterator[None]:
-    """Nothing is printed, progress bars included."""
+    """Prints nothing, progress bars included."""
     if unless:
         yield
         return
@@ -123,25 +112,21 @@ class Spread:
       UsageError: the rows cannot be cut evenly.
     """
 
-    def __init__(self, mesh: "Mesh | None", batch_size: int):
+    def __init__(self, mesh: Mesh | None, batch_size: int):
         self.mesh, self.batch_size = mesh, batch_size
         self.rows = list(range(batch_size)) if mesh is None else _rows_here(mesh, batch_size)
         """The rows of each batch that the devices of this process need."""
         self._place = {row: place for place, row in enumerate(self.rows)}
 
-    def put(self, batch: Any) -> Any:
-        """The global batch on the devices, from this process's rows of it (leaves [len(rows), ...])."""
-        import jax
-        import numpy as np
-
+    def put(self, batch: PyTree) -> PyTree[Array]:
+        """Puts the global batch on the devices, from this process's rows of it (leaves [len(rows), ...])."""
         if self.mesh is None:
             return jax.device_put(batch)
-        from rwkv7_jax import sharding
-
         spread = sharding.row_sharding(self.mesh)
 
-        def one(leaf: Any) -> Any:
-            def read(index: Any) -> Any:
+        def one(leaf: np.ndarray) -> Array:
+            def read(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 wanted = [self._place[row] for row in range(*index[0].indices(self.batch_size))]
                 return np.asarray(leaf)[wanted][(slice(None), *index[1:])]
 
@@ -150,9 +135,7 @@ class Spread:
         return jax.tree.map(one, batch)
 
 
-def _rows_here(mesh: "Mesh", batch_size: int) -> list[int]:
-    from rwkv7_jax import sharding
-
+def _rows_here(mesh: Mesh, batch_size: int) -> list[int]:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise UsageError(
@@ -160,33 +143,12 @@ def _rows_here(mesh: "Mesh", batch_size: int) -> list[int]:
             "change data.batch_size (batch_size) or the mesh"
         )
     places = sharding.row_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    slices: list[Any] = [index[0] for index in places.values() if index]
+    slices = [index[0] for index in places.values() if index]
     return sorted({row for rows in slices for row in range(*rows.indices(batch_size))})
 
 
-def gather(value: Any) -> list[Any]:
-    """The JSON values that the processes gave, in every process."""
-    import jax
-
-    if jax.process_count() == 1:
-        return [value]
-    import json
-
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.asarray(data.size))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: data.size] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
-
-
-def describe(mesh: "Mesh | None") -> str:
-    """The devices in words, for the line that a run begins with."""
-    import jax
-
+def describe(mesh: Mesh | None) -> str:
+    """Returns the devices in words, for the line that a run begins with."""
     if mesh is None:
         return "1 device"
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

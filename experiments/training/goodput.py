@@ -7,10 +7,12 @@ Goodput is the part of the wall time spent in steps that count. The time between
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypedDict, cast
+
+from rwkv7_jax.checkpoint.files import write_text
 
 PARTS = ("compile", "input", "step", "save", "evaluation", "lost")
 """compile: the first step of each shape. input: waiting for a batch and its way to the device. save: what a checkpoint
@@ -18,6 +20,15 @@ holds up. lost: steps that a restart or rollback did again, and reading the chec
 start of the loop, rows of metrics, whoever reads them."""
 _REDONE = ("input", "step")
 _INTERVAL = 1.0
+
+
+class Written(TypedDict, total=False):
+    """goodput.json."""
+
+    goodput: float
+    wall: float
+    sessions: int
+    seconds: dict[str, float]
 
 
 class Ledger:
@@ -32,7 +43,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """The time of the block goes to `part`."""
+        """Adds the time of the block to `part`."""
         start = self.clock()
         try:
             yield
@@ -40,11 +51,11 @@ class Ledger:
             self.seconds[part] += self.clock() - start
 
     def snapshot(self) -> dict[str, float]:
-        """What goes into a checkpoint: the seconds that it saves from being lost."""
+        """Returns what goes into a checkpoint: the seconds that it saves from being lost."""
         return {name: self.seconds[name] for name in _REDONE}
 
     def back_to(self, snapshot: Mapping[str, float]) -> None:
-        """A checkpoint was restored: steps taken since its snapshot ({}: none was found) are lost."""
+        """Counts the steps since a checkpoint that is restored as lost, by its snapshot; {}: there is none."""
         for name in _REDONE:
             kept = min(self.seconds[name], float(snapshot.get(name, 0.0)))
             self.seconds["lost"] += self.seconds[name] - kept
@@ -61,28 +72,25 @@ class Ledger:
         return self.seconds["step"] / max(self.wall, 1e-9)
 
     def write(self, *, now: bool = True) -> None:
-        """Write the file; `now=False` only if the last time is a second ago."""
+        """Writes the file; with `now=False` only if the last time is a second ago."""
         if self.path is None or not (now or self.clock() - self._written >= _INTERVAL):
             return
         self._written = self.clock()
         seconds = {name: round(value, 6) for name, value in self.seconds.items()}
         body = {"goodput": round(self.goodput, 4), "wall": round(self.wall, 6), "sessions": self.sessions}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}")
-        beside.write_text(json.dumps({**body, "seconds": seconds}, indent=1) + "\n")
-        os.replace(beside, self.path)
+        write_text(self.path, json.dumps({**body, "seconds": seconds}, indent=1) + "\n")
 
     def line(self) -> str:
-        """Everything in one line."""
+        """Returns everything in one line."""
         names = {"input": "input wait", "lost": "lost to restarts"}
         parts = ", ".join(f"{names.get(name, name)} {value:.1f} s" for name, value in self.seconds.items())
         other = max(0.0, self.wall - sum(self.seconds.values()))
         return f"goodput {self.goodput:.0%} of {self.wall:.1f} s: {parts}, other {other:.1f} s"
 
 
-def _read(path: Path | None) -> dict:
+def _read(path: Path | None) -> Written:
     """What an earlier session wrote; empty if there is none or it is damaged."""
     try:
-        return dict(json.loads(path.read_text())) if path else {}
+        return cast(Written, dict(json.loads(path.read_text()))) if path else {}
     except (OSError, ValueError, TypeError):
         return {}

@@ -2,87 +2,65 @@
 
     rows = train(Task("pretrain", step, data, ...), state, settings, Place(folder, folder, log, interrupt))
 
-A generator: it yields each row of metrics.jsonl and returns the last state (`drain` is for who wants the state alone).
-What happens at a step depends on the step's number and on what was computed, never on the time, so that a resumed run
-takes the same steps. With several processes (`jax.distributed`) every one runs the loop, process 0 alone writes rows,
-checkpoints' names and the ledger, and all stop after the same step.
+A generator: it yields each row of metrics.jsonl and returns the last state (`drain` is for callers who want the state
+alone). What happens at a step depends on the step's number and on what was computed, never on the time, so that a
+resumed run takes the same steps. With several processes (`jax.distributed`) every one runs the loop, process 0 alone
+writes rows, checkpoints' names and the ledger, and all stop after the same step.
 """
 
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
-import jax
+from jaxtyping import PyTree
 
 from experiments.config.loop import LoopConfig
 from experiments.config.overrides import UsageError
-from experiments.training.metrics_log import MetricsLog
-from experiments.training.preemption import Interrupt
-from experiments.training.steps import Steps
+from experiments.training.metrics_log import Row
+from experiments.training.steps import Batches, Place, Steps, Task
+
+__all__ = ["Batches", "Place", "Task", "drain", "train"]
 
 T = TypeVar("T")
 
 
-class Task(NamedTuple):
-    """What is trained."""
+def train(task: Task, state: T, settings: LoopConfig, place: Place) -> Generator[Row, None, T]:
+    """Goes to the newest checkpoint, and returns what trains from there to the last step.
 
-    name: str
-    """The job in rows of metrics and in messages."""
-    step: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
-    """(state, batch on the device) -> (state, metrics); the state may be donated. `applied` False among the metrics
-    says that the update was not finite and left the state as it was."""
-    data: Any
-    """Iterator of host batches with `get_state()` (JSON) and `set_state()`, as Grain's; with several processes in the
-    same state in all of them."""
-    steps: int
-    identity: str
-    """Of settings, data and weights; a checkpoint of another is refused."""
-    tokens: Callable[[Any], float]
-    """Tokens of all processes in a step, from the host batch."""
-    values: tuple[str, ...] = ("loss",)
-    """Metrics that go into the rows, scalars."""
-    put: Callable[[Any], Any] = jax.device_put
-    """Host batch -> batch on the devices."""
-    flops: float | None = None
-    """Model FLOPs a token, for MFU."""
-    evaluate: Callable[[Any], dict[str, float]] | None = None
-    """state -> further values for the rows of every `evaluate_every` steps that are logged, and of the last."""
-    evaluate_every: int = 1
-    title: str | None = None
-    """Of the progress bar; none: the name."""
+    Args:
+      task: what is trained.
+      state: the start, if there is no checkpoint. On a mesh, every leaf has to be on it; a restored state is placed as
+        this one is, which is let go first.
+      settings: how the loop is kept, guarded and observed.
+      place: where.
 
-
-class Place(NamedTuple):
-    """Where a run is kept."""
-
-    folder: Path
-    """For goodput.json and the folders profile and tensorboard."""
-    checkpoints: Path
-    log: MetricsLog
-    interrupt: Interrupt
-
-
-def train(task: Task, state: T, settings: LoopConfig, place: Place) -> Generator[dict[str, Any], None, T]:
-    """Go to the newest checkpoint, and return what trains from there (from `state`, if there is none) to the last step.
-
-    state: on a mesh, every leaf has to be on it; a restored state is placed as this one is, which is let go first.
+    Returns:
+      A generator of the rows of metrics.jsonl, which returns the last state. While it runs it raises Interrupted after
+      Ctrl-C or a notice of preemption, with everything saved, and NonFiniteError after too many non-finite updates in
+      a row, when there is no way back.
 
     Raises:
-      UsageError: at once: the checkpoint belongs to another run, best_metric is unknown, or TensorBoard is missing.
-      Interrupted: while training: after Ctrl-C or a notice of preemption, with everything saved.
-      NonFiniteError: while training: too many non-finite updates in a row, and no way back.
+      UsageError: the checkpoint belongs to another run, best_metric is unknown, or TensorBoard is missing.
     """
-    if settings.keep_best and task.evaluate is None and settings.best_metric not in task.values:
-        raise UsageError(f"best_metric: {settings.best_metric} is not among {', '.join(task.values)}")
+    check_best_metric(settings, task.values, evaluated=task.evaluate is not None)
     loop = Steps(task, state, settings, place)
     del state
     loop.resume()
     return _rows(loop)
 
 
-def _rows(loop: Steps) -> Generator[dict[str, Any], None, Any]:
+def check_best_metric(settings: LoopConfig, values: tuple[str, ...], *, evaluated: bool = False) -> None:
+    """Checks that the metric which says which checkpoints are kept is among those of a step.
+
+    Raises:
+      UsageError: it is not, and no evaluation measures others.
+    """
+    if settings.keep_best and not evaluated and settings.best_metric not in values:
+        raise UsageError(f"best_metric: {settings.best_metric} is not among {', '.join(values)}")
+
+
+def _rows(loop: Steps) -> Generator[Row, None, PyTree]:
     task, settings, interrupt = loop.task, loop.settings, loop.place.interrupt
     started = loop.index
     with ExitStack() as stack:
@@ -109,8 +87,8 @@ def _rows(loop: Steps) -> Generator[dict[str, Any], None, Any]:
     return loop.state
 
 
-def drain(rows: Generator[Any, None, T]) -> T:
-    """The state that `train` returns, its rows not looked at."""
+def drain(rows: Generator[object, None, T]) -> T:
+    """Runs `train` to its end and returns the last state."""
     while True:
         try:
             next(rows)

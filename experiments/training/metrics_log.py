@@ -4,11 +4,28 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from tqdm import tqdm
 
 from experiments.reporting import jsonl_store
+
+
+class Timing(TypedDict):
+    """What differs from run to run."""
+
+    tokens_per_s: int
+    mfu: NotRequired[float]
+
+
+class Row(TypedDict):
+    """One record of metrics.jsonl; beside these keys it holds every other metric of the step by its name."""
+
+    job: str
+    step: int
+    loss: float
+    validation_loss: NotRequired[float]
+    timing: Timing
 
 
 class MetricsLog:
@@ -18,24 +35,32 @@ class MetricsLog:
         self.path = path
 
     def rewind(self, job: str, step: int) -> None:
-        """Forget rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
-        rows = [row for row in self.rows() if row["job"] != job or row["step"] <= step]
-        jsonl_store.rewrite(self.path, rows)
+        """Forgets rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
+        jsonl_store.rewrite(self.path, [row for row in self.rows() if row["job"] != job or row["step"] <= step])
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row; it needs "job" and "step"."""
+    def append(self, row: Row) -> None:
+        """Writes one row."""
         jsonl_store.append(self.path, row)
 
-    def rows(self, job: str | None = None) -> list[dict[str, Any]]:
-        """All rows, or those of one job, in order."""
-        return [row for row in jsonl_store.read(self.path) if job is None or row["job"] == job]
+    def rows(self, job: str | None = None) -> list[Row]:
+        """Returns all rows, or those of one job, in order."""
+        rows = cast(list[Row], jsonl_store.read(self.path))
+        return [row for row in rows if job is None or row["job"] == job]
 
 
 def progress_bar(total: int, name: str, unit: str, done: int = 0, *, shown: bool = True) -> tqdm:
-    """A progress bar on stderr with ETA; one line every 10 s where stderr is a file; nothing unless `shown`."""
+    """Returns a progress bar on stderr with ETA; one line every 10 s where stderr is a file; nothing unless `shown`."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    look: dict[str, Any] = {"mininterval": interval, "dynamic_ncols": True, "leave": True, "disable": not shown}
-    return tqdm(total=total, initial=done, desc=name, unit=unit, **look)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=name,
+        unit=unit,
+        mininterval=interval,
+        dynamic_ncols=True,
+        leave=True,
+        disable=not shown,
+    )
 
 
 class Throughput:
@@ -45,7 +70,7 @@ class Throughput:
         self.clock, self.start, self.tokens = clock, None, 0
 
     def add(self, tokens: float) -> float:
-        """Count the tokens of one step and give the mean rate, 0.0 at the first call."""
+        """Counts the tokens of one step and returns the mean rate, 0.0 at the first call."""
         now = self.clock()
         if self.start is None:
             self.start = now

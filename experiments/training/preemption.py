@@ -5,6 +5,10 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from experiments.config.cli import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -44,13 +48,11 @@ class Interrupt:
         print("\nstopping after the present step (once more: at once)", file=sys.stderr, flush=True)
 
     def agreed(self, exchange: bool = True) -> bool:
-        """Whether to stop after this step, the same answer in every process; all of them ask once a step.
+        """Returns whether to stop after this step, the same answer in every process; all of them ask once a step.
 
         One process answers for itself. Several exchange their flags, which waits for the devices; with
         `exchange=False` only JAX's preemption service is heard, which agrees on a step in the background.
         """
-        import jax
-
         self._steps += 1
         notice = preemption_service() and _notice(self._steps)
         alone = jax.process_count() == 1
@@ -59,25 +61,20 @@ class Interrupt:
         return stop
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came."""
+        """Raises `Interrupted` if a signal came."""
         if self.asked:
             raise Interrupted(self.place)
 
 
 def preemption_service() -> bool:
-    """Whether JAX listens for SIGTERM and the scheduler's notices: where `jax.distributed` is in use."""
-    jax = sys.modules.get("jax")
-    return bool(jax and jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service)
+    """Returns whether JAX listens for SIGTERM and the scheduler's notices: where `jax.distributed` is in use."""
+    enabled = jax.config.jax_enable_preemption_service  # pyright: ignore[reportAttributeAccessIssue]
+    return bool(jax.distributed.is_initialized() and enabled)
 
 
 def _notice(step: int) -> bool:
-    from jax.experimental import multihost_utils
-
     return multihost_utils.reached_preemption_sync_point(step)
 
 
 def _any_process(flag: bool) -> bool:
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

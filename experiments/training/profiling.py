@@ -1,10 +1,26 @@
-"""What looks at a run from outside: profiler traces and TensorBoard."""
+"""Profiler traces and TensorBoard."""
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+import jax
+from jaxtyping import PyTree
 
 from experiments.config.overrides import UsageError
+from experiments.training.metrics_log import Row
+
+
+class ScalarWriter(Protocol):
+    """A writer of TensorBoard's event files."""
+
+    def add_scalar(self, name: str, value: float, step: int, /) -> object:
+        """Writes a number at a step."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
 
 
 class Profile:
@@ -14,26 +30,20 @@ class Profile:
         self.folder, self.start, self.last, self.running = folder, start, start + steps - 1, False
 
     def before(self, step: int) -> None:
-        """Begin the trace if this step is its first."""
+        """Begins the trace if this step is its first."""
         if self.start and step == self.start:
-            import jax
-
             jax.profiler.start_trace(self.folder)
             self.running = True
 
-    def after(self, step: int, result: Any) -> None:
-        """End it after its last step, once `result` is computed."""
+    def after(self, step: int, result: PyTree) -> None:
+        """Ends it after its last step, once `result` is computed."""
         if self.running and step >= self.last:
-            import jax
-
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """End a trace that still runs."""
+        """Ends a trace that still runs."""
         if self.running:
-            import jax
-
             self.running = False
             jax.profiler.stop_trace()
 
@@ -46,7 +56,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, enabled: bool):
-        self._writer: Any = None
+        self._writer: ScalarWriter | None = None
         if not enabled:
             return
         if importlib.util.find_spec("tensorboardX"):
@@ -56,14 +66,14 @@ class Board:
         else:
             raise UsageError("tensorboard: no writer is installed: pip install tensorboardX, or set it to false")
 
-    def add(self, row: dict[str, Any]) -> None:
-        """All numbers of a row of metrics.jsonl at its step."""
+    def add(self, row: Row) -> None:
+        """Writes all numbers of a row of metrics.jsonl at its step."""
         if self._writer is not None:
             for name, value in {**row, **row.get("timing", {})}.items():
                 if isinstance(value, int | float) and name != "step":
                     self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Writes what is left."""
         if self._writer is not None:
             self._writer.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import run
+from experiments import run, session
 from experiments.config.loading import load_config
 from experiments.data.jobs import Job, load_jobs
 from experiments.data.jsonl import Pair
@@ -201,8 +201,7 @@ def test_overwrite_throws_away_what_a_run_wrote_and_nothing_else(argv, finished,
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "my_notes.txt").write_text("dear")
-    config = load_config("jsonl", ["--output", str(folder), "--overwrite", "yes"])
-    assert not claim(config, "other")
+    assert not claim(folder, "other", {}, overwrite=True)
     assert {path.name for path in folder.iterdir()} == {"my_notes.txt", "run.json"}
 
 
@@ -211,17 +210,14 @@ def test_a_run_without_results_is_in_nobodys_way(argv, tmp_path, capsys):
     assert run.main([*argv, "--output", str(folder), *TOO_SMALL]) == 2
     assert "size" in one_error(capsys)
     assert not folder.exists()
-    config = load_config("jsonl", ["--output", str(folder), "--resume", "no"])
-    assert not claim(config, "a")
-    assert not claim(config, "b")
+    assert not claim(folder, "a", {}, resume=False)
+    assert not claim(folder, "b", {}, resume=False)
     assert json.loads((folder / "run.json").read_text())["identity"] == "b"
 
 
 def test_a_text_file_named_pth(argv, tmp_path, capsys):
     (tmp_path / "model.pth").write_text("not a checkpoint\n")
-    assert (
-        run.main([*argv, "--model.checkpoint", str(tmp_path / "model.pth"), "--output", str(tmp_path / "o")]) == 2
-    )
+    assert run.main([*argv, "--model.checkpoint", str(tmp_path / "model.pth"), "--output", str(tmp_path / "o")]) == 2
     assert "model.pth" in one_error(capsys)
 
 
@@ -235,7 +231,8 @@ def test_public_records_of_a_task_in_a_local_file(tmp_path, capsys):
     path = tmp_path / "gsm.jsonl"
     rows = [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (job,) = load_jobs(load_config("jsonl", ["--data.tasks=gsm8k", f"--data.train={path}", "--data.max_train=7"]))
+    config = load_config("jsonl", ["--data.tasks=gsm8k", f"--data.train={path}", "--data.max_train=7"])
+    (job,) = load_jobs(config.data, config.evaluate, config.seed)
     assert (job.name, len(job.train), len(job.held_out), len(job.records)) == ("gsm8k", 7, 2, 2)
     assert job.train[0].prompt.startswith("Question: ")
     assert job.train[0].prompt.endswith("?\nAnswer:")
@@ -270,9 +267,9 @@ def test_a_long_text_counts_as_one_record():
     config = load_config("jsonl", ["--data.max_length", "64", "--report.plots", "no"])
     job = Job("jsonl", [], [Pair("", "a" * 999), Pair("q", "b" * 9), Pair("", "c" * 499)])
     lm = SimpleNamespace(tokenizer=ByteTokenizer())
-    tools: Any = SimpleNamespace(lm=lm, config=config, evaluator=Told(), interrupt=Interrupt())
+    made: Any = SimpleNamespace(lm=lm, data=config.data, evaluator=Told(), interrupt=Interrupt())
     nothing: Any = None
-    found = run.measure(tools, job, nothing, "vanilla")
+    found = session.measure(made, job, nothing, "vanilla")
     assert (found.nll, found.tokens) == ([2000.0, 20.0, 1000.0], [1000.0, 10.0, 500.0])
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.build import build
+from experiments.build import load_model
 from experiments.config.commands import Distill
 from experiments.config.overrides import UsageError
 from experiments.config.schema import resolved
@@ -43,7 +43,7 @@ def run(config: Distill, prompt: str) -> int:
       ValueError, OSError: in one line.
     """
     use_compilation_cache(config.system.compilation_cache)
-    lm = build(config.model)
+    lm = load_model(config.model)
     found = compile_prompt(config, lm, prompt)
     save(config, lm, found)
     print(report(config, lm, found))

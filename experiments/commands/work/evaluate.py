@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.build import build
+from experiments.build import load_model
 from experiments.commands.work.settings import NONE, by_task, prefix_tokens, shots
 from experiments.config.commands import Evaluate
 from experiments.config.schema import digest, resolved
@@ -39,7 +39,7 @@ def run(config: Evaluate) -> int:
     examples, splits = shots(config.shots, names), by_task(config.split)
     benches = suite.load(names, suite.Options(config.data.dir, examples, splits, config.limit, prefix))
     use_compilation_cache(config.system.compilation_cache)
-    lm = build(config.model)
+    lm = load_model(config.model)
     print(f"{config.model.checkpoint}: {lm.summary}", flush=True)
     states, hashes = load_states(config.states, config.state_layout, lm)
     engine = Engine(lm, states, config.batch_size, config.max_new_tokens)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from experiments.build import build
+from experiments.build import load_model
 from experiments.commands.work.settings import NONE, prefix_tokens
 from experiments.config.commands import Evaluate
 from experiments.config.overrides import UsageError
@@ -33,7 +33,7 @@ def run(config: Evaluate, tasks: Sequence[str]) -> int:
     """
     shots = _shots(config.shots)
     use_compilation_cache(config.system.compilation_cache)
-    lm = build(config.model)
+    lm = load_model(config.model)
     print(f"{config.model.checkpoint}: {lm.summary}", flush=True)
     file = config.states[0] if config.states else NONE
     model = ForkingLM(lm, _state(file, config, lm), config.batch_size, list(prefix_tokens(config.prefix_token) or ()))

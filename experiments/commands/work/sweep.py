@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,7 +12,7 @@ from experiments.config.schema import RunConfig, config_hash, digest
 from experiments.data.jobs import Job, load_jobs
 from experiments.reporting.plots import sweep_curves
 from experiments.reporting.tables import markdown_table
-from experiments.run import Tools, finished, make_tools, measure_losses, tune
+from experiments.session import Session, Tuner, finished, make_evaluator, make_tuner, measure_losses, tune
 from experiments.study.learning_rates import ByRate, finite_rates, loss_or_infinity, losses_by_rate
 from experiments.study.store import Cell, CellStore
 from experiments.training.metrics_log import MetricsLog
@@ -35,11 +35,26 @@ class SweepRecord(TypedDict):
 def run(config: RunConfig, own: Sweep, folder: Path) -> int:
     """Computes the cells that are missing, draws the picture and prints the table."""
     folder.mkdir(parents=True, exist_ok=True)
+    use_compilation_cache(config.system.compilation_cache)
+    lm, jobs = build.load_model(config.model), load_jobs(config.data, config.evaluate, config.seed)
+    identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
+    evaluator = make_evaluator(lm, config.evaluate)
+
+    def tuner(rate: float) -> Tuner:
+        tune = dataclasses.replace(config.tune, learning_rate=rate)
+        return make_tuner(lm, jobs, config.data, tune, config.method, config.seed)
+
     found = []
-    for cell in cells(config, own, folder / "sweep.jsonl"):
-        found.append(cell)
-        change = f"{cell['loss_vanilla']:.4f} -> {cell['loss_tuned']:.4f}"
-        print(f"{cell['task']}: rate {cell['rate']:g}, seed {cell['seed']}: {change}", flush=True)
+    with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
+        log = MetricsLog(Path(scratch) / "steps.jsonl")
+
+        def session(rate: float) -> Session:
+            return Session(evaluator, tuner(rate), config.data, config.system, config.seed, identity, log, interrupt)
+
+        for cell in cells(session, jobs, own, CellStore(folder / "sweep.jsonl"), Path(scratch)):
+            found.append(cell)
+            change = f"{cell['loss_vanilla']:.4f} -> {cell['loss_tuned']:.4f}"
+            print(f"{cell['task']}: rate {cell['rate']:g}, seed {cell['seed']}: {change}", flush=True)
     shown = {task: finite_rates(by_rate) for task, by_rate in means(found).items()}
     sweep_curves(folder / "sweep.png", shown, {cell["task"]: cell["loss_vanilla"] for cell in found})
     (folder / "sweep.md").write_text(table(found) + "\n")
@@ -47,33 +62,40 @@ def run(config: RunConfig, own: Sweep, folder: Path) -> int:
     return 0
 
 
-def cells(config: RunConfig, own: Sweep, log: Path) -> Iterator[SweepRecord]:
-    """The record of each task, rate and seed.
+def cells(
+    make_session: Callable[[float], Session],
+    jobs: Sequence[Job],
+    own: Sweep,
+    store: CellStore[SweepRecord],
+    scratch: Path,
+) -> Iterator[SweepRecord]:
+    """Yields the record of each task, rate and seed.
 
-    Those that `log` has of the same settings, data and weights are read back, new ones are written to it.
+    Those that the store has of the same settings, data and weights are read back, new ones are added to it.
+
+    Args:
+      make_session: learning rate -> what its cells share.
+      jobs: the tasks.
+      own: rates and seeds.
+      store: of earlier records.
+      scratch: a folder for checkpoints.
     """
-    use_compilation_cache(config.system.compilation_cache)
-    lm, jobs = build.build(config.model), load_jobs(config)
-    identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
-    store: CellStore[SweepRecord] = CellStore(log)
-    with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
-        for rate in own.tune.learning_rate:
-            changed = dataclasses.replace(config, tune=dataclasses.replace(config.tune, learning_rate=rate))
-            tools = make_tools(changed, lm, identity, MetricsLog(Path(scratch) / "steps.jsonl"), interrupt, jobs)
-            for seed in own.seeds:
-                tools = tools._replace(config=dataclasses.replace(changed, seed=seed))
-                for job in jobs:
-                    cell = Cell("sweep", "tuned", job.name, seed, [identity, rate])
-                    known = store.get(cell)
-                    if known is None:
-                        known = store.add(cell, {"rate": rate, **losses(tools, job, Path(scratch) / cell.key)})
-                    yield known
+    for rate in own.tune.learning_rate:
+        session = make_session(rate)
+        for seed in own.seeds:
+            seeded = session._replace(seed=seed)
+            for job in jobs:
+                cell = Cell("sweep", "tuned", job.name, seed, [session.identity, rate])
+                known = store.get(cell)
+                if known is None:
+                    known = store.add(cell, {"rate": rate, **losses(seeded, job, scratch / cell.key)})
+                yield known
 
 
-def losses(tools: Tools, job: Job, folder: Path) -> dict[str, float]:
-    """Held-out loss before and after tuning, infinite where tuning diverges."""
-    before = measure_losses(tools, zero_state(tools.lm.model.config, None), job)
-    after = loss_or_infinity(lambda: measure_losses(*finished(tools, tune(tools, job, folder)), job))
+def losses(session: Session, job: Job, folder: Path) -> dict[str, float]:
+    """Measures the held-out loss before and after tuning, infinite where tuning diverges."""
+    before = measure_losses(session, zero_state(session.lm.model.config, None), job)
+    after = loss_or_infinity(lambda: measure_losses(*finished(session, tune(session, job, folder)), job))
     return {"loss_vanilla": before, "loss_tuned": after}
 
 

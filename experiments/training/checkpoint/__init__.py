@@ -9,7 +9,7 @@ With several processes (`jax.distributed`) the folder lies on a file system that
 writing and reading arrays; process 0 alone writes everything else and decides which step is restored.
 """
 
-from experiments.training.checkpoint.files import MANIFEST, Keep, damage, steps
+from experiments.training.checkpoint.files import MANIFEST, Keep, Meta, damage, steps
 from experiments.training.checkpoint.reader import Found, Resumed, abstract, check_identity, find, read, restore
 from experiments.training.checkpoint.writer import Writer, save
 
@@ -17,6 +17,7 @@ __all__ = [
     "MANIFEST",
     "Found",
     "Keep",
+    "Meta",
     "Resumed",
     "Writer",
     "abstract",

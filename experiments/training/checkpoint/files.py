@@ -7,9 +7,32 @@ import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 MANIFEST, META, TREE = "MANIFEST.json", "meta.json", "tree"
+
+
+class Position(TypedDict, total=False):
+    """Where a loop stands besides its step; see `experiments.training.steps.Steps`."""
+
+    drawn: int
+    bad: int
+    rollbacks: int
+
+
+class Meta(TypedDict, total=False):
+    """The JSON side of a checkpoint."""
+
+    identity: str
+    """Of the run that it belongs to."""
+    anchor: bool
+    """Whether a rollback may go there."""
+    data: dict[str, object]
+    """The position of the training data."""
+    loop: Position
+    seconds: dict[str, float]
+    """Of `goodput.Ledger.snapshot`."""
+    metrics: dict[str, float]
 
 
 class Keep(NamedTuple):
@@ -21,27 +44,27 @@ class Keep(NamedTuple):
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Returns where the checkpoint of a step lies."""
     return folder / f"step_{step:08d}"
 
 
 def part(folder: Path, step: int) -> Path:
-    """Where it is written before it is complete."""
+    """Returns where it is written before it is complete."""
     return folder.absolute() / f".part_{step:08d}"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in `folder`, oldest first."""
+    """Returns the steps that have a checkpoint in `folder`, oldest first."""
     return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_" + "[0-9]" * 8))
 
 
-def meta(folder: Path, step: int) -> dict[str, Any]:
-    """The JSON side of a checkpoint."""
+def meta(folder: Path, step: int) -> Meta:
+    """Reads the JSON side of a checkpoint."""
     return json.loads((place(folder, step) / META).read_text())
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file under `folder` but the manifest; files are read side by side."""
+    """Returns the SHA-256 (hex) of every file under `folder` but the manifest; files are read side by side."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     names = [str(path.relative_to(folder)) for path in files]
     with ThreadPoolExecutor(8) as pool:
@@ -54,7 +77,7 @@ def _sha256(path: Path) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the checkpoint in `folder`, by its manifest; None if nothing is."""
+    """Returns what is wrong with the checkpoint in `folder`, by its manifest; None if nothing is."""
     try:
         wanted = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -69,7 +92,7 @@ def damage(folder: Path) -> str | None:
 
 
 def publish(folder: Path, step: int, described: str) -> None:
-    """Make the written arrays of a step a checkpoint: JSON side, manifest and, last of all, its name."""
+    """Makes the written arrays of a step a checkpoint: JSON side, manifest and, last of all, its name."""
     source, target = part(folder, step), place(folder, step)
     (source / META).write_text(described)
     (source / MANIFEST).write_text(json.dumps(file_hashes(source), indent=1))
@@ -78,7 +101,7 @@ def publish(folder: Path, step: int, described: str) -> None:
 
 
 def prune(folder: Path, keep: Keep) -> None:
-    """Throw away the checkpoints that `keep` does not name; the newest with a true `anchor` in its JSON side stays."""
+    """Removes the checkpoints that `keep` does not name; the newest with a true `anchor` in its JSON side stays."""
     found = steps(folder)
     kept = [*found[-keep.newest :], *itertools.islice(filter(lambda x: _is_anchor(folder, x), reversed(found)), 1)]
     if keep.best:
@@ -95,16 +118,16 @@ def _is_anchor(folder: Path, step: int) -> bool:
 
 
 def _value(folder: Path, step: int, metric: str) -> float:
-    """A checkpoint's metric; infinite if it is unknown or no number."""
+    """A checkpoint's metric; infinite if it is unknown or not finite."""
     try:
-        value = float(meta(folder, step)["metrics"][metric])
+        value = float(meta(folder, step).get("metrics", {})[metric])
     except (OSError, ValueError, KeyError):
         return math.inf
     return value if math.isfinite(value) else math.inf
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Throw away the checkpoints of later steps, newest first."""
+    """Removes the checkpoints of later steps, newest first."""
     for later in reversed(steps(folder)):
         if later > step:
             shutil.rmtree(place(folder, later))

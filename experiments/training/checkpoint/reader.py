@@ -2,34 +2,37 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from experiments.config.overrides import UsageError
 from experiments.training.checkpoint import files
+from experiments.training.checkpoint.files import Meta
 
 
 class Found(NamedTuple):
     """A checkpoint chosen: its step (0: none is undamaged), JSON side, and a line for each damaged newer one."""
 
     step: int
-    meta: dict[str, Any]
+    meta: Meta
     warnings: list[str]
 
 
 class Resumed(NamedTuple):
     """What a checkpoint gives back: the arrays, its JSON side, and a line for each damaged newer one passed over."""
 
-    tree: Any
-    meta: dict[str, Any]
+    tree: PyTree
+    meta: Meta
     step: int
     warnings: list[str]
 
 
-def find(folder: Path, identity: str, usable: Callable[[dict[str, Any]], bool] = lambda meta: True) -> Found | None:
-    """The newest undamaged checkpoint in `folder` whose JSON side is `usable`, None if there is none at all.
+def find(folder: Path, identity: str, usable: Callable[[Meta], bool] = lambda meta: True) -> Found | None:
+    """Returns the newest undamaged checkpoint in `folder` whose JSON side is `usable`, None if there is none at all.
 
     With several processes all of them call this; process 0 looks and warns.
 
@@ -45,8 +48,8 @@ def find(folder: Path, identity: str, usable: Callable[[dict[str, Any]], bool] =
     return Found(0, {}, [*warnings, f"no undamaged checkpoint in {folder}; starting anew"]) if warnings else None
 
 
-def restore(folder: Path, template: Any, identity: str) -> Resumed | None:
-    """What `find` chooses, read onto the devices of `template` (see `read`); None if there is no checkpoint.
+def restore(folder: Path, template: PyTree, identity: str) -> Resumed | None:
+    """Returns what `find` chooses, read onto the devices of `template` (see `read`); None if there is no checkpoint.
 
     Raises:
       UsageError: the checkpoint belongs to a run with other settings or data.
@@ -58,7 +61,7 @@ def restore(folder: Path, template: Any, identity: str) -> Resumed | None:
     return Resumed(tree, found.meta, found.step, found.warnings)
 
 
-def _choose(folder: Path, usable: Callable[[dict[str, Any]], bool]) -> tuple[int, list[str]]:
+def _choose(folder: Path, usable: Callable[[Meta], bool]) -> tuple[int, list[str]]:
     """(the step to restore or 0, a line for each damaged newer one)."""
     warnings = []
     for step in reversed(files.steps(folder)):
@@ -74,13 +77,11 @@ def _from_first(value: int) -> int:
     """Process 0's value in every process."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def check_identity(folder: Path, found: str | None, wanted: str, option: str = "--output") -> None:
-    """Refuse to continue what was begun with other settings, data or weights. option: what names the folder.
+def check_identity(folder: Path, found: object, wanted: str, option: str = "--output") -> None:
+    """Refuses to continue what was begun with other settings, data or weights. option: what names the folder.
 
     Raises:
       UsageError: in one line with the ways out.
@@ -92,8 +93,8 @@ def check_identity(folder: Path, found: str | None, wanted: str, option: str = "
         )
 
 
-def read(folder: Path, step: int, template: Any) -> Any:
-    """The arrays of a checkpoint.
+def read(folder: Path, step: int, template: PyTree) -> PyTree:
+    """Reads the arrays of a checkpoint.
 
     template: a pytree of arrays or `abstract` ones with the structure, shapes and dtypes that were saved; its
     shardings, which need not be those that were saved, say where they go.
@@ -104,8 +105,8 @@ def read(folder: Path, step: int, template: Any) -> Any:
         return checkpointer.restore(files.place(folder, step).absolute() / files.TREE, abstract(template))
 
 
-def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings alone, which hold no memory."""
+def abstract(tree: PyTree) -> PyTree:
+    """Returns shapes, dtypes and shardings alone, which hold no memory."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None)), tree
     )

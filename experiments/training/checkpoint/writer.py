@@ -6,12 +6,17 @@ import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from experiments.training.checkpoint import files
-from experiments.training.checkpoint.files import Keep
+from experiments.training.checkpoint.files import Keep, Meta
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 
 class Writer:
@@ -26,7 +31,7 @@ class Writer:
 
     def __init__(self, folder: Path, keep: Keep | None = None):
         self.folder, self.keep = folder, keep or Keep()
-        self._checkpointer: Any = None
+        self._checkpointer: "ocp.StandardCheckpointer | None" = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -36,8 +41,8 @@ class Writer:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Begin to save `tree` (any pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
+    def save(self, step: int, tree: PyTree, meta: Meta) -> None:
+        """Begins to save `tree` (any pytree of arrays) and `meta` (JSON) as the checkpoint of `step`.
 
         Raises: what went wrong with the save before (OSError for a full disk).
         """
@@ -53,19 +58,20 @@ class Writer:
         barrier(f"checkpoint of step {step}")
         self._checkpointer.save(files.part(self.folder, step) / files.TREE, tree)
         if jax.process_index() == 0:
-            self._thread = threading.Thread(target=self._finish, args=(step, described), name=f"checkpoint-{step}")
+            finish = (self._checkpointer, step, described)
+            self._thread = threading.Thread(target=self._finish, args=finish, name=f"checkpoint-{step}")
             self._thread.start()
 
-    def _finish(self, step: int, described: str) -> None:
+    def _finish(self, checkpointer: "ocp.StandardCheckpointer", step: int, described: str) -> None:
         try:
-            self._checkpointer.wait_until_finished()
+            checkpointer.wait_until_finished()
             files.publish(self.folder, step, described)
             files.prune(self.folder, self.keep)
         except BaseException as error:
             self._error = error
 
     def wait(self) -> None:
-        """Until the last save is complete on disk. Raises: what went wrong with it."""
+        """Waits until the last save is complete on disk. Raises: what went wrong with it."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -76,7 +82,7 @@ class Writer:
             self._checkpointer.wait_until_finished()
 
     def close(self) -> None:
-        """`wait`, then give Orbax's threads back."""
+        """Waits, then gives Orbax's threads back."""
         try:
             self.wait()
         finally:
@@ -85,21 +91,19 @@ class Writer:
                 self._checkpointer = None
 
 
-def save(folder: Path, step: int, tree: Any, meta: dict[str, Any]) -> None:
-    """Write one checkpoint and wait until it is complete; the newest two are kept."""
+def save(folder: Path, step: int, tree: PyTree, meta: Meta) -> None:
+    """Writes one checkpoint and waits until it is complete; the newest two are kept."""
     with Writer(folder) as writer:
         writer.save(step, tree, meta)
 
 
 def barrier(name: str) -> None:
-    """Wait for all processes; to be called from the main thread."""
+    """Waits for all processes; to be called from the main thread."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
-def _checkpointer() -> Any:
+def _checkpointer() -> "ocp.StandardCheckpointer":
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)

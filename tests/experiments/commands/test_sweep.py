@@ -11,7 +11,7 @@ import pytest
 from experiments.commands import sweep
 from experiments.commands.work import sweep as work
 from experiments.reporting import plots
-from experiments.run import Tools
+from experiments.session import Session
 from experiments.study import learning_rates
 from rwkv7_jax import checkpoint
 from state_tuning.core.non_finite import NonFiniteError
@@ -73,10 +73,11 @@ def test_other_data_or_weights_behind_the_same_path_are_measured_anew(
 def test_a_rate_that_diverges_is_a_row_like_others(
     argv: Argv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def tune(tools: Tools, *_: object) -> float:
-        if tools.config.tune.learning_rate == 1e38:
+    def tune(session: Session, *_: object) -> float:
+        rate = session.tuner.settings.learning_rate
+        if rate == 1e38:
             raise NonFiniteError("step 5: update skipped")
-        return tools.config.tune.learning_rate
+        return rate
 
     monkeypatch.setattr(work, "tune", tune)
     monkeypatch.setattr(work, "finished", lambda tools, rate: (tools, math.nan if rate == 1e37 else rate))

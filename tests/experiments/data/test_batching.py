@@ -12,7 +12,7 @@ from experiments.config.schema import DataConfig
 from experiments.data import batching
 from experiments.data.jsonl import Pair, hold_out, read_pairs
 from rwkv7_jax import bucketing
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning.core.objective import Example
 
 

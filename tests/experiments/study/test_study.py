@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.commands import study
 from experiments.config.loading import load_config
-from experiments.config.schema import identified
+from experiments.config.schema import identified, resolved
 from experiments.config.study import TableRunConfig
 from experiments.reporting.statistics import ItemValues, crossed_bootstrap, paired_difference
 from experiments.study import artifacts, diagnostics, learning_rates, progress, rate_search, summary, timing, tuning
@@ -122,7 +122,7 @@ def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path,
     from experiments.data.jobs import load_jobs
     from state_tuning.core import train
 
-    lm, (job,) = build.build(config.model), load_jobs(config)
+    lm, (job,) = build.load_model(config.model), load_jobs(config.data, config.evaluate, config.seed)
     tune = build.tune_config(config.tune)
     tune = train.dataclasses.replace(tune, learning_rate=0.1)
     optimizer = train.make_optimizer(tune)
@@ -291,8 +291,8 @@ def test_time_left_counts_only_cells_that_are_not_known(capsys, monkeypatch):
 def test_a_table_may_follow_its_search_for_rates_in_one_folder(tmp_path):
     config = load_config("paper_table", ["--output", str(tmp_path)], TableRunConfig)
     (tmp_path / "rates.jsonl").write_text("{}\n")
-    assert not run_folder.claim(config, "a")
-    assert run_folder.claim(config, "a")
+    assert not run_folder.claim(config.folder, "a", resolved(config))
+    assert run_folder.claim(config.folder, "a", resolved(config))
     assert (tmp_path / "rates.jsonl").read_text() == "{}\n"
 
 

@@ -44,9 +44,7 @@ def test_nothing_to_restore(tmp_path):
 
 def test_another_run_is_refused_in_one_line(tmp_path):
     checkpoint.save(tmp_path, 10, tree_of(10), {"identity": "me"})
-    with pytest.raises(
-        UsageError, match=r"other settings, data or weights: choose another --output, .*--overwrite$"
-    ):
+    with pytest.raises(UsageError, match=r"other settings, data or weights: choose another --output, .*--overwrite$"):
         checkpoint.restore(tmp_path, tree_of(0), "you")
 
 

@@ -8,7 +8,7 @@ from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig, PretrainConfig
 from experiments.data import packing
 from experiments.training import distributed
-from rwkv7_jax import sharding
+from rwkv7_jax import processes, sharding
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_batch_comes_together_from_the_rows_of_a_process():
     placed = spread.put(batch)["tokens"]
     np.testing.assert_array_equal(placed, batch["tokens"])
     assert placed.addressable_shards[0].data.shape == (2, 3)
-    assert distributed.gather({"a": 1}) == [{"a": 1}]
+    assert processes.gather({"a": 1}) == [{"a": 1}]
 
 
 def test_rows_do_not_depend_on_who_draws_them():

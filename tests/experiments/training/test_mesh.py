@@ -106,7 +106,7 @@ def test_a_method_on_a_mesh(method, shape):
 
 
 def pretrained(mesh: Any, config: PretrainConfig = PRETRAIN) -> list[float]:
-    program = pretraining.make_program(config)
+    program = pretraining.make_program(pretraining.make_model(config), config)
     spread = distributed.Spread(mesh, config.batch_size)
     data = Batches(config, 0, spread.rows)
     state, losses = program.init(jax.random.key(0)), []

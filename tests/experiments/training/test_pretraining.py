@@ -32,8 +32,8 @@ def test_rows_hold_whole_documents_from_their_first_token():
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    program = pretraining.make_program(TINY)
-    monkeypatch.setattr(pretraining, "make_program", lambda config: program)
+    program = pretraining.make_program(pretraining.make_model(TINY), TINY)
+    monkeypatch.setattr(pretraining, "make_program", lambda *_: program)
 
     def run(name: str, stop: int | None) -> Path:
         config = dataclasses.replace(TINY, output=str(tmp_path / name))
