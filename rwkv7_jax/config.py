@@ -7,7 +7,15 @@ from typing import Literal
 @dataclasses.dataclass(frozen=True)
 class RWKV7Config:
     """Frozen description of a model. The dimensions come from a checkpoint's tensor shapes
-    (`rwkv7_jax.checkpoint.infer_config`); nobody needs to type them."""
+    (`rwkv7_jax.checkpoint.infer_config`).
+
+    Raises:
+      ValueError: the head size does not divide the width, or there is no layer.
+
+    Example:
+      >>> RWKV7Config(vocab_size=65536, n_layer=12, n_embd=768).n_head
+      12
+    """
 
     vocab_size: int
     n_layer: int
@@ -42,4 +50,5 @@ class RWKV7Config:
 
     @property
     def n_head(self) -> int:
+        """Number of heads."""
         return self.n_embd // self.head_size

@@ -1,7 +1,8 @@
 """Model FLOPs from dimensions, and what a device can do at most: the two sides of MFU (PaLM, arXiv 2204.02311)."""
 
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Protocol, runtime_checkable
 
 from rwkv7_jax.config import RWKV7Config
 
@@ -27,8 +28,18 @@ PEAK_FLOPS = {
 data sheets (the SXM form where no other is named)."""
 
 
+@runtime_checkable
+class Device(Protocol):
+    """A `jax.Device`, or anything that names its kind."""
+
+    @property
+    def device_kind(self) -> str:
+        """The maker's name of the chip."""
+        ...
+
+
 def forward(config: RWKV7Config) -> int:
-    """FLOPs of one token's forward pass; a multiply-add counts 2.
+    """Returns the FLOPs of one token's forward pass; a multiply-add counts 2.
 
     With width D, feed-forward width F, head size K, vocabulary N, LoRA ranks r and L layers, each layer has
 
@@ -42,16 +53,19 @@ def forward(config: RWKV7Config) -> int:
 
 
 def training(config: RWKV7Config) -> int:
-    """FLOPs of one token in a training step: three times the forward pass (gradients of inputs and of weights).
+    """Returns the FLOPs of one token in a training step: three times the forward pass.
 
-    What is recomputed to save memory is no model FLOP.
+    Gradients of inputs and of weights each cost as much as the forward pass.
+    Recomputation that saves memory is not counted.
     """
     return 3 * forward(config)
 
 
 def tuning(config: RWKV7Config) -> int:
-    """FLOPs of one token in a state-tuning step: frozen weights get no gradient, so their products count twice, not
-    three times."""
+    """Returns the FLOPs of one token in a state-tuning step.
+
+    Frozen weights get no gradient, so their products count twice, not three times.
+    """
     return 2 * _weights(config) + 3 * _recurrence(config)
 
 
@@ -65,14 +79,14 @@ def _recurrence(c: RWKV7Config) -> int:
     return c.n_layer * 9 * c.n_embd * c.head_size
 
 
-def peak(device: Any) -> float | None:
-    """Dense bfloat16 FLOP/s of a JAX device; None for CPUs and for what the table does not know."""
+def peak(device: Device) -> float | None:
+    """Returns the dense bfloat16 FLOP/s of a JAX device; None for CPUs and unknown devices."""
     names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device.device_kind)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
-def mfu(tokens_per_second: float, flops_per_token: int | float, devices: Any) -> float | None:
-    """Model FLOPs utilisation, 0..1, of all `devices` together; None if the peak of one is not known."""
+def mfu(tokens_per_second: float, flops_per_token: int | float, devices: Collection[Device]) -> float | None:
+    """Returns the model FLOPs utilisation, 0..1, of all `devices` together; None if the peak of one is unknown."""
     peaks = [peak(device) for device in devices]
     if not peaks or None in peaks:
         return None

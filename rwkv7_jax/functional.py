@@ -14,7 +14,7 @@ def hidden(
     model: RWKV7,
     params: Params,
     tokens: Int[Array, "B T"],
-    state: State,
+    state: State | PyTree,
     *,
     valid: Bool[Array, "B T"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
@@ -25,7 +25,8 @@ def hidden(
       model: the model's description; a static argument under `jax.jit`.
       params: its weights.
       tokens: token ids [B, T].
-      state: the recurrent state before the first token, [L, B, ...]; its `wkv` may be any `WKVState`.
+      state: the recurrent state before the first token, [L, B, ...]; its `wkv` may be any `WKVState`. A model that
+        overrides `apply` may take something else.
       valid: False marks padding, anywhere in a row: it changes nothing.
       reset: True starts afresh from the zero state at that token.
 
@@ -70,7 +71,7 @@ def forward(
       >>> from rwkv7_jax.model import init_params
       >>> config = RWKV7Config(vocab_size=16, n_layer=2, n_embd=8, head_size=4)
       >>> model = RWKV7(config)
-      >>> params = init_params(model, jax.random.key(0))
+      >>> params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
       >>> y, state = functional.forward(model, params, jnp.array([[1, 2, 3]]), zero_state(config, 1))
       >>> y.shape
       (1, 3, 16)

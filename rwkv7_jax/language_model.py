@@ -1,6 +1,8 @@
 """A checkpoint made usable: weights, dimensions and tokenizer in one value."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,26 +12,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax import checkpoint, functional, sharding
-from rwkv7_jax.checkpoint.states import StateFile
+from rwkv7_jax.checkpoint.states import TunedState
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
 from rwkv7_jax.generation.generate import TextResult
-from rwkv7_jax.generation.sampling import SamplingConfig
+from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.inference.encoding import Encoder
-from rwkv7_jax.inference.scoring import Forker
+from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
+from rwkv7_jax.wkv_state import WKVState
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LanguageModel:
-    """A frozen RWKV-7 with its tokenizer; every method is a function of its arguments.
+    """A frozen RWKV-7 with its tokenizer; its methods change nothing.
+
+    States are unbatched: a `State`, or a `TunedState` as `load_state` returns it.
 
     Example:
-      >>> lm = LanguageModel.load(student)  # doctest: +SKIP
-      >>> lm.generate("User: hi\\n\\nAssistant:", max_new_tokens=20)  # doctest: +SKIP
+      >>> from rwkv7_jax import LanguageModel, RWKV7, RWKV7Config, load_tokenizer
+      >>> from rwkv7_jax.model import init_params
+      >>> model = RWKV7(RWKV7Config(vocab_size=256, n_layer=1, n_embd=8, head_size=4))
+      >>> params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+      >>> lm = LanguageModel(model, params, load_tokenizer("byte"))
+      >>> logits, state = lm.logits("Hello")
+      >>> logits.shape
+      (5, 256)
+      >>> lm = LanguageModel.load("model.pth")  # doctest: +SKIP
+      >>> lm.generate("User: hi\\n\\nAssistant:", state=state, max_new_tokens=20)  # doctest: +SKIP
     """
 
     model: RWKV7
@@ -71,9 +84,9 @@ class LanguageModel:
         """
         path = Path(path).expanduser()
         loaded = checkpoint.load(path, lazy=True)
-        chosen = dtype if dtype != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        chosen = compute_dtype(dtype)
         config = dataclasses.replace(loaded.config, dtype=chosen, remat=remat, wkv_implementation=wkv)
-        name = _tokenizer_name(tokenizer, path)
+        name = find_tokenizer(tokenizer, path)
         return cls(
             RWKV7(config),
             _placed(loaded.params, chosen),
@@ -102,14 +115,34 @@ class LanguageModel:
         """Returns a copy with some fields replaced."""
         return dataclasses.replace(self, **fields)
 
+    def __repr__(self) -> str:
+        return f"LanguageModel({str(self.path or 'in memory')!r}: {self.summary})"
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    def zero_state(self, batch_size: int | None = None) -> State:
+        """Returns the state before any text, see `rwkv7_jax.zero_state`."""
+        return zero_state(self.config, batch_size)
+
+    @functools.cached_property
+    def for_decoding(self) -> tuple[RWKV7, Params]:
+        """(model, weights) with the layers one by one, as decoding is fastest; the copy of the weights is kept."""
+        return generation.for_decoding(self.model, self.params)
+
     def generate(
         self,
         prompt: str | Sequence[str],
         *,
-        state: State | StateFile | None = None,
+        state: State | TunedState | None = None,
         seed: int = 0,
-        stop: Sequence[str] = (),
-        **sampling: float,
+        stop: str | Sequence[str] = (),
+        **sampling: float | int,
     ) -> str | list[str]:
         """Continues one prompt or several.
 
@@ -118,7 +151,7 @@ class LanguageModel:
           state: the initial state, unbatched; None is the zero state.
           seed: same seed, same text.
           stop: texts that end a continuation and are left out of it.
-          **sampling: fields of `SamplingConfig`: temperature, top_p, top_k, max_new_tokens, and the penalties.
+          **sampling: fields of `SamplingParams`: temperature, top_p, top_k, max_new_tokens, and the penalties.
 
         Returns:
           The continuation, or a list of them if `prompt` is a list.
@@ -127,9 +160,9 @@ class LanguageModel:
           ValueError: an unknown or wrong setting, or a state of another model.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        model, params = generation.for_decoding(self.model, self.params)
+        key, settings = jax.random.key(seed), _sampling(sampling)
         texts = generation.generate_text(
-            model, params, self.tokenizer, prompts, _plain(state), jax.random.key(seed), _sampling(sampling), stop=stop
+            *self.for_decoding, self.tokenizer, prompts, _plain(state), key, settings, stop=_stops(stop)
         ).texts
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -137,21 +170,36 @@ class LanguageModel:
         self,
         prompt: str,
         *,
-        state: State | StateFile | None = None,
+        state: State | TunedState | None = None,
         seed: int = 0,
-        stop: Sequence[str] = (),
-        **sampling: float,
+        stop: str | Sequence[str] = (),
+        **sampling: float | int,
     ) -> Generator[str, None, TextResult]:
-        """Yields the continuation of `generate` piece by piece; the generator returns the `TextResult`."""
-        model, params = generation.for_decoding(self.model, self.params)
+        """Continues one prompt piece by piece.
+
+        Args:
+          prompt: a text.
+          state: the initial state, unbatched; None is the zero state.
+          seed: same seed, same text.
+          stop: texts that end the continuation and are left out of it.
+          **sampling: fields of `SamplingParams`.
+
+        Returns:
+          A generator of pieces of text, which join to the text of `generate`; it returns the `TextResult`.
+
+        Raises:
+          ValueError: an unknown or wrong setting, or a state of another model.
+        """
         key, settings = jax.random.key(seed), _sampling(sampling)
-        return generation.stream(model, params, self.tokenizer, prompt, _plain(state), key, settings, stop=stop)
+        return generation.stream(
+            *self.for_decoding, self.tokenizer, prompt, _plain(state), key, settings, stop=_stops(stop)
+        )
 
     def score(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
-        state: State | StateFile | None = None,
+        state: State | TunedState | None = None,
         batch_size: int = 32,
     ) -> list[float]:
         """Computes log P(continuation | context) of each pair, tokens as lm-evaluation-harness splits them.
@@ -165,16 +213,15 @@ class LanguageModel:
           Summed log-probabilities in nats.
 
         Raises:
-          ValueError: a continuation without a token of its own.
+          ValueError: a continuation without a token of its own, or a state of another model.
         """
         encoder = Encoder(self.tokenizer)
-        asked = [encoder.pair(context, continuation) for context, continuation in pairs]
-        start = _plain(state) or zero_state(self.config, None)
-        forker = Forker(self.model, self.params, batch_size)
-        return [answer.log_likelihood for answer in forker.score(asked, [start])]
+        sequences = [encoder.pair(context, continuation) for context, continuation in pairs]
+        scorer = PrefixScorer(self.model, self.params, batch_size)
+        return [answer.log_likelihood for answer in scorer.score(sequences, [self._initial(state)])]
 
     def logits(
-        self, text: str | Sequence[int], *, state: State | StateFile | None = None
+        self, text: str | Sequence[int], *, state: State | TunedState | None = None
     ) -> tuple[Float[Array, "T vocab"], State]:
         """Computes the logits after every token of a text.
 
@@ -183,41 +230,86 @@ class LanguageModel:
           state: the initial state, unbatched; None is the zero state.
 
         Returns:
-          (logits [T, vocab] float32, the unbatched state after the last token).
+          (logits [T, vocab] float32, unbatched state after the last token).
 
         Raises:
-          ValueError: the text has no token.
+          ValueError: the text has no token, or a state of another model.
         """
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        ids = self.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise ValueError("logits: the text has no token; give at least one")
-        start = _plain(state) or zero_state(self.config, None)
-        batched = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], _in_compute_dtype(start, self.config))
+        batched = jax.tree.map(lambda leaf: leaf[:, None], self._initial(state))
         found, after = _forward(self.model, self.params, jnp.asarray([ids], jnp.int32), batched)
         return found[0], jax.tree.map(lambda leaf: leaf[:, 0], after)
+
+    def tuned_state(
+        self,
+        state: State,
+        method: str,
+        *,
+        task: str | None = None,
+        config: Mapping[str, object] | None = None,
+        metrics: Mapping[str, object] | None = None,
+    ) -> TunedState:
+        """Joins a state with what its file says about it: this model's hash, the method, its settings and results.
+
+        Args:
+          state: an unbatched state.
+          method: name of the method that made it.
+          task: what it was tuned for.
+          config: settings of the method.
+          metrics: what was measured.
+
+        Returns:
+          The state with its metadata; `save(path)` writes both.
+        """
+        metadata = {"base_model_hash": self.weights_hash, "method": method}
+        metadata |= {} if task is None else {"task": task}
+        metadata |= {} if config is None else {"config": json.dumps(config)}
+        metadata |= {} if metrics is None else {"metrics": json.dumps(metrics)}
+        return TunedState(state, metadata)
+
+    def _initial(self, state: State | TunedState | None) -> State:
+        """Returns an unbatched state on the device, its shifts in the compute dtype."""
+        zero, start = self.zero_state(), _plain(state)
+        if start is None:
+            return zero
+        wkv = start.wkv.s if isinstance(start.wkv, WKVState) else start.wkv
+        for leaf, like in zip((start.att_shift, start.ffn_shift, wkv), zero, strict=True):
+            if jnp.shape(leaf) != like.shape:
+                raise ValueError(f"a state leaf has shape {jnp.shape(leaf)}, the model needs {like.shape}")
+        start = jax.tree.map(jnp.asarray, start)
+        dtype = self.config.dtype
+        return start._replace(att_shift=start.att_shift.astype(dtype), ffn_shift=start.ffn_shift.astype(dtype))
 
 
 _forward = jax.jit(functional.forward, static_argnums=0)
 
 
-def _plain(state: State | StateFile | None) -> State | None:
-    return state.state if isinstance(state, StateFile) else state
+def _plain(state: State | TunedState | None) -> State | None:
+    return state.state if isinstance(state, TunedState) else state
 
 
-def _in_compute_dtype(state: State, config: RWKV7Config) -> State:
-    shifts = {name: jnp.asarray(getattr(state, name)).astype(config.dtype) for name in ("att_shift", "ffn_shift")}
-    return state._replace(**shifts)
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _sampling(settings: Mapping[str, float]) -> SamplingConfig:
-    known = {field.name for field in dataclasses.fields(SamplingConfig)}
+def _sampling(settings: Mapping[str, float | int]) -> SamplingParams:
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"unknown sampling setting {unknown[0]!r}: choose among {', '.join(sorted(known))}")
-    return SamplingConfig(**settings)  # pyright: ignore[reportArgumentType]
+    return SamplingParams(**settings)  # pyright: ignore[reportArgumentType]
 
 
-def _tokenizer_name(name: str, path: Path) -> str:
-    """ "auto" is the tokenizer.json beside the checkpoint, if there is one."""
+def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
+    """Returns the compute dtype that "auto" stands for: float32 on a CPU, bfloat16 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def find_tokenizer(name: str, path: Path) -> str:
+    """Returns the tokenizer's name for a checkpoint: "auto" is the tokenizer.json beside it, if there is one."""
     beside = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
     return str(beside) if name == "auto" and beside.is_file() else name
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rwkv7_jax import init
-from rwkv7_jax.wkv_state import WKV, Memory, Streams, attend
+from rwkv7_jax.wkv_state import WKV, Streams, WKVState, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
 """-exp(-0.5): log w lies between this and 0."""
@@ -138,12 +138,12 @@ class TimeMix(nn.Module):
         self,
         x: Float[Array, "B T D"],
         shift: Float[Array, "B D"],
-        wkv: Float[Array, "B H V K"] | Memory,
+        wkv: Float[Array, "B H V K"] | WKVState,
         v_first: Float[Array, "B T D"] | None = None,
         *,
         valid: Bool[Array, "B T"] | None = None,
         reset: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"] | Memory, Float[Array, "B T D"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"] | WKVState, Float[Array, "B T D"]]:
         """Returns (output, new shift, new wkv state, v_first)."""
         batch, time, width = x.shape
         heads = width // self.head_size

@@ -1,12 +1,12 @@
 """RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rwkv7_jax import init
 from rwkv7_jax.config import RWKV7Config
@@ -71,7 +71,7 @@ class RWKV7(nn.Module):
         self.head = Linear(c.vocab_size, jax.nn.initializers.orthogonal(gain), c.dtype)
 
     def init_stacked(self, key) -> dict:
-        """Parameters of blocks 1.., each in its own layer's initialisation, stacked along a leading axis."""
+        """Draws the parameters of blocks 1.., each in its own layer's initialisation, stacked along a leading axis."""
         c = self.config
         x, one = jnp.zeros((1, 1, c.n_embd), c.dtype), layer_of(zero_state(c, 1), 0)
         keys = jax.random.split(key, c.n_layer - 1)
@@ -86,14 +86,14 @@ class RWKV7(nn.Module):
         valid: Bool[Array, "B T"] | None = None,
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], State]:
-        """Final normalised activations in the compute dtype, and the state after the last valid token."""
+        """Returns (final normalised activations in the compute dtype, state after the last valid token)."""
         c = self.config
         table = gathered({"emb": self.emb})["emb"]["weight"]
         x = self.ln0(by_rows(jnp.take(table, tokens, axis=0).astype(c.dtype)))
         x, first, v_first = self.block_0(x, layer_of(state, 0), None, valid, reset)
         layers = [first]
         if c.scan_layers and c.n_layer > 1:
-            apply: Callable[..., Any] = Block(c, 1, parent=None).apply
+            apply = cast(Callable[..., tuple[Array, State, Array]], Block(c, 1, parent=None).apply)
 
             def body(x, layer):
                 params, before = layer
@@ -109,7 +109,7 @@ class RWKV7(nn.Module):
         return self.ln_out(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B vocab"]:
-        """Unnormalised log-probabilities in float32 of `hidden`'s activations."""
+        """Returns the unnormalised log-probabilities (float32) of `hidden`'s activations."""
         return self.head(x).astype(jnp.float32)
 
     def __call__(
@@ -121,7 +121,7 @@ class RWKV7(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         last_only: bool = False,
     ) -> tuple[Float[Array, "B _ vocab"], State]:
-        """Logits of every token (of the last valid one alone with `last_only`) and the state after it.
+        """Returns (logits of every token, or with `last_only` of the last valid one, and the state after it).
 
         valid: False marks padding, anywhere in a row: it changes nothing (its own logits mean nothing).
         reset: True starts afresh from the zero state at that token, for several texts in one row.
@@ -134,13 +134,13 @@ class RWKV7(nn.Module):
         return self.logits(x), state
 
 
-def init_params(model: RWKV7, key) -> Any:
-    """Fresh parameters in the official initialisation."""
-    return model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"]
+def init_params(model: RWKV7, key: Array) -> dict[str, PyTree]:
+    """Draws fresh parameters in the official initialisation."""
+    return dict(model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"])
 
 
 def rematerialised(body: Callable, policy: str) -> Callable:
-    """The body of a scan over blocks with its activations stored as `RWKV7Config.remat` says."""
+    """Returns the body of a scan over blocks with its activations stored as `RWKV7Config.remat` says."""
     if policy == "none":
         return body
     kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
@@ -148,12 +148,24 @@ def rematerialised(body: Callable, policy: str) -> Callable:
 
 
 def layer_of(state: State, index: int) -> State:
-    """One layer's slice of a state."""
+    """Returns one layer's slice of a state."""
     return jax.tree.map(lambda leaf: leaf[index], state)
 
 
-def unstack_blocks(params: dict) -> dict:
-    """{"blocks": stacked} -> {"block_1": ..., "block_2": ...}: the tree for `scan_layers=False`. Copies the weights."""
+def unstack_blocks(params: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Returns the parameter tree for `scan_layers=False`: {"blocks": stacked} becomes {"block_1": ..., "block_2": ...}.
+
+    Args:
+      params: a parameter tree, its blocks stacked or not.
+
+    Returns:
+      The tree with one entry a block; weights are copied.
+
+    Example:
+      >>> from rwkv7_jax import unstack_blocks
+      >>> sorted(unstack_blocks({"block_0": {}, "blocks": {"ffn": {"x_k": jnp.zeros((2, 8))}}}))
+      ['block_0', 'block_1', 'block_2']
+    """
     rest = {name: value for name, value in params.items() if name != "blocks"}
     if "blocks" not in params:
         return rest

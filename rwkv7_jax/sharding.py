@@ -1,4 +1,4 @@
-"""Which device holds what: a mesh of axes data, fsdp and tensor, and one ordered table from names to partitions.
+"""Sharding: a mesh of axes data, fsdp and tensor, and one ordered table from names to partitions.
 
 Rows of a batch are cut over data and fsdp, heads, channels and vocabulary over tensor; fsdp also cuts the other axis of
 each matrix, which is gathered when it is used. Everything here does nothing where no mesh is set (`jax.set_mesh`), so
@@ -7,14 +7,16 @@ that the same program runs on one device.
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from types import EllipsisType
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from pallas_kernels import wkv7
 
@@ -23,7 +25,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are cut."""
 
-RULES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+RULES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r"(^|/)(emb|head)/weight$", ("tensor", "fsdp")),
     (r"att/(receptance|key|value)/weight$", (..., "tensor", "fsdp")),
     (r"att/output/weight$", (..., "fsdp", "tensor")),
@@ -38,13 +40,24 @@ RULES: tuple[tuple[str, tuple[Any, ...]], ...] = (
 )
 """(pattern in a leaf's path, mesh axis of each array axis), first match first. With `...` before them they are the last
 axes, else the first. Optimisers' moments and DBP's matrices carry the path of what they belong to within their own, and
-so its partition; wkv is what states and memories hold, [L,H,...]."""
+so its partition; wkv is what states hold, [L,H,...]."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `devices` (all, if None) with these axis sizes; one of them may be -1, which takes what is left.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
+    """Makes a mesh of devices.
 
-    Raises: ValueError, one line, if the sizes do not make up the number of devices.
+    Args:
+      data: size of the axis over which rows of a batch are cut.
+      fsdp: size of the axis over which rows and weights are cut.
+      tensor: size of the axis over which heads, channels and vocabulary are cut. One of the sizes may be -1:
+        what is left.
+      devices: the devices; None takes all.
+
+    Returns:
+      The mesh, for `jax.set_mesh`.
+
+    Raises:
+      ValueError: one line, if the product of the sizes is not the number of devices.
     """
     count = len(jax.devices() if devices is None else devices)
     sizes = resolve_sizes((data, fsdp, tensor), count)
@@ -58,9 +71,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def resolve_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """The axis sizes with -1 replaced, so that their product is `count`.
+    """Returns the axis sizes with -1 replaced, so that their product is `count`.
 
-    Raises: ValueError, one line.
+    Raises:
+      ValueError: one line, if there are none.
     """
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or list(sizes).count(-1) > 1:
@@ -71,19 +85,19 @@ def resolve_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(count // known if size == -1 else size for size in sizes)
 
 
-def partition(path: str, shape: Sequence[int], axis_sizes: Any) -> PartitionSpec:
-    """The partition of a leaf by the table. An array axis that its mesh axis does not divide stays whole."""
+def partition(path: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) -> PartitionSpec:
+    """Returns the partition of a leaf by the table. An array axis that its mesh axis does not divide stays whole."""
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
     rule = rule[1:] if rule[:1] == (...,) else (*rule, *[None] * (len(shape) - len(rule)))
     axes = [None] * (len(shape) - len(rule)) + list(rule)[: len(shape)]
     return PartitionSpec(*(
-        axis if axis is not None and size % axis_sizes[axis] == 0 else None
+        axis if isinstance(axis, str) and size % axis_sizes[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
     ))  # fmt: skip
 
 
-def partitions(tree: Tree, axis_sizes: Any) -> Tree:
-    """The partition of every leaf of a tree of parameters, states, moments, or all of them."""
+def partitions(tree: Tree, axis_sizes: Mapping[str, int]) -> Tree:
+    """Returns the partition of every leaf of a tree of parameters, states, moments, or all of them."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: partition(
             jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf), axis_sizes
@@ -93,7 +107,7 @@ def partitions(tree: Tree, axis_sizes: Any) -> Tree:
 
 
 def shardings(tree: Tree, mesh: Mesh) -> Tree:
-    """`partitions` as shardings on a mesh."""
+    """Returns `partitions` as shardings on a mesh."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         partitions(tree, mesh.shape),
@@ -102,12 +116,29 @@ def shardings(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a batch: its rows cut over the mesh."""
+    """Returns the sharding of a batch: its rows cut over the mesh."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def place(leaf: Any, sharding: NamedSharding | None, dtype: Any = None) -> Array:
-    """An array (or anything with shape, dtype and slicing, see `checkpoint.Stacked`) on its devices, cast to `dtype`.
+@runtime_checkable
+class Sliceable(Protocol):
+    """An array, or anything of which parts can be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every axis."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the numbers."""
+        ...
+
+    def __getitem__(self, index: tuple[slice, ...] | None, /) -> ArrayLike: ...
+
+
+def place(leaf: Sliceable, sharding: NamedSharding | None, dtype: DTypeLike | None = None) -> Array:
+    """Puts an array, or what can be sliced (see `checkpoint.names.Stacked`), on its devices, cast to `dtype`.
 
     Each process reads only the slices of its own devices.
     """
@@ -119,14 +150,14 @@ def place(leaf: Any, sharding: NamedSharding | None, dtype: Any = None) -> Array
     )
 
 
-def _mesh() -> Any:
-    """The mesh in whose context a program is traced, None if there is none or its axes are already cut by hand."""
+def _mesh() -> AbstractMesh | None:
+    """Returns the mesh in whose context a program is traced; None if there is none or its axes are cut by hand."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.manual_axes or not set(AXES) <= set(mesh.axis_names) else mesh
 
 
 def pin(tree: Tree) -> Tree:
-    """The tree with every leaf constrained to its partition by the table."""
+    """Constrains every leaf to its partition by the table."""
     mesh = _mesh()
     if mesh is None:
         return tree
@@ -136,7 +167,7 @@ def pin(tree: Tree) -> Tree:
 
 
 def whole(tree: Tree) -> Tree:
-    """Small results, constrained to be whole on every device."""
+    """Constrains small results to be whole on every device."""
     return tree if _mesh() is None else jax.tree.map(_whole, tree)
 
 
@@ -145,7 +176,7 @@ def _whole(leaf: Array) -> Array:
 
 
 def gathered(tree: Tree) -> Tree:
-    """Weights whole along fsdp: what is used again and again in a loop is gathered once, before it."""
+    """Gathers weights along fsdp, once before a loop that uses them at every step."""
     mesh = _mesh()
     if mesh is None:
         return tree
@@ -159,14 +190,14 @@ def gathered(tree: Tree) -> Tree:
 
 
 def by_rows(x: Array) -> Array:
-    """An activation [B, ...] constrained to have its rows cut over the mesh and all else whole."""
+    """Constrains an activation [B, ...] to have its rows cut over the mesh and all else whole."""
     mesh = _mesh()
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), *[None] * (x.ndim - 1)))
 
 
-def _rows(mesh: Any, count: int) -> tuple[str, ...] | None:
+def _rows(mesh: AbstractMesh, count: int) -> tuple[str, ...] | None:
     return ROWS if count % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
 
 
@@ -183,8 +214,11 @@ def wkv7_by_rows_and_heads(
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-    """`pallas_kernels.wkv7` with each device at its own rows and heads: rows and heads are independent, so nothing is
-    exchanged. Rows or heads that the mesh does not divide are computed by all its devices."""
+    """Runs `pallas_kernels.wkv7` with each device at its own rows and heads.
+
+    Rows and heads are independent, so nothing is exchanged.
+    Rows or heads that the mesh does not divide are computed by all its devices.
+    """
     mesh = _mesh()
     if mesh is None:
         return wkv7(r, log_w, k, v, a, b, s0, valid=valid, reset=reset, implementation=implementation)
@@ -193,7 +227,7 @@ def wkv7_by_rows_and_heads(
     tokens, states = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
     flags = {name: flag for name, flag in (("valid", valid), ("reset", reset)) if flag is not None}
 
-    def local(inputs: Any, s0: Any, flags: Any) -> Any:
+    def local(inputs: tuple[Array, ...], s0: Array, flags: dict[str, Array]) -> tuple[Array, Array]:
         r, log_w, k, v, a, b = inputs
         return wkv7(r, log_w, k, v, a, b, s0, **flags, implementation=implementation)
 
@@ -202,13 +236,11 @@ def wkv7_by_rows_and_heads(
 
 
 def host(tree: Tree) -> Tree:
-    """The tree as numpy arrays in every process; all processes have to ask together for what is spread over them."""
+    """Returns the tree as numpy arrays in every process; all processes must call it for what is spread over them."""
 
-    def fetch(leaf: Any) -> Any:
+    def fetch(leaf: PyTree) -> PyTree:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return jax.device_get(leaf)
-        from jax.experimental import multihost_utils
-
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(fetch, tree)

@@ -1,21 +1,22 @@
-"""Memories: what may stand in the place of a state's `wkv` matrix, each with its own way to be written and read.
+"""WKV states other than the plain matrix: each has its own rule to be written and read.
 
-A plain array S [L,*B,H,V,K] follows the released rule. The others keep it as their field `s` beside further arrays, all
-[L,*B,...]: they are pytrees that are scanned over layers, broadcast over rows and carried from token to token like it.
+A plain array S [L,*B,H,V,K] follows the released rule. A `WKVState` keeps it as its field `s` beside further arrays,
+all [L,*B,...]: it is a pytree that is scanned over layers, broadcast over rows and carried from token to token like S.
 
 Kernel features `psi(x)_m = exp(-gamma |x - u_m|^2)` over supports u_1..u_M lift a head's vectors to a larger space.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from rwkv7_jax.sharding import wkv7_by_rows_and_heads
 
 
 class Streams(NamedTuple):
-    """What a head writes and reads with; `kk` is the removal key of unit length, `iclr` its in-context rate."""
+    """The inputs of the recurrence by head; `kk` is the removal key of unit length, `iclr` its in-context rate."""
 
     r: Float[Array, "B T H K"]
     log_w: Float[Array, "B T H K"]
@@ -35,42 +36,53 @@ class WKV(NamedTuple):
     def __call__(
         self, x: Streams, s: Float[Array, "B H V K"]
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-        """Outputs, and the state after the last token."""
+        """Returns (outputs, state after the last token)."""
         r, log_w, k, v, kk, iclr = x
         return wkv7_by_rows_and_heads(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
 
 
+Query = Callable[[Streams], Array]
+"""Streams -> q [B,T,H,K] with `y_t = y_t^0 + S_0 q_t`."""
+
+
 @runtime_checkable
-class Memory(Protocol):
-    """One layer's memory. Calls see no layer axis; a trained matrix of it stands in `queries` by its input vector."""
+class WKVState(Protocol):
+    """One layer's state of the recurrence; methods see no layer axis."""
 
-    s: Any
+    @property
+    def s(self) -> Array:
+        """The plain matrix S."""
+        ...
 
-    def attend(self, x: Streams, op: WKV) -> tuple[Array, Any]:
-        """(y [B,T,H,V], the memory after the last token)."""
+    def attend(self, x: Streams, op: WKV) -> tuple[Array, "WKVState"]:
+        """Returns (y [B,T,H,V], the state after the last token)."""
         ...
 
     def lifted(self, x: Streams) -> Streams:
-        """The streams as they enter the recurrence that this memory adds or changes."""
+        """Returns the inputs of the recurrence that this state adds or changes."""
         ...
 
-    def queries(self, x: Streams, query: Any) -> Any:
-        """This type with every matrix X of the initial memory replaced by the z_t [B,T,H,K] of its part `X z_t` of y.
+    def queries(self, x: Streams, query: Query) -> "WKVState":
+        """Returns this type with every matrix X of the initial state replaced by the z_t of its part `X z_t` of y.
 
-        query: Streams -> q with `y_t = y_t^0 + S_0 q_t` (the identity probe).
+        z_t is [B,T,H,K]; `query` computes that of the plain recurrence.
         """
         ...
 
 
-def attend(memory: Any, x: Streams, op: WKV) -> tuple[Array, Any]:
-    """(y, memory after the last token), of a plain matrix or any other memory."""
-    return memory.attend(x, op) if isinstance(memory, Memory) else op(x, memory)
+AnyWKVState = ArrayLike | WKVState
+"""A plain matrix, or a `WKVState`."""
+
+
+def attend(wkv: Array | WKVState, x: Streams, op: WKV) -> tuple[Array, Array | WKVState]:
+    """Returns (y, state after the last token) of a plain matrix or any `WKVState`."""
+    return wkv.attend(x, op) if isinstance(wkv, WKVState) else op(x, wkv)
 
 
 class Residual(NamedTuple):
     """Kernel features on the read side only: `y_t = y_t^0 + S_0 q_t + S_ext psi(r_t)`.
 
-    S_ext is never written and does not fade; a reset makes it zero. With S_ext = 0 it is the plain memory bit for bit.
+    S_ext is never written and does not fade; a reset makes it zero. With S_ext = 0 it is the plain state bit for bit.
     """
 
     s: Float[Array, "*L B H V K"]
@@ -79,45 +91,52 @@ class Residual(NamedTuple):
     gamma: Float[Array, "*L B H"]
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Residual"]:
+        """Reads S and S_ext; writes S."""
         y, s = op(x, self.s)
         y, s_ext = _read_beside(y, self.features(x), self.s_ext, op.reset)
         return y, self._replace(s=s, s_ext=s_ext)
 
     def features(self, x: Streams) -> Float[Array, "B T H F"]:
+        """Returns psi(r)."""
         return gaussian(x.r, self.supports, self.gamma)
 
     def lifted(self, x: Streams) -> Streams:
+        """Returns the inputs unchanged: no recurrence is added."""
         return x
 
-    def queries(self, x: Streams, query: Any) -> Any:
-        return Residual(query(x), self.features(x), None, None)  # pyright: ignore[reportArgumentType]
+    def queries(self, x: Streams, query: Query) -> "Residual":
+        """Returns q for S_0 and psi(r) for S_ext."""
+        return self._replace(s=query(x), s_ext=self.features(x), supports=None, gamma=None)
 
 
 class Offset(NamedTuple):
     """State-offset tuning (arXiv 2503.03499): `y_t = (S_t + O) r_t`; O is not written and does not fade.
 
-    A reset makes it zero. With O = 0 it is the plain memory bit for bit.
+    A reset makes it zero. With O = 0 it is the plain state bit for bit.
     """
 
     s: Float[Array, "*L B H V K"]
     offset: Float[Array, "*L B H V K"]
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Offset"]:
+        """Reads S and O; writes S."""
         y, s = op(x, self.s)
         y, offset = _read_beside(y, x.r.astype(jnp.float32), self.offset, op.reset)
         return y, Offset(s, offset)
 
     def lifted(self, x: Streams) -> Streams:
+        """Returns the inputs unchanged: no recurrence is added."""
         return x
 
-    def queries(self, x: Streams, query: Any) -> Any:
+    def queries(self, x: Streams, query: Query) -> "Offset":
+        """Returns q for S_0 and r for O."""
         return Offset(query(x), x.r)
 
 
 def _read_beside(
     y: Float[Array, "B T H V"], query: Float[Array, "B T H F"], matrix: Float[Array, "B H V F"], reset: Array | None
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V F"]]:
-    """(y + matrix query, the matrix after the last token): it is only read, until a reset makes it zero."""
+    """Returns (y + matrix query, matrix after the last token); it is only read, until a reset makes it zero."""
     read = jnp.einsum("bthf,bhvf->bthv", query, matrix)
     if reset is None:
         return y + read.astype(y.dtype), matrix
@@ -142,18 +161,20 @@ class Recurrent(NamedTuple):
     centre: Float[Array, "*L B H M"]
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Recurrent"]:
+        """Runs both recurrences and adds their outputs."""
         y, s = op(x, self.s)
         lifted, s_ext = op(self.lifted(x), self.s_ext)
         gated = self.gate[:, None, :, None] * lifted.astype(jnp.float32)
         return y + gated.astype(y.dtype), self._replace(s=s, s_ext=s_ext)
 
     def lifted(self, x: Streams) -> Streams:
+        """Returns the inputs of the second recurrence."""
         square = jnp.square(self.supports)
         mix = square / jnp.sum(square, axis=-1, keepdims=True)
         gamma = self.gamma[:, None, :, None]
         constant = gamma * (1 + jnp.sum(square, axis=-1)[:, None])
 
-        def unit(z):
+        def unit(z: Float[Array, "B T H K"]) -> Float[Array, "B T H M"]:
             exponent = 2 * gamma * _by_head(_normal(z), self.supports) - constant
             return _normal(jnp.exp(exponent) - self.centre[:, None])
 
@@ -161,9 +182,10 @@ class Recurrent(NamedTuple):
         r, k = _length(x.r) * unit(x.r), _length(x.k) * unit(x.k)
         return Streams(r, log_w, k, x.v, unit(x.kk), _by_head(x.iclr, mix))
 
-    def queries(self, x: Streams, query: Any) -> Any:
-        none: Any = None
-        return Recurrent(query(x), query(self.lifted(x)), none, none, none, none)
+    def queries(self, x: Streams, query: Query) -> "Recurrent":
+        """Returns the q of each recurrence."""
+        parts = {"s": query(x), "s_ext": query(self.lifted(x))}
+        return self._replace(**parts, gate=None, supports=None, gamma=None, centre=None)
 
 
 class Literal(NamedTuple):
@@ -180,30 +202,32 @@ class Literal(NamedTuple):
     out: Float[Array, "*L B H V M"]
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Literal"]:
+        """Runs the lifted recurrence and maps its output back."""
         y, s_ext = op._replace(implementation="scan")(self.lifted(x), self.s_ext)
         return jnp.einsum("bthm,bhvm->bthv", y, self.out).astype(x.v.dtype), self._replace(s_ext=s_ext)
 
     def lifted(self, x: Streams) -> Streams:
+        """Returns phi of every input."""
         streams = (x.r, jnp.exp(x.log_w), x.k, x.kk, x.iclr, x.v)
         r, log_w, k, kk, iclr, v = (
             log_gaussian(z, self.supports[:, :, i], self.gamma[:, :, i]) for i, z in enumerate(streams)
         )
         return Streams(jnp.exp(r), log_w, jnp.exp(k), jnp.exp(v), jnp.exp(kk), jnp.exp(iclr))
 
-    def queries(self, x: Streams, query: Any) -> Any:
-        none: Any = None
-        return Literal(none, query(self.lifted(x)), none, none, none)
+    def queries(self, x: Streams, query: Query) -> "Literal":
+        """Returns q of the lifted recurrence."""
+        return self._replace(s=None, s_ext=query(self.lifted(x)), supports=None, gamma=None, out=None)
 
 
 MAP = ("supports", "gamma", "centre", "out")
-"""Fields of a memory that say what its map is; the others are matrices, and a gate, that can be trained and mixed."""
-MEMORIES: dict[str, type] = {"residual": Residual, "offset": Offset, "recurrent": Recurrent, "literal": Literal}
+"""Fields of a `WKVState` that define its map; the others are matrices, and a gate, that can be trained and mixed."""
+WKV_STATES: dict[str, type] = {"residual": Residual, "offset": Offset, "recurrent": Recurrent, "literal": Literal}
 
 
 def log_gaussian(
     x: Float[Array, "B T H K"], supports: Float[Array, "B H M K"], gamma: Float[Array, "B H"]
 ) -> Float[Array, "B T H M"]:
-    """-gamma |x - u_m|^2 for every support, float32."""
+    """Returns -gamma |x - u_m|^2 for every support, float32."""
     x = x.astype(jnp.float32)
     inner = _by_head(x, supports)
     squares = jnp.sum(jnp.square(x), -1, keepdims=True) + jnp.sum(jnp.square(supports), -1)[:, None]
@@ -213,18 +237,18 @@ def log_gaussian(
 def gaussian(
     x: Float[Array, "B T H K"], supports: Float[Array, "B H M K"], gamma: Float[Array, "B H"]
 ) -> Float[Array, "B T H M"]:
-    """The kernel features psi(x), in (0, 1], float32."""
+    """Returns the kernel features psi(x), in (0, 1], float32."""
     return jnp.exp(log_gaussian(x, supports, gamma))
 
 
 def _by_head(x: Float[Array, "B T H K"], matrix: Float[Array, "B H M K"]) -> Float[Array, "B T H M"]:
-    """Every head's own matrix applied to every token, float32; heads before tokens are twice as fast on CPU."""
+    """Applies every head's own matrix to every token, float32; heads before tokens are twice as fast on CPU."""
     x = jnp.moveaxis(x.astype(jnp.float32), 1, 2)
     return jnp.moveaxis(jnp.einsum("bhtk,bhmk->bhtm", x, matrix, precision="highest"), 1, 2)
 
 
 def _length(x: Float[Array, "*B K"]) -> Float[Array, "*B 1"]:
-    """|x| in float32; its gradient at zero is finite."""
+    """Returns |x| in float32; its gradient at zero is finite."""
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True), 1e-24))
 
 

@@ -58,8 +58,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint: pathlib.Path):
-    """The tiny model, built."""
-    from experiments.build import build
-    from experiments.config.schema import ModelConfig
+    """The tiny model, loaded."""
+    from rwkv7_jax import LanguageModel
 
-    return build(ModelConfig(checkpoint=str(tiny_checkpoint), wkv="scan"))
+    return LanguageModel.load(tiny_checkpoint, wkv="scan")

@@ -1,21 +1,22 @@
-"""Real checkpoints in and out: one file a format, each <-> the same parameter tree.
+"""Checkpoints and state files: one module a format, each to and from the same parameter tree.
 
     checkpoint = load("RWKV-x070-World-0.1B.pth")       # or safetensors, a Hugging Face folder, rwkv.cpp .bin
     print(checkpoint.report)
     save("weights.safetensors", checkpoint.params)
 
-`python -m rwkv7_jax.checkpoint inspect PATH` prints the report, `convert IN OUT` changes the format.
+`rwkv7 inspect PATH` prints the report, `rwkv7 convert IN OUT` changes the format.
 """
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import PyTree
 
 from rwkv7_jax.checkpoint import pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard
-from rwkv7_jax.checkpoint.import_report import ParityReport
+from rwkv7_jax.checkpoint.import_report import ImportReport
 from rwkv7_jax.checkpoint.layouts import to_released
 from rwkv7_jax.checkpoint.names import (
     UNUSED,
@@ -28,7 +29,7 @@ from rwkv7_jax.checkpoint.names import (
 from rwkv7_jax.checkpoint.states import (
     LAYOUTS,
     LayoutGuess,
-    StateFile,
+    TunedState,
     detect_layout,
     export_state,
     from_rwkv_list,
@@ -43,9 +44,9 @@ __all__ = [
     "LAYOUTS",
     "Checkpoint",
     "CheckpointError",
+    "ImportReport",
     "LayoutGuess",
-    "ParityReport",
-    "StateFile",
+    "TunedState",
     "detect_format",
     "detect_layout",
     "export_state",
@@ -69,17 +70,34 @@ class Checkpoint(NamedTuple):
     """An imported model: dimensions, weights in the file's dtype (numpy, emb and head memory-mapped), a report."""
 
     config: RWKV7Config
-    params: dict[str, Any]
-    report: ParityReport
+    params: dict[str, PyTree]
+    report: ImportReport
 
 
 def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) -> Checkpoint:
-    """Read a checkpoint of any supported format; by its content, whatever its name, unless `format` says which.
+    """Reads a checkpoint of any supported format.
 
-    lazy: keep nothing of the weights in memory; stacked ones are `names.Stacked` (see `rwkv7_jax.sharding.place`).
+    Args:
+      path: a BlinkDL `.pth`, safetensors, a Hugging Face folder, or rwkv.cpp's `.bin`.
+      format: which of these it is; None tells it by the content, whatever the name.
+      lazy: load no weights; stacked ones are `names.Stacked` (see `rwkv7_jax.sharding.place`).
 
-    Raises: CheckpointError, one line with the path, for whatever is not a complete, sound RWKV-7 checkpoint;
-    FileNotFoundError.
+    Returns:
+      Dimensions, weights in the file's dtype, and a report.
+
+    Raises:
+      CheckpointError: one line with the path, for whatever is not a complete, sound RWKV-7 checkpoint.
+      FileNotFoundError: there is no such file.
+
+    Example:
+      >>> import jax, os, tempfile
+      >>> from rwkv7_jax import RWKV7, RWKV7Config, load_checkpoint, save_checkpoint
+      >>> from rwkv7_jax.model import init_params
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+      >>> model = RWKV7(RWKV7Config(vocab_size=16, n_layer=2, n_embd=8, head_size=4))
+      >>> save_checkpoint(path, init_params(model, jax.random.key(0)))
+      >>> load_checkpoint(path).config.n_layer
+      2
     """
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
@@ -92,17 +110,26 @@ def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) ->
         return Checkpoint(config, params, _report(path, description, config, flat, digest))
 
 
-def save(path: PathLike, params: Mapping[str, Any]) -> None:
-    """Write a parameter tree as safetensors with the released `.pth` names and shapes, and a hash that `load` checks.
+def save(path: PathLike, params: Mapping[str, PyTree]) -> None:
+    """Writes weights atomically as safetensors, with the released names and shapes and a hash that `load` checks.
 
-    Replaces `path` at once or not at all.
+    Args:
+      path: the file.
+      params: the parameter tree, its blocks stacked or not.
+
+    Raises:
+      CheckpointError: a dtype that safetensors cannot hold.
     """
     metadata = {"format": "pt", "layout": "released", "weights_hash": weights_hash(params)}
     safetensors.write(path, params_to_flat(params), metadata)
 
 
 def detect_format(path: PathLike) -> Format:
-    """The format of a file (or Hugging Face folder) by its first bytes. Raises: CheckpointError, one line."""
+    """Tells the format of a file or Hugging Face folder by its first bytes.
+
+    Raises:
+      CheckpointError: one line, for anything else.
+    """
     path = pathlib.Path(path)
     if path.is_dir():
         return "safetensors"
@@ -123,7 +150,7 @@ def detect_format(path: PathLike) -> Format:
 
 
 def _read(path: PathLike, format: Format) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
-    """(tensors by released name, description of the format, metadata)."""
+    """Returns (tensors by released name, description of the format, metadata)."""
     if format == "pth":
         tensors, layout = to_released(pth.read_tensors(path))
         return tensors, f"torch .pth ({layout} names)", {}
@@ -137,11 +164,13 @@ def _read(path: PathLike, format: Format) -> tuple[dict[str, np.ndarray], str, d
     raise CheckpointError(f"unknown format {format}; one of pth, safetensors, rwkv_cpp")
 
 
-def _report(path, description: str, config: RWKV7Config, flat: Mapping[str, np.ndarray], digest: str) -> ParityReport:
+def _report(
+    path: PathLike, description: str, config: RWKV7Config, flat: Mapping[str, np.ndarray], digest: str
+) -> ImportReport:
     used = [flat[name] for name in expected_shapes(config)]
     note = f"group norm epsilon is 64e-5 here; {description} models with heads of {config.head_size} may scale it"
     foreign = config.head_size != 64 and ("fla" in description or "transformers" in description)
-    return ParityReport(
+    return ImportReport(
         path=str(path),
         format=description,
         config=config,

@@ -1,4 +1,4 @@
-"""The parity report: what was found in a checkpoint, and that all of it was understood."""
+"""The import report: what was found in a checkpoint."""
 
 import dataclasses
 
@@ -7,8 +7,11 @@ from rwkv7_jax.config import RWKV7Config
 
 
 @dataclasses.dataclass(frozen=True)
-class ParityReport:
-    """What an import did. `str(report)` is the text for people. Unknown or missing tensors never get this far."""
+class ImportReport:
+    """What was imported from a checkpoint; `str(report)` is a text of a few lines.
+
+    Unknown or missing tensors are errors, not entries of a report.
+    """
 
     path: str
     format: str
@@ -19,7 +22,7 @@ class ParityReport:
     """Numbers in the tensors that the model uses."""
     tensor_count: int
     unused: tuple[str, ...]
-    """Tensors of the file that the model has no use for, all of them known (layer 0's v0, v1, v2)."""
+    """Tensors of the file that the model does not use (layer 0's v0, v1, v2)."""
     missing: tuple[str, ...]
     """Always empty in a returned report: a missing tensor is an error."""
     dtypes: tuple[str, ...]

@@ -29,9 +29,10 @@ FLA_LORA = {"0.weight": "1", "2.weight": "2", "2.bias": "0"}
 
 
 def to_released(flat: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """(tensors by released name, name of the layout found). Views of the input; shapes may differ by unit axes.
+    """Returns (tensors by released name, name of the layout found); views whose shapes may differ by unit axes.
 
-    Raises: CheckpointError if two names of the file mean the same tensor.
+    Raises:
+      CheckpointError: two names of the file mean the same tensor.
     """
     names, dropped = _strip_prefixes(list(flat))
     tensors = dict(zip(names, flat.values(), strict=True))
@@ -43,7 +44,7 @@ def to_released(flat: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
 
 
 def fla_to_released(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """fla's names (without `model.`) -> released ones; LoRA matrices, which fla keeps as Linear weights, transposed.
+    """Renames fla's tensors (names without `model.`); transposes LoRA matrices, which fla keeps as Linear weights.
 
     A name that has no counterpart is kept, so that the check for unknown tensors can name it.
     """

@@ -8,9 +8,10 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
+from numpy.typing import ArrayLike, DTypeLike
 
 from rwkv7_jax.checkpoint.files import WEIGHT_DTYPES, CheckpointError, raw_bytes, some
 from rwkv7_jax.config import RWKV7Config
@@ -23,7 +24,7 @@ VECTOR = re.compile(r"blocks\.\d+\.(att\.(x_[rwkvag]|[wav]0|k_k|k_a)|ffn\.x_k)")
 """Per-channel vectors, released as [1, 1, D] and kept as [D] in the tree."""
 
 OLDER = (
-    (re.compile(r"(^|\.)time_state$"), "an RWKV state file and no model; it is for --state, or load_state in Python"),
+    (re.compile(r"(^|\.)time_state$"), "an RWKV state file, not a model; it is for --state, or load_state in Python"),
     (re.compile(r"\.att\.time_maa_"), "RWKV-6"),
     (re.compile(r"\.att\.gate\.weight$"), "RWKV-5"),
     (re.compile(r"\.att\.time_decay$"), "RWKV-4 or RWKV-5"),
@@ -41,22 +42,23 @@ class Stacked:
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """A copy of what `index` (an integer, or a tuple of slices, one an axis) takes."""
+    def __getitem__(self, index: int | tuple[slice, ...]) -> np.ndarray:
+        """Copies what `index` (an integer, or a tuple of slices, one an axis) takes."""
         if not isinstance(index, tuple):
             return self.layers[index]
         first, *rest = index
         return np.stack([layer[tuple(rest)] for layer in self.layers[first]])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         whole = np.stack(self.layers)
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
-def infer_config(flat: Mapping[str, Any]) -> RWKV7Config:
-    """Every dimension of the model, from tensor shapes alone (released names, any order).
+def infer_config(flat: Mapping[str, np.ndarray]) -> RWKV7Config:
+    """Infers every dimension of the model from tensor shapes alone (released names, any order).
 
-    Raises: CheckpointError naming the missing or contradicting tensor, or the RWKV version that the names point to.
+    Raises:
+      CheckpointError: names the missing or contradicting tensor, or the RWKV version that the names point to.
     """
     _reject_other_versions(flat)
     vocab_size, n_embd = _shape(flat, "emb.weight", 2)
@@ -82,7 +84,7 @@ def infer_config(flat: Mapping[str, Any]) -> RWKV7Config:
 
 
 def block_shapes(config: RWKV7Config, layer: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of one block by its name after `blocks.{layer}.`, as the tree keeps them."""
+    """Returns the shape of every tensor of one block by its name after `blocks.{layer}.`, as the tree keeps them."""
     D, F, H, N = config.n_embd, config.dim_ffn, config.n_head, config.head_size
     ranks = {"w": config.decay_lora, "a": config.aaa_lora, "v": config.mv_lora, "g": config.gate_lora}
     shapes: dict[str, tuple[int, ...]] = {f"{ln}.{part}": (D,) for ln in ("ln1", "ln2") for part in ("weight", "bias")}
@@ -100,7 +102,7 @@ def block_shapes(config: RWKV7Config, layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def expected_shapes(config: RWKV7Config) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the model by released name, vectors as [D]; layer 0's v0, v1, v2 not among them."""
+    """Returns the shape of every tensor by released name, vectors as [D], without layer 0's v0, v1, v2."""
     V, D = config.vocab_size, config.n_embd
     shapes = {name: (V, D) if name in ("emb.weight", "head.weight") else (D,) for name in TOP}
     for layer in range(config.n_layer):
@@ -109,7 +111,11 @@ def expected_shapes(config: RWKV7Config) -> dict[str, tuple[int, ...]]:
 
 
 def check(flat: Mapping[str, np.ndarray], config: RWKV7Config) -> None:
-    """Raises: CheckpointError if a tensor is missing, unknown, of a wrong shape or not of a floating dtype."""
+    """Checks that exactly the model's tensors are there, with their shapes and floating dtypes.
+
+    Raises:
+      CheckpointError: names the first that is not.
+    """
     shapes = expected_shapes(config)
     if missing := set(shapes) - set(flat):
         raise CheckpointError(f"missing tensors: {some(missing)}; the file is incomplete, export it again")
@@ -122,12 +128,15 @@ def check(flat: Mapping[str, np.ndarray], config: RWKV7Config) -> None:
             raise CheckpointError(f"{name} is {flat[name].dtype}; only float32, bfloat16, float16 and float64 are read")
 
 
-def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dict[str, Any]:
-    """The parameter tree of a flat checkpoint. Copies only what it stacks: emb, head and block 0 stay views.
+def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dict[str, PyTree]:
+    """Returns the parameter tree of a flat checkpoint. Copies only what it stacks: emb, head and block 0 stay views.
 
-    lazy: copy nothing, the stacks are `Stacked`, from which each device's part can be read alone.
+    Args:
+      flat: arrays by released name.
+      lazy: copy nothing; the stacks are `Stacked`, from which each device's part can be read alone.
 
-    Raises: CheckpointError for anything missing, unknown or of a wrong shape.
+    Raises:
+      CheckpointError: a tensor is missing, unknown or of a wrong shape.
     """
     config = infer_config(flat)
     check(flat, config)
@@ -143,16 +152,18 @@ def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dic
     return params
 
 
-def params_to_flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The released names and shapes ([1, 1, D] vectors) of a parameter tree, stacked or not; the inverse of
-    `flat_to_params`. Views where the leaves are numpy arrays."""
+def params_to_flat(params: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
+    """Returns a parameter tree, stacked or not, by released names and shapes ([1, 1, D] vectors).
+
+    The inverse of `flat_to_params`; views where the leaves are numpy arrays.
+    """
     return {
         name: array.reshape(1, 1, -1) if VECTOR.fullmatch(name) else array for name, array in released_items(params)
     }
 
 
-def released_items(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """(released name, array as the tree keeps it) of every tensor in a parameter tree."""
+def released_items(params: Mapping[str, PyTree]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (released name, array as the tree keeps it) of every tensor in a parameter tree."""
     for path, leaf in _leaves(params):
         top, _, rest = path.partition(".")
         if top == "blocks":
@@ -164,8 +175,8 @@ def released_items(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]
             yield f"blocks.0.{path}" if top == "ln0" else path, np.asarray(leaf)
 
 
-def weights_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the weights: sorted released names, dtypes, shapes and bytes.
+def weights_hash(params: Mapping[str, PyTree]) -> str:
+    """Computes the SHA-256 (hex) of the weights: sorted released names, dtypes, shapes and bytes.
 
     The same weights have the same hash from every file format, with or without layer 0's unused v0, v1, v2.
     """
@@ -177,7 +188,7 @@ def weights_hash(params: Mapping[str, Any]) -> str:
 
 
 def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple[int, ...]) -> Stacked:
-    """Layers 1.. of one tensor as [L-1, *shape], in the file's dtype."""
+    """Stacks layers 1.. of one tensor as [L-1, *shape], in the file's dtype."""
     layers = [flat[f"blocks.{i}.{name}"] for i in range(1, n_layer)]
     if mixed := [i for i, layer in enumerate(layers, 1) if layer.dtype != layers[0].dtype]:
         i = mixed[0]
@@ -187,7 +198,7 @@ def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple
     return Stacked([layer.reshape(shape) for layer in layers])
 
 
-def _reject_other_versions(flat: Mapping[str, Any]) -> None:
+def _reject_other_versions(flat: Mapping[str, np.ndarray]) -> None:
     if "blocks.0.att.x_r" in flat and "emb.weight" in flat:
         return
     for pattern, version in OLDER:
@@ -198,7 +209,7 @@ def _reject_other_versions(flat: Mapping[str, Any]) -> None:
         raise CheckpointError(f"no RWKV-7 tensors ({some(flat) or 'no tensors at all'}); pass an RWKV-7 checkpoint")
 
 
-def _shape(flat: Mapping[str, Any], name: str, ndim: int) -> tuple[int, ...]:
+def _shape(flat: Mapping[str, np.ndarray], name: str, ndim: int) -> tuple[int, ...]:
     if name not in flat:
         raise CheckpointError(f"missing tensor {name}; the file is incomplete or not RWKV-7")
     shape = tuple(flat[name].shape)
@@ -208,18 +219,18 @@ def _shape(flat: Mapping[str, Any], name: str, ndim: int) -> tuple[int, ...]:
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its unit axes, which differ between formats."""
+    """Returns a shape without its unit axes, which differ between formats."""
     return tuple(n for n in shape if n != 1)
 
 
-def _put(tree: dict, path: str, leaf: Any) -> None:
+def _put(tree: dict[str, PyTree], path: str, leaf: np.ndarray | Stacked) -> None:
     *parents, last = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[last] = leaf
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, PyTree], prefix: str = "") -> Iterator[tuple[str, ArrayLike | Stacked]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -7,8 +7,7 @@
 import pathlib
 import struct
 import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -25,25 +24,31 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
 def read(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors by released name, read-only views of the memory-mapped file.
+    """Reads tensors by released name, as read-only views of the memory-mapped file.
 
-    Raises: CheckpointError, one line, for anything but plain tensors in a sound torch zip file.
+    Raises:
+      CheckpointError: one line, for anything but plain tensors in a sound torch zip file.
     """
     with guard(path, "a torch .pth file"):
         return to_released(read_tensors(path))[0]
 
 
 def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors by the names that the file gives them. Raises: CheckpointError."""
+    """Reads tensors by the names that the file gives them.
+
+    Raises:
+      CheckpointError: as for `read`.
+    """
     with guard(path, "a torch .pth file"):
         archive = _Archive(path)
         return {name: archive.tensor(ref) for name, ref in _tensor_refs(read_pickle(archive.pickle())).items()}
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """A file that `torch.load` opens, replacing `path` at once or not at all.
+    """Writes a file atomically that `torch.load` opens.
 
-    Raises: CheckpointError for a dtype that torch's format has no storage for.
+    Raises:
+      CheckpointError: a dtype that torch's format has no storage for.
     """
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     for name, array in arrays.items():
@@ -82,10 +87,11 @@ class _Archive:
             raise CheckpointError("written on a big-endian machine; re-save it on a little-endian one")
 
     def pickle(self) -> bytes:
+        """Returns the bytes of the pickle."""
         return self.slice(f"{self.root}data.pkl").tobytes()
 
     def slice(self, name: str) -> np.ndarray:
-        """The bytes of one stored entry, a view."""
+        """Returns a view of the bytes of one stored entry."""
         if name not in self.entries:
             raise CheckpointError(f"entry {name} is not in the zip file; the file is incomplete, export it again")
         info = self.entries[name]
@@ -101,6 +107,7 @@ class _Archive:
         return self.bytes[start : start + info.file_size]
 
     def tensor(self, ref: TensorRef) -> np.ndarray:
+        """Returns a tensor as a view of its storage."""
         numbers = self.storage(ref.storage)
         if 0 in ref.shape:
             return np.empty(ref.shape, numbers.dtype)
@@ -108,7 +115,7 @@ class _Archive:
         return np.lib.stride_tricks.as_strided(numbers[ref.offset :], ref.shape, strides, writeable=False)
 
     def storage(self, ref: StorageRef) -> np.ndarray:
-        """The numbers of one storage, the same array for every tensor that shares it."""
+        """Returns the numbers of one storage, the same array for every tensor that shares it."""
         if ref not in self.storages:
             dtype, key, numel = ref
             data = self.slice(f"{self.root}data/{key}")
@@ -120,8 +127,8 @@ class _Archive:
         return self.storages[ref]
 
 
-def _tensor_refs(tree: Any) -> dict[str, TensorRef]:
-    """The state dict in what a pickle described, at the top or one level down as training tools wrap it."""
+def _tensor_refs(tree: object) -> dict[str, TensorRef]:
+    """Finds the state dict in what a pickle described, at the top or one level down as training tools wrap it."""
     if isinstance(tree, dict) and not any(isinstance(value, TensorRef) for value in tree.values()):
         tree = next((tree[name] for name in WRAPPERS if isinstance(tree.get(name), dict)), tree)
     if not isinstance(tree, dict) or not tree:
@@ -142,7 +149,7 @@ def _reject_other_containers(head: bytes) -> None:
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
-    """Store one entry, its bytes starting at a multiple of `ALIGNMENT` as torch writes them."""
+    """Stores one entry, its bytes starting at a multiple of `ALIGNMENT` as torch writes them."""
     info = zipfile.ZipInfo(name)
     info.file_size = len(data)
     zip64 = 20 if info.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0
@@ -155,7 +162,7 @@ def _write_entry(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
 
 
 def _pickle(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The `data.pkl` of {name: tensor}, tensor number i (contiguous) in storage entry `data/{i}`. Protocol 2."""
+    """Returns the `data.pkl` of {name: tensor}, tensor number i (contiguous) in entry `data/{i}`, by protocol 2."""
     parts = [b"\x80\x02}("]
     names = {dtype: name for name, dtype in STORAGES.items()}
     for i, (name, array) in enumerate(tensors.items()):
@@ -179,5 +186,5 @@ def _integer(value: int) -> bytes:
     return b"\x8a" + bytes([len(data)]) + data
 
 
-def _integers(values) -> bytes:
+def _integers(values: Iterable[int]) -> bytes:
     return b"(" + b"".join(map(_integer, values)) + b"t"

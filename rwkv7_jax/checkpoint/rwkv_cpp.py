@@ -28,9 +28,10 @@ LORA = re.compile(r"blocks\.\d+\.att\.[wavg][12]")
 
 
 def read(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors by released name: views of the memory-mapped file, copies where the file does not align them.
+    """Reads tensors by released name: views of the memory-mapped file, copies where the file does not align them.
 
-    Raises: CheckpointError, one line, for quantised types and damaged files.
+    Raises:
+      CheckpointError: one line, for quantised types and damaged files.
     """
     with guard(path, "an rwkv.cpp file"):
         flat: dict[str, np.ndarray] = {}
@@ -43,9 +44,10 @@ def read(path: PathLike) -> dict[str, np.ndarray]:
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray], data_type: str = "FP32") -> None:
-    """Write released tensors as rwkv.cpp does; `data_type` FP32 or FP16 (matrices only). Replaces `path` at once.
+    """Writes released tensors atomically as rwkv.cpp does; `data_type` is FP32 or FP16 (matrices only).
 
-    Raises: CheckpointError if a matrix does not fit float16.
+    Raises:
+      CheckpointError: a matrix does not fit float16.
     """
     config, half = infer_config(tensors), data_type == "FP16"
     with atomic(path) as file:
@@ -60,7 +62,7 @@ def write(path: PathLike, tensors: Mapping[str, np.ndarray], data_type: str = "F
 
 
 def _tensors(data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, array in C order) of every tensor in the file."""
+    """Yields (key, array in C order) of every tensor in the file."""
     _check_header(*HEADER.unpack(data[: HEADER.size].tobytes()))
     at = HEADER.size
     while at < len(data):
@@ -103,7 +105,7 @@ def _released(name: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _stored(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, array) as rwkv.cpp lays them out, in the order of the released names."""
+    """Yields (key, array) as rwkv.cpp lays them out, in the order of the released names."""
     for name, array in tensors.items():
         array = np.asarray(array)
         prefix = name.removesuffix("x_r")

@@ -7,7 +7,7 @@ import json
 import pathlib
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +38,14 @@ ALIGNMENT = 64
 INDEX = "model.safetensors.index.json"
 
 
+class Entry(TypedDict):
+    """A tensor in the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
 class Described(NamedTuple):
     """A checkpoint by released names, the key layout it came in and the header's metadata."""
 
@@ -47,15 +55,17 @@ class Described(NamedTuple):
 
 
 def read(path: PathLike) -> dict[str, np.ndarray]:
-    """Tensors by released name, read-only views of memory-mapped bytes, from a file or a Hugging Face folder.
+    """Reads tensors by released name from a file or a Hugging Face folder, as read-only views of memory-mapped bytes.
 
-    Raises: CheckpointError, one line; FileNotFoundError.
+    Raises:
+      CheckpointError: one line.
+      FileNotFoundError: there is no such file.
     """
     return read_described(path).tensors
 
 
 def read_described(path: PathLike) -> Described:
-    """Like `read`, with the layout's name and the metadata."""
+    """Reads as `read` does; returns the layout's name and the metadata too."""
     with guard(path, "a safetensors checkpoint"):
         if not pathlib.Path(path).is_dir():
             flat, metadata = read_tensors(path)
@@ -72,7 +82,11 @@ def read_described(path: PathLike) -> Described:
 
 
 def read_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors by the file's own names, metadata). Raises: CheckpointError."""
+    """Returns (tensors by the file's own names, metadata).
+
+    Raises:
+      CheckpointError: one line.
+    """
     with guard(path, "a safetensors file"):
         data = mapped(path)
         if len(data) < 8:
@@ -84,7 +98,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]
             )
         header = json.loads(data[8 : 8 + size].tobytes(), object_pairs_hook=_unique)
         if not isinstance(header, dict):
-            raise CheckpointError("the header is no JSON object; download the file again")
+            raise CheckpointError("the header is not a JSON object; download the file again")
         metadata = header.pop("__metadata__", {})
         body = data[8 + size :]
         tensors = {name: _tensor(body, name, entry) for name, entry in header.items()}
@@ -92,13 +106,14 @@ def read_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one file, replacing `path` at once or not at all. Largest dtypes first, so every tensor is aligned.
+    """Writes one file atomically, largest dtypes first, so that every tensor is aligned.
 
-    Raises: CheckpointError for a dtype that the format does not have.
+    Raises:
+      CheckpointError: a dtype that the format does not have.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     order, at = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
     for name in order:
         array = arrays[name]
@@ -114,7 +129,7 @@ def write(path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[s
             file.write(raw_bytes(arrays[name]))
 
 
-def _tensor(body: np.ndarray, name: str, entry: Any) -> np.ndarray:
+def _tensor(body: np.ndarray, name: str, entry: Entry) -> np.ndarray:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in DTYPES:
         raise CheckpointError(f"{name} has dtype {entry['dtype']}, which is not supported; use float32, bf16 or fp16")
@@ -132,7 +147,7 @@ def _tensor(body: np.ndarray, name: str, entry: Any) -> np.ndarray:
 
 
 def _folder_files(folder: pathlib.Path) -> Iterable[pathlib.Path]:
-    """The shards of a Hugging Face folder: by its index, else its only safetensors file."""
+    """Returns the shards of a Hugging Face folder: by its index, else its only safetensors file."""
     if (folder / INDEX).is_file():
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
         for name in sorted(names):
@@ -151,8 +166,8 @@ def _folder_files(folder: pathlib.Path) -> Iterable[pathlib.Path]:
     )
 
 
-def _folder_config(folder: pathlib.Path) -> dict[str, Any]:
-    """config.json, if there: only what would change the mathematics is looked at, dimensions come from shapes."""
+def _folder_config(folder: pathlib.Path) -> dict[str, object]:
+    """Reads and checks config.json, if there is one: only what changes the computation; dimensions come from shapes."""
     if not (folder / "config.json").is_file():
         return {}
     config = json.loads((folder / "config.json").read_text())
@@ -165,7 +180,8 @@ def _folder_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Makes a JSON object whose names must differ."""
     out = dict(pairs)
     if len(out) != len(pairs):
         raise CheckpointError("the header names a tensor twice; download the file again")

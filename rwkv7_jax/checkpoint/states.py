@@ -1,8 +1,8 @@
-"""State files: a tuned S_0, ours and every layout of the tools around RWKV-7.
+"""State files: a tuned S_0 in this project's format and in the layouts of other tools around RWKV-7.
 
 One tensor a layer, `blocks.{i}.att.time_state`. Which of its two inner axes is the value axis differs between tools and
 cannot be seen from the shape, so a foreign file needs `layout=`, or `detect_layout` with a loss to compare.
-Our own file (safetensors) says its layout, base model, method, config and metrics in its metadata.
+This project's file (safetensors) names its layout, base model, method, config and metrics in its metadata.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
@@ -48,11 +49,15 @@ LAYOUTS = {
 }
 
 
-class StateFile(NamedTuple):
+class TunedState(NamedTuple):
     """An unbatched float32 state and the text fields stored with it (JSON where they are structured)."""
 
     state: State
     metadata: dict[str, str]
+
+    def save(self, path: PathLike) -> None:
+        """Writes the state and its fields as `save_state` does."""
+        save_state(path, self.state, metadata=self.metadata)
 
 
 class LayoutGuess(NamedTuple):
@@ -62,12 +67,29 @@ class LayoutGuess(NamedTuple):
     losses: dict[str, float]
 
 
-def save_state(path: PathLike, state: State, *, metadata: Mapping[str, Any]) -> None:
-    """Write our own state file (safetensors), replacing `path` at once or not at all.
+def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) -> None:
+    """Writes a state file (safetensors) atomically.
 
-    state: unbatched. metadata: `base_model_hash`, `method`, `config`, `metrics` and whatever else is worth keeping;
-    values that are not text are stored as JSON. Shift states are stored only if they are not zero. A memory that is
-    no plain matrix is stored with all its arrays, and its kind in the metadata.
+    Shift states are stored only if they are not zero. A `WKVState` is stored with all its arrays, and its kind in the
+    metadata.
+
+    Args:
+      path: the file.
+      state: an unbatched state.
+      metadata: `base_model_hash`, `method`, `config`, `metrics` and other fields; values that are not text are stored
+        as JSON (see `LanguageModel.tuned_state`).
+
+    Raises:
+      CheckpointError: the state is batched, or not finite.
+
+    Example:
+      >>> import os, tempfile
+      >>> from rwkv7_jax import RWKV7Config, load_state, save_state, zero_state
+      >>> path = os.path.join(tempfile.mkdtemp(), "state.safetensors")
+      >>> state = zero_state(RWKV7Config(vocab_size=16, n_layer=2, n_embd=8, head_size=4), None)
+      >>> save_state(path, state, metadata={"method": "zero"})
+      >>> load_state(path).metadata["method"]
+      'zero'
     """
     kind = wkv_states.kind_of(state.wkv)
     extra = wkv_states.to_tensors(state.wkv) if kind else {}
@@ -84,12 +106,21 @@ def load_state(
     layout: str | None = None,
     config: RWKV7Config | None = None,
     base_model_hash: str | None = None,
-) -> StateFile:
-    """Read a state file of any tool (safetensors, `.st` or `.pth`, by content), as an unbatched float32 state.
+) -> TunedState:
+    """Reads a state file of any tool (safetensors, `.st` or `.pth`, by content).
 
-    layout: a name in `LAYOUTS`; not needed for our own files, which say it. config: the model it is for, to be checked.
-    base_model_hash: `weights_hash` of that model; another base in the file gives a warning.
-    Raises: CheckpointError, one line, for damaged files, unknown layouts and shapes that do not fit; FileNotFoundError.
+    Args:
+      path: the file.
+      layout: a name in `LAYOUTS`; files of `save_state` name their own.
+      config: the model that the state is for, to be checked.
+      base_model_hash: `weights_hash` of that model; another base in the file gives a warning.
+
+    Returns:
+      The unbatched float32 state and its metadata.
+
+    Raises:
+      CheckpointError: one line, for damaged files, unknown layouts and shapes that do not fit.
+      FileNotFoundError: there is no such file.
     """
     with guard(path, "a state file"):
         tensors, metadata = read_state_tensors(path)
@@ -107,14 +138,30 @@ def load_state(
             "expect wrong output unless they differ in dtype alone",
             stacklevel=2,
         )
-    return StateFile(state, metadata)
+    return TunedState(state, metadata)
 
 
 def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool = False) -> None:
-    """Write a state for another tool: `.pth` by suffix, else safetensors; exactly one tensor a layer.
+    """Writes a state for another tool, exactly one tensor a layer.
 
-    Raises: CheckpointError if the layout cannot hold it: shift states that are not zero (unless `drop_shifts`), values
-    beyond float16.
+    Args:
+      path: the file: torch's format for `.pth`, else safetensors.
+      state: an unbatched state.
+      layout: a name in `LAYOUTS`.
+      drop_shifts: leave out shift states that are not zero.
+
+    Raises:
+      CheckpointError: the layout cannot hold the state: shift states that are not zero (unless `drop_shifts`), a
+        `WKVState`, or values beyond float16.
+
+    Example:
+      >>> import os, tempfile
+      >>> from rwkv7_jax import RWKV7Config, export_state, load_state, zero_state
+      >>> path = os.path.join(tempfile.mkdtemp(), "state.pth")
+      >>> state = zero_state(RWKV7Config(vocab_size=16, n_layer=2, n_embd=8, head_size=4), None)
+      >>> export_state(path, state, layout="fla")
+      >>> load_state(path, layout="fla").state.wkv.shape
+      (2, 2, 4, 4)
     """
     if kind := wkv_states.kind_of(state.wkv):
         raise CheckpointError(f"{path}: no other tool reads an upscaled state ({kind}); use the file of save_state")
@@ -129,11 +176,18 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
         safetensors.write(path, tensors, {"format": "pt"})
 
 
-def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], Any]) -> LayoutGuess:
-    """Which order a foreign state is in: the one with the lower teacher-forced loss.
+def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], SupportsFloat]) -> LayoutGuess:
+    """Guesses which order a foreign state is in: the one with the lower teacher-forced loss.
 
-    tensors: from `read_state_tensors`. loss_fn: unbatched state -> mean loss of text like that which the state was
-    tuned for. Equal losses (a zero or symmetric state) give value_key. Raises: CheckpointError if no loss is finite.
+    Args:
+      tensors: from `read_state_tensors`.
+      loss_fn: unbatched state -> mean loss of text like that which the state was tuned for.
+
+    Returns:
+      The layout and both losses; equal losses (a zero or symmetric state) give value_key.
+
+    Raises:
+      CheckpointError: no loss is finite.
     """
     batched = any(np.ndim(array) == 4 for name, array in tensors.items() if TIME_STATE.fullmatch(name))
     names = ("value_key", "fla") if batched else ("value_key", "rlhf")
@@ -145,9 +199,14 @@ def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], 
 
 
 def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors as the file has them, metadata) of a `.pth`, `.st` or `.safetensors` state file, told by content.
+    """Reads a `.pth`, `.st` or `.safetensors` state file, told by content.
 
-    Raises: CheckpointError; FileNotFoundError.
+    Returns:
+      (tensors as the file has them, metadata).
+
+    Raises:
+      CheckpointError: the file is damaged.
+      FileNotFoundError: there is no such file.
     """
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"{path}: no such state file; check the path")
@@ -159,13 +218,17 @@ def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def to_rwkv_list(state: State) -> list[np.ndarray]:
-    """The state as PyPI `rwkv` passes it around: [att shift [D], S [H, V, K], ffn shift [D]] per layer, float32."""
+    """Returns the state as PyPI `rwkv` keeps it: [att shift [D], S [H, V, K], ffn shift [D]] per layer, float32."""
     parts = [np.asarray(part, np.float32) for part in (state.att_shift, state.wkv, state.ffn_shift)]
     return [part[layer] for layer in range(len(parts[1])) for part in parts]
 
 
-def from_rwkv_list(arrays: Sequence[Any]) -> State:
-    """The unbatched state in PyPI `rwkv`'s list (numpy arrays or anything that converts). Raises: CheckpointError."""
+def from_rwkv_list(arrays: Sequence[ArrayLike]) -> State:
+    """Returns the unbatched state of PyPI `rwkv`'s list (numpy arrays or anything that converts).
+
+    Raises:
+      CheckpointError: there are not three arrays a layer.
+    """
     if not arrays or len(arrays) % 3:
         raise CheckpointError(f"a state list has three arrays a layer, this one has {len(arrays)}; pass the whole list")
     att, wkv, ffn = ([np.asarray(array, np.float32) for array in arrays[i::3]] for i in range(3))
@@ -191,7 +254,7 @@ def _to_state(tensors: Mapping[str, np.ndarray], layout: str | None, config: RWK
 
 
 def _one_layer(index: int, array: np.ndarray, layout: Layout) -> np.ndarray:
-    """One layer as float32 [H, V, K]."""
+    """Returns one layer as float32 [H, V, K]."""
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or array.shape[1] != array.shape[2] or 0 in array.shape:
@@ -242,7 +305,7 @@ def _state(wkv: np.ndarray, att_shift: np.ndarray, ffn_shift: np.ndarray) -> Sta
 
 
 def _plain(state: State) -> State:
-    """The state with the plain matrix S_0 of its memory."""
+    """Returns the state with the plain matrix S_0 of its `WKVState`."""
     return state._replace(wkv=getattr(state.wkv, "s", state.wkv))
 
 

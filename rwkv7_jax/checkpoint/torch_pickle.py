@@ -6,7 +6,8 @@ strings and descriptions of tensors. Whatever else a file asks for is refused by
 """
 
 import pickletools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -49,11 +50,12 @@ class Global(NamedTuple):
     name: str
 
 
-def read_pickle(data: bytes) -> Any:
-    """The object that a torch pickle describes, tensors as `TensorRef`. Runs nothing from the file.
+def read_pickle(data: bytes) -> object:
+    """Reads the object that a torch pickle describes, tensors as `TensorRef`; runs nothing from the file.
 
-    Raises: CheckpointError for an instruction or global outside the fixed set; ValueError, IndexError, KeyError and the
-    like for damaged bytes (the caller's `guard` turns them into one line).
+    Raises:
+      CheckpointError: an instruction or global outside the fixed set.
+      ValueError, IndexError, KeyError: damaged bytes (the caller's `guard` turns them into one line).
     """
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(data):
@@ -70,14 +72,14 @@ class _Machine:
     """One method an allowed instruction, named as in `pickletools`."""
 
     def __init__(self):
-        self.stack: list[Any] = []
+        self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[int, object] = {}
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
-    def nothing(self, _: Any) -> None:
+    def nothing(self, _: object) -> None:
         pass
 
     def remember(self, index: int) -> None:
@@ -86,13 +88,13 @@ class _Machine:
     def recall(self, index: int) -> None:
         self.push(self.memo[index])
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[object]:
         at = self.marks.pop()
         values = self.stack[at:]
         del self.stack[at:]
         return values
 
-    def pop(self, count: int) -> list[Any]:
+    def pop(self, count: int) -> list[object]:
         at = len(self.stack) - count
         if at < (self.marks[-1] if self.marks else 0):
             raise ValueError("the pickle takes more from its stack than is there")
@@ -100,13 +102,19 @@ class _Machine:
         del self.stack[at:]
         return values
 
-    def store(self, target: Any, pairs: list[Any]) -> None:
+    def store(self, target: object, pairs: list[object]) -> None:
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise ValueError("the pickle stores items in something that is no dict")
+            raise ValueError("the pickle stores items in something that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, str | int):
                 raise ValueError("a dict key is neither text nor a number")
             target[key] = value
+
+    def top_list(self) -> list:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise ValueError("the pickle appends to something that is not a list")
+        return target
 
     op_PROTO = op_FRAME = op_STOP = nothing
     op_BININT = op_BININT1 = op_BININT2 = op_LONG1 = op_BINFLOAT = push
@@ -114,84 +122,80 @@ class _Machine:
     op_BINPUT = op_LONG_BINPUT = remember
     op_BINGET = op_LONG_BINGET = recall
 
-    def op_MEMOIZE(self, _: Any) -> None:
+    def op_MEMOIZE(self, _: object) -> None:
         self.remember(len(self.memo))
 
-    def op_NONE(self, _: Any) -> None:
+    def op_NONE(self, _: object) -> None:
         self.push(None)
 
-    def op_NEWTRUE(self, _: Any) -> None:
+    def op_NEWTRUE(self, _: object) -> None:
         self.push(True)
 
-    def op_NEWFALSE(self, _: Any) -> None:
+    def op_NEWFALSE(self, _: object) -> None:
         self.push(False)
 
-    def op_MARK(self, _: Any) -> None:
+    def op_MARK(self, _: object) -> None:
         self.marks.append(len(self.stack))
 
-    def op_EMPTY_DICT(self, _: Any) -> None:
+    def op_EMPTY_DICT(self, _: object) -> None:
         self.push({})
 
-    def op_EMPTY_LIST(self, _: Any) -> None:
+    def op_EMPTY_LIST(self, _: object) -> None:
         self.push([])
 
-    def op_EMPTY_TUPLE(self, _: Any) -> None:
+    def op_EMPTY_TUPLE(self, _: object) -> None:
         self.push(())
 
-    def op_TUPLE(self, _: Any) -> None:
+    def op_TUPLE(self, _: object) -> None:
         self.push(tuple(self.pop_to_mark()))
 
-    def op_TUPLE1(self, _: Any) -> None:
+    def op_TUPLE1(self, _: object) -> None:
         self.push(tuple(self.pop(1)))
 
-    def op_TUPLE2(self, _: Any) -> None:
+    def op_TUPLE2(self, _: object) -> None:
         self.push(tuple(self.pop(2)))
 
-    def op_TUPLE3(self, _: Any) -> None:
+    def op_TUPLE3(self, _: object) -> None:
         self.push(tuple(self.pop(3)))
 
-    def op_SETITEM(self, _: Any) -> None:
+    def op_SETITEM(self, _: object) -> None:
         pair = self.pop(2)
         self.store(self.stack[-1], pair)
 
-    def op_SETITEMS(self, _: Any) -> None:
+    def op_SETITEMS(self, _: object) -> None:
         pairs = self.pop_to_mark()
         self.store(self.stack[-1], pairs)
 
-    def op_APPEND(self, _: Any) -> None:
+    def op_APPEND(self, _: object) -> None:
         (value,) = self.pop(1)
-        if not isinstance(self.stack[-1], list):
-            raise ValueError("the pickle appends to something that is no list")
-        self.stack[-1].append(value)
+        self.top_list().append(value)
 
-    def op_APPENDS(self, _: Any) -> None:
+    def op_APPENDS(self, _: object) -> None:
         values = self.pop_to_mark()
-        if not isinstance(self.stack[-1], list):
-            raise ValueError("the pickle appends to something that is no list")
-        self.stack[-1].extend(values)
+        self.top_list().extend(values)
 
     def op_GLOBAL(self, argument: str) -> None:
         self.push(_allowed(argument))
 
-    def op_STACK_GLOBAL(self, _: Any) -> None:
+    def op_STACK_GLOBAL(self, _: object) -> None:
         module, name = self.pop(2)
         self.push(_allowed(f"{module} {name}"))
 
-    def op_BINPERSID(self, _: Any) -> None:
+    def op_BINPERSID(self, _: object) -> None:
         (identity,) = self.pop(1)
         self.push(_storage(identity))
 
-    def op_REDUCE(self, _: Any) -> None:
+    def op_REDUCE(self, _: object) -> None:
         function, arguments = self.pop(2)
         if not isinstance(function, Global) or function.name not in CONSTRUCTORS or not isinstance(arguments, tuple):
-            raise CheckpointError("refused pickle: it calls something that is no tensor constructor")
+            raise CheckpointError("refused pickle: it calls something that is not a tensor constructor")
         self.push(CONSTRUCTORS[function.name](*arguments))
 
-    def op_BUILD(self, _: Any) -> None:
+    def op_BUILD(self, _: object) -> None:
         """Attributes of an ordered dict (torch's `_metadata`): dropped."""
         target, _ = self.pop(2)
         if not isinstance(target, dict):
-            raise CheckpointError("refused pickle: it sets attributes of something that is no dict")
+            raise CheckpointError("refused pickle: it sets attributes of something that is not a dict")
         self.push(target)
 
 
@@ -202,21 +206,22 @@ def _allowed(name: str) -> Global:
     return Global(name)
 
 
-def _storage(identity: Any) -> StorageRef:
-    """('storage', type, key, location, numel), as torch.save writes it."""
-    kind, storage, key, _, numel = identity
+def _storage(identity: object) -> StorageRef:
+    """Reads ('storage', type, key, location, numel), as torch.save writes it."""
+    kind, storage, key, _, numel = cast(tuple, identity)
     module, _, name = storage.name.partition(" ")
     if kind != "storage" or module != "torch" or not isinstance(key, str) or not _is_size(numel):
         raise ValueError("a storage reference is not of torch's form")
     return StorageRef(STORAGES[name], key, numel)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
-    """A tensor, checked to lie inside its storage. Source: torch._utils._rebuild_tensor_v2."""
+def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> TensorRef:
+    """Makes a tensor, checked to lie inside its storage. Source: torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor is not of torch's form")
     if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, (offset, *shape, *strides))):
         raise CheckpointError(f"a tensor has offset {offset}, shape {shape}, strides {strides}: not a sound view")
+    offset, shape, strides = cast(tuple[int, tuple[int, ...], tuple[int, ...]], (offset, shape, strides))
     numel = int(np.prod(shape, dtype=object))
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if numel and (numel > storage.numel or last >= storage.numel):
@@ -224,13 +229,13 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return TensorRef(storage, offset, shape, strides)
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
+def _rebuild_parameter(data: object, *_: object) -> TensorRef:
     if not isinstance(data, TensorRef):
         raise ValueError("a parameter is not a tensor")
     return data
 
 
-def _ordered_dict(items: Any = ()) -> dict:
+def _ordered_dict(items: Iterable[tuple[object, object]] = ()) -> dict:
     out: dict = {}
     for key, value in items:
         if not isinstance(key, str | int):
@@ -239,11 +244,11 @@ def _ordered_dict(items: Any = ()) -> dict:
     return out
 
 
-def _size(values: Any) -> tuple:
+def _size(values: Iterable[object]) -> tuple:
     return tuple(values)
 
 
-CONSTRUCTORS = {
+CONSTRUCTORS: dict[str, Callable[..., object]] = {
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils _rebuild_parameter": _rebuild_parameter,
     "collections OrderedDict": _ordered_dict,
@@ -251,5 +256,5 @@ CONSTRUCTORS = {
 }
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62

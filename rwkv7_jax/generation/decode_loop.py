@@ -1,19 +1,21 @@
 """The compiled part of generation: prefill, then a `lax.while_loop` of choose, match, feed. Weights are arguments.
 
 Everything that varies from call to call (prompts, states, keys, sampling numbers, stop sequences) is an argument too;
-a new program is compiled only for a new model, `Mode`, batch size, or length bucket.
+a new program is compiled only for a new model, `SamplingFlags`, batch size, or length bucket.
 """
 
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rwkv7_jax import functional
 from rwkv7_jax.bucketing import next_power_of_two
-from rwkv7_jax.generation.sampling import Knobs, Mode, Occurrences, choose
+from rwkv7_jax.functional import Params
+from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingFlags, choose
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
 
@@ -26,9 +28,9 @@ NO_MATCH = -3
 
 
 class Rules(NamedTuple):
-    """How to choose, and when to end."""
+    """How tokens are chosen, and when a row ends."""
 
-    knobs: Knobs
+    arrays: SamplingArrays
     weight: Float[Array | np.ndarray, "#vocab"]
     """How much one occurrence of a token counts for the penalties; empty if there are none."""
     stops: Int[Array | np.ndarray, "N S"]
@@ -54,23 +56,23 @@ class Decoding(NamedTuple):
 
 
 def _apply(
-    model: RWKV7, params: dict, tokens: Int[Array, "B T"], state: State, valid: Bool[Array, "B T"]
+    model: RWKV7, params: Params, tokens: Int[Array, "B T"], state: State, valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B vocab"], State]:
-    """Logits after the last valid token of each row, which mean nothing where there is none, and the state there."""
-    logits, after = cast(tuple, model.apply({"params": params}, tokens, state, valid=valid, last_only=True))
+    """Returns (logits after each row's last valid token, state there); logits of rows without one are undefined."""
+    logits, after = functional.forward(model, params, tokens, state, valid=valid, last_only=True)
     return logits[:, 0], after
 
 
 def _prefill(
     model: RWKV7,
-    params: dict,
+    params: Params,
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     state: State,
     window: int,
     penalised: bool,
 ) -> Decoding:
-    """Read the prompts. window: tokens that the longest stop sequence has."""
+    """Reads the prompts. window: tokens that the longest stop sequence has."""
     batch = tokens.shape[0]
     logits, state = _apply(model, params, tokens, state, valid)
     counts = jnp.zeros(batch, jnp.int32)
@@ -88,9 +90,9 @@ def _prefill(
 
 
 def _decode(
-    model: RWKV7, params: dict, start: Decoding, keys: Key[Array, "B"], rules: Rules, mode: Mode, size: int
+    model: RWKV7, params: Params, start: Decoding, keys: Key[Array, "B"], rules: Rules, flags: SamplingFlags, size: int
 ) -> Decoding:
-    """Up to `rules.limit` <= size tokens; ends early once no row is active."""
+    """Generates up to `rules.limit` <= size tokens; ends early once no row is active."""
     batch = start.active.shape[0]
     end = start.step + rules.limit
     blank = start._replace(tokens=jnp.zeros((batch, size), jnp.int32), length=jnp.zeros(batch, jnp.int32))
@@ -100,16 +102,22 @@ def _decode(
 
     def body(now: Decoding) -> Decoding:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, now.step)
-        token = choose(now.logits, step_keys, rules.knobs, mode, now.occurrences)
-        return _accept(model, params, now, token, now.step - start.step, rules, mode)
+        token = choose(now.logits, step_keys, rules.arrays, flags, now.occurrences)
+        return _accept(model, params, now, token, now.step - start.step, rules, flags)
 
     return jax.lax.while_loop(unfinished, body, blank)
 
 
 def _accept(
-    model: RWKV7, params: dict, now: Decoding, token: Int[Array, "B"], column: Int[Array, ""], rules: Rules, mode: Mode
+    model: RWKV7,
+    params: Params,
+    now: Decoding,
+    token: Int[Array, "B"],
+    column: Int[Array, ""],
+    rules: Rules,
+    flags: SamplingFlags,
 ) -> Decoding:
-    """Note the token of every active row, end rows, and feed the others'."""
+    """Notes the token of every active row, ends rows, and feeds the others'."""
     written = now.active & (token != rules.eos_id)
     recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
     stop_length = jnp.where(written, _matched(recent, rules.stops), 0)
@@ -120,8 +128,8 @@ def _accept(
         state=state,
         active=feed,
         recent=recent,
-        occurrences=now.occurrences.add(token, jnp.asarray(rules.weight), rules.knobs.decay)
-        if mode.penalised
+        occurrences=now.occurrences.add(token, jnp.asarray(rules.weight), rules.arrays.decay)
+        if flags.penalised
         else now.occurrences,
         step=now.step + 1,
         tokens=now.tokens.at[:, column].set(jnp.where(written, token, 0)),
@@ -131,44 +139,71 @@ def _accept(
 
 
 def _matched(recent: Int[Array, "B S"], stops: Int[Array | np.ndarray, "N S"]) -> Int[Array, "B"]:
-    """Length of the longest stop sequence that the recent tokens end with, 0 if there is none."""
+    """Returns the length of the longest stop sequence that the recent tokens end with, 0 if there is none."""
     hit = ((recent[:, None] == stops[None]) | (stops[None] == ANY_TOKEN)).all(-1)
     length = (stops != ANY_TOKEN).sum(-1, dtype=jnp.int32)
     return jnp.where(hit, length[None], 0).max(-1)
 
 
 @partial(jax.jit, static_argnames=("model", "penalised"))
-def prefill(model, params, tokens, valid, state, rules: Rules, *, penalised: bool) -> Decoding:
-    """See `_prefill`."""
+def prefill(
+    model: RWKV7,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: State,
+    rules: Rules,
+    *,
+    penalised: bool,
+) -> Decoding:
+    """Reads the prompts, in one program."""
     return _prefill(model, params, tokens, valid, state, rules.stops.shape[1], penalised)
 
 
-@partial(jax.jit, static_argnames=("model", "mode", "size"))
-def decode(model, params, start: Decoding, keys, rules: Rules, *, mode: Mode, size: int) -> Decoding:
-    """See `_decode`."""
-    return _decode(model, params, start, keys, rules, mode, size)
+@partial(jax.jit, static_argnames=("model", "flags", "size"))
+def decode(
+    model: RWKV7,
+    params: Params,
+    start: Decoding,
+    keys: Key[Array, "B"],
+    rules: Rules,
+    *,
+    flags: SamplingFlags,
+    size: int,
+) -> Decoding:
+    """Generates up to `rules.limit` <= size tokens, in one program."""
+    return _decode(model, params, start, keys, rules, flags, size)
 
 
-@partial(jax.jit, static_argnames=("model", "mode", "size"))
+@partial(jax.jit, static_argnames=("model", "flags", "size"))
 def prefill_and_decode(
-    model, params, tokens, valid, state, keys, rules: Rules, *, mode: Mode, size: int
+    model: RWKV7,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    state: State,
+    keys: Key[Array, "B"],
+    rules: Rules,
+    *,
+    flags: SamplingFlags,
+    size: int,
 ) -> tuple[Decoding, Decoding]:
-    """The batch after the prompts, and after the generated tokens: one program."""
-    start = _prefill(model, params, tokens, valid, state, rules.stops.shape[1], mode.penalised)
-    return start, _decode(model, params, start, keys, rules, mode, size)
+    """Returns the batch after the prompts, and after the generated tokens, in one program."""
+    start = _prefill(model, params, tokens, valid, state, rules.stops.shape[1], flags.penalised)
+    return start, _decode(model, params, start, keys, rules, flags, size)
 
 
 @partial(jax.jit, static_argnames=("model",))
 def replay(
     model: RWKV7,
-    params: dict,
+    params: Params,
     start: Decoding,
     end: Decoding,
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     rows: Bool[Array, "B"],
 ) -> tuple[Float[Array, "B vocab"], State]:
-    """Logits and state of `end`, but in `rows` those of `start` followed by the valid tokens (there may be none)."""
+    """Returns logits and state of `end`, but in `rows` those of `start` followed by the valid tokens, if any."""
     logits, state = _apply(model, params, tokens, start.state, valid)
     logits = jnp.where(valid.any(1)[:, None], logits, start.logits)
 
@@ -179,7 +214,7 @@ def replay(
 
 
 def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
-    """Ragged rows as (tokens, valid), padding first."""
+    """Pads ragged rows on the left; returns (tokens, valid)."""
     tokens = np.zeros((len(rows), length), np.int32)
     valid = np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
@@ -189,7 +224,7 @@ def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"]
 
 
 def pad_stops(stops: list[list[int]]) -> Int[np.ndarray, "N S"]:
-    """Stop sequences as one array whose sides are powers of two from 4 by 8 on, so that few shapes occur."""
+    """Returns stop sequences as one array whose sides are powers of two from 4 by 8 on, so that few shapes occur."""
     shape = (max(4, next_power_of_two(len(stops))), max(8, next_power_of_two(max(map(len, stops), default=1))))
     out = np.full(shape, NO_MATCH, np.int32)
     for i, stop in enumerate(stops):

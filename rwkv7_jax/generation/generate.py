@@ -1,4 +1,4 @@
-"""Generation of tokens and of text: batches with a state a row, stop sequences, and streaming."""
+"""Generation of tokens and of text: batches with one state a row, stop sequences, and streaming."""
 
 import dataclasses
 from collections.abc import Generator, Sequence
@@ -7,26 +7,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from rwkv7_jax import bucketing
+from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.decode_loop import Decoding, Rules
-from rwkv7_jax.generation.sampling import Knobs, Mode, SamplingConfig, sample_logits
+from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.model import RWKV7, unstack_blocks
 from rwkv7_jax.state import State, zero_state
-from rwkv7_jax.tokenizer.tokenizers import Tokenizer
-from rwkv7_jax.wkv_state import Memory
+from rwkv7_jax.tokenizer import Tokenizer
+from rwkv7_jax.wkv_state import WKVState
 
 __all__ = [
-    "GenerateResult", "SamplingConfig", "TextResult",
+    "GenerateResult", "SamplingParams", "TextResult",
     "for_decoding", "generate", "generate_text", "sample_logits", "stream", "uncounted_ids",
 ]  # fmt: skip
 
 
 class GenerateResult(NamedTuple):
-    """Row by row: what was generated, and everything needed to go on."""
+    """What was generated, row by row, and what is needed to go on."""
 
     tokens: list[list[int]]
     """Without the end token or the stop sequence."""
@@ -48,8 +49,8 @@ class TextResult(NamedTuple):
     logits: Float[Array, "B vocab"]
 
 
-def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, dict]:
-    """The same model with its layers one by one, and its weights on the device: fastest token by token."""
+def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
+    """Returns the same model with its layers one by one and its weights on the device: fastest token by token."""
     if model.config.scan_layers:
         model, params = RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
     return model, jax.tree.map(jnp.asarray, params)
@@ -57,30 +58,51 @@ def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, dict]:
 
 def generate(
     model: RWKV7,
-    params: dict,
+    params: Params,
     prompts: Sequence[Sequence[int]],
     state: State | None,
     key: Key[Array, "*B"],
-    config: SamplingConfig,
+    config: SamplingParams,
     *,
     stop: Sequence[Sequence[int]] = (),
     eos_id: int | None = 0,
     uncounted: Sequence[int] = (),
 ) -> GenerateResult:
-    """Continue every prompt, in one compiled program of prefill and decoding.
+    """Continues every prompt, in one compiled program of prefill and decoding.
 
-    prompts: token ids, rows of any lengths >= 1.
-    state: row i starts from row i; an unbatched state is every row's start; None is the zero state. Not changed.
-    key: one key (row i then uses `fold_in(key, i)`), or one a row. A row depends on its own prompt, state and key only.
-    stop: token sequences that end a row, in generated tokens alone, and are left out of the result.
-    eos_id: ends a row likewise; None: no such token.
-    uncounted: tokens whose repetition the frequency penalty ignores (RWKV: white space and digits, `uncounted_ids`).
-    Raises: ValueError for an empty prompt or stop sequence, an id outside the vocabulary, or a misfitting state or key.
+    A row depends on its own prompt, state and key only.
+
+    Args:
+      model: the model; fastest as `for_decoding` returns it.
+      params: its weights.
+      prompts: token ids, rows of any lengths >= 1.
+      state: row i starts from row i; an unbatched state is every row's start; None is the zero state. Not changed.
+      key: one key (row i then uses `fold_in(key, i)`), or one a row.
+      config: how tokens are chosen, and how many at most.
+      stop: token sequences that end a row, in generated tokens alone, and are left out of the result.
+      eos_id: ends a row likewise; None: no such token.
+      uncounted: tokens whose repetition the frequency penalty ignores (RWKV: white space and digits, `uncounted_ids`).
+
+    Returns:
+      Tokens, states, logits, and whether a row ended by itself.
+
+    Raises:
+      ValueError: an empty prompt or stop sequence, an id outside the vocabulary, or a misfitting state or key.
+
+    Example:
+      >>> from rwkv7_jax import RWKV7, RWKV7Config, SamplingParams, generate
+      >>> from rwkv7_jax.model import init_params
+      >>> model = RWKV7(RWKV7Config(vocab_size=16, n_layer=1, n_embd=8, head_size=4))
+      >>> params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+      >>> settings = SamplingParams(max_new_tokens=5)
+      >>> result = generate(model, params, [[1, 2]], None, jax.random.key(1), settings, eos_id=None)
+      >>> len(result.tokens[0])
+      5
     """
     batch = _Batch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
     size = bucketing.padded_prompt_length(config.max_new_tokens)
     start, end = decode_loop.prefill_and_decode(
-        model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), mode=batch.mode, size=size
+        model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), flags=batch.flags, size=size
     )
     tokens, length, stopped, active = jax.device_get((end.tokens, end.length, end.stop_length, end.active))
     kept = [row[: n - s].tolist() for row, n, s in zip(tokens, length, stopped, strict=True)]
@@ -90,40 +112,81 @@ def generate(
 
 def generate_text(
     model: RWKV7,
-    params: dict,
+    params: Params,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     state: State | None,
     key: Key[Array, "*B"],
-    config: SamplingConfig,
+    config: SamplingParams,
     *,
     stop: Sequence[str] = (),
     chunk: int = 32,
 ) -> TextResult:
-    """`generate` for text. A row ends before the first stop string, even if that starts or ends inside a token; what it
-    leaves of a token is encoded anew, so that `tokens` and `state` match the text. An empty prompt stands for the end
-    token, which separates texts in training.
+    """Continues every text, as `generate` does tokens.
 
-    chunk: tokens between two looks for stop strings.
+    A row ends before the stop string that is complete first, even if that starts or ends inside a token; what it leaves
+    of a token is encoded anew, so that `tokens` and `state` match the text. An empty prompt stands for the end token,
+    which separates texts in training.
+
+    Args:
+      model: the model; fastest as `for_decoding` returns it.
+      params: its weights.
+      tokenizer: its tokenizer.
+      prompts: texts.
+      state: row i starts from row i; an unbatched state is every row's start; None is the zero state.
+      key: one key (row i then uses `fold_in(key, i)`), or one a row.
+      config: how tokens are chosen, and how many at most.
+      stop: texts that end a row and are left out of the result.
+      chunk: tokens between two searches for stop strings.
+
+    Returns:
+      Texts, their tokens, states, logits, and whether a row ended by itself.
+
+    Raises:
+      ValueError: no prompts, an empty stop string, or a misfitting state or key.
     """
     return _drain(_text_pieces(model, params, tokenizer, prompts, state, key, config, stop, chunk))
 
 
 def stream(
     model: RWKV7,
-    params: dict,
+    params: Params,
     tokenizer: Tokenizer,
     prompt: str,
     state: State | None,
     key: Key[Array, ""],
-    config: SamplingConfig,
+    config: SamplingParams,
     *,
     stop: Sequence[str] = (),
     chunk: int = 8,
 ) -> Generator[str, None, TextResult]:
-    """Text pieces for one prompt as they come: joined, the text of `generate_text` with the same key.
+    """Yields the continuation of one prompt in pieces, which join to the text of `generate_text` with the same key.
 
-    Whole characters only, and nothing that may yet become a stop string. The generator returns the TextResult.
+    Pieces are whole characters without anything that may still become a stop string.
+
+    Args:
+      model: the model; fastest as `for_decoding` returns it.
+      params: its weights.
+      tokenizer: its tokenizer.
+      prompt: a text.
+      state: the initial state, unbatched or of one row; None is the zero state.
+      key: a random key.
+      config: how tokens are chosen, and how many at most.
+      stop: texts that end the continuation and are left out of it.
+      chunk: tokens of a piece at most.
+
+    Yields:
+      Pieces of text. The generator returns the `TextResult`.
+
+    Example:
+      >>> from rwkv7_jax import RWKV7, RWKV7Config, SamplingParams, load_tokenizer, stream
+      >>> from rwkv7_jax.model import init_params
+      >>> model = RWKV7(RWKV7Config(vocab_size=256, n_layer=1, n_embd=8, head_size=4))
+      >>> params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+      >>> settings = SamplingParams(max_new_tokens=4)
+      >>> pieces = stream(model, params, load_tokenizer("byte"), "a", None, jax.random.key(1), settings)
+      >>> len("".join(pieces)) <= 4
+      True
     """
     pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk)
     while True:
@@ -136,7 +199,7 @@ def stream(
 
 
 def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
-    """Tokens that are a run of RWKV's " \\t0123456789", whose repetition its frequency penalty does not count."""
+    """Returns tokens that are a run of " \\t0123456789", whose repetition RWKV's frequency penalty does not count."""
     symbols = " \t0123456789"
     runs = {symbols[i:j] for i in range(len(symbols)) for j in range(i + 1, len(symbols) + 1)}
     encoded = [tokenizer.encode(run) for run in runs]
@@ -144,25 +207,33 @@ def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def _text_pieces(
-    model, params, tokenizer, prompts, state, key, config: SamplingConfig, stop, chunk: int
+    model: RWKV7,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    state: State | None,
+    key: Key[Array, "*B"],
+    config: SamplingParams,
+    stop: Sequence[str],
+    chunk: int,
 ) -> Generator[list[str], None, TextResult]:
-    """The new text of each row, chunk after chunk; returns the result."""
+    """Yields the new text of each row, chunk after chunk; returns the result."""
     if isinstance(prompts, str):
         raise ValueError("generate: prompts is one text; give a list of texts")
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
-    uncounted = uncounted_ids(tokenizer) if Mode.of(config).penalised else ()
+    uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
     batch = _Batch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     start = end = decode_loop.prefill(
-        model, params, *batch.prompt, batch.state, batch.rules(0), penalised=batch.mode.penalised
+        model, params, *batch.prompt, batch.state, batch.rules(0), penalised=batch.flags.penalised
     )
     left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
     active = np.ones(len(rows), bool)
     while left > 0 and active.any():
         end = end._replace(active=jnp.asarray(active))
         limit = min(chunk, left)
-        end = decode_loop.decode(model, params, end, batch.keys, batch.rules(limit), mode=batch.mode, size=size)
+        end = decode_loop.decode(model, params, end, batch.keys, batch.rules(limit), flags=batch.flags, size=size)
         new, length, active = jax.device_get((end.tokens, end.length, end.active))
         left -= limit
         for ids, row_new, n in zip(tokens, new, length, strict=True):
@@ -188,9 +259,18 @@ class _Batch:
     """Checked arguments of one generation, as arrays."""
 
     def __init__(
-        self, model: RWKV7, params: dict, prompts, state, key, config: SamplingConfig, stop, eos_id, uncounted
+        self,
+        model: RWKV7,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        state: State | None,
+        key: Key[Array, "*B"],
+        config: SamplingParams,
+        stop: Sequence[Sequence[int]],
+        eos_id: int | None,
+        uncounted: Sequence[int],
     ):
-        self.model, self.params, self.mode = model, params, Mode.of(config)
+        self.model, self.params, self.flags = model, params, SamplingFlags.of(config)
         vocab = model.config.vocab_size
         rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]
         if not rows:
@@ -199,13 +279,13 @@ class _Batch:
         self.prompt = jax.device_put(decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows)))))
         self.state = _fit_state(model, state, len(rows))
         self.keys = _row_keys(key, len(rows))
-        weight = np.ones(vocab if self.mode.penalised else 0, np.float32)
-        weight[list(uncounted) if self.mode.penalised else []] = 0
+        weight = np.ones(vocab if self.flags.penalised else 0, np.float32)
+        weight[list(uncounted) if self.flags.penalised else []] = 0
         self._limit = config.max_new_tokens
         eos = decode_loop.NO_TOKEN if eos_id is None else eos_id
         self._rules = jax.device_put(
             Rules(
-                Knobs.of(config),
+                SamplingArrays.of(config),
                 weight,
                 decode_loop.pad_stops(stops),
                 np.asarray(eos, np.int32),
@@ -214,11 +294,13 @@ class _Batch:
         )
 
     def rules(self, size: int) -> Rules:
-        """The rules for a call that generates at most `size` tokens."""
+        """Returns the rules for a call that generates at most `size` tokens."""
         return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self._limit), np.int32)))
 
-    def settle(self, start: Decoding, end: Decoding, kept: list[list[int]], cut: np.ndarray):
-        """Logits and state after the kept tokens: rows that were `cut` shorter than what was fed are read again."""
+    def settle(
+        self, start: Decoding, end: Decoding, kept: list[list[int]], cut: Bool[np.ndarray, "B"]
+    ) -> tuple[Float[Array, "B vocab"], State]:
+        """Returns (logits, state) after the kept tokens; rows that were `cut` are read again."""
         if not cut.any():
             return end.logits, end.state
         rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
@@ -247,12 +329,12 @@ def _row_keys(key: Key[Array, "*B"], batch_size: int) -> Key[Array, "B"]:
 
 
 def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
-    """The start of every row: batched, wkv in float32, shifts in the compute dtype."""
+    """Returns the start of every row: batched, wkv in float32, shifts in the compute dtype."""
     zero = zero_state(model.config, batch_size)
     if state is None:
         return zero
 
-    def fit(leaf, like):
+    def fit(leaf: ArrayLike, like: Array | jax.ShapeDtypeStruct) -> Array:
         leaf = jnp.asarray(leaf)
         if leaf.shape == like.shape[:1] + like.shape[2:]:
             leaf = jnp.broadcast_to(leaf[:, None], like.shape)
@@ -261,13 +343,13 @@ def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
         return leaf.astype(like.dtype)
 
     state = State(*state)
-    if not isinstance(state.wkv, Memory):
+    if not isinstance(state.wkv, WKVState):
         return jax.tree.map(fit, state, zero)
     inner = 2 if jnp.ndim(state.wkv.s) == zero.wkv.ndim else 1
 
-    def like(leaf):
+    def like(leaf: Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*zero.wkv.shape[:2], *jnp.shape(leaf)[inner:]), jnp.float32)
 
-    memory = jax.tree.map(lambda leaf: fit(leaf, like(leaf)), state.wkv)
-    fit(memory.s, zero.wkv)
-    return State(fit(state.att_shift, zero.att_shift), fit(state.ffn_shift, zero.ffn_shift), memory)
+    wkv = jax.tree.map(lambda leaf: fit(leaf, like(leaf)), state.wkv)
+    fit(wkv.s, zero.wkv)
+    return State(fit(state.att_shift, zero.att_shift), fit(state.ffn_shift, zero.ffn_shift), wkv)

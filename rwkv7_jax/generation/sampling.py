@@ -1,4 +1,4 @@
-"""Choosing one token a row from logits: penalties, top-k, top-p, temperature, in RWKV's order and convention.
+"""Sampling of one token a row from logits: penalties, top-k, top-p, temperature, in RWKV's order and convention.
 
 As in the reference `sample_logits` of PyPI `rwkv`: penalties change the logits; top-k and top-p select on the
 probabilities before temperature; temperature then reshapes what is left. Thresholds are found by bisection over the
@@ -16,8 +16,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How to choose tokens. Raises: ValueError for a value out of its range."""
+class SamplingParams:
+    """How tokens are chosen.
+
+    Raises:
+      ValueError: a value is out of its range.
+
+    Example:
+      >>> SamplingParams(temperature=0.8, top_p=0.9).top_k
+      0
+    """
 
     temperature: float | int = 1.0
     """0 is greedy: the most likely token, ties to the lowest id; so is anything below 1e-6."""
@@ -48,15 +56,16 @@ class SamplingConfig:
                 raise ValueError(f"{name} must lie in {low:g}..{high:g} and be finite, got {value}")
 
 
-class Mode(NamedTuple):
-    """Which parts of the choice to compile: the only static part of a SamplingConfig."""
+class SamplingFlags(NamedTuple):
+    """The parts of the choice that are compiled: the only static part of `SamplingParams`."""
 
     greedy: bool
     filtered: bool
     penalised: bool
 
     @classmethod
-    def of(cls, config: SamplingConfig) -> "Mode":
+    def of(cls, config: SamplingParams) -> "SamplingFlags":
+        """Reads the flags off the settings."""
         return cls(
             greedy=config.temperature < 1e-6,
             filtered=config.top_p < 1 or config.top_k > 0,
@@ -64,8 +73,8 @@ class Mode(NamedTuple):
         )
 
 
-class Knobs(NamedTuple):
-    """The numbers of a SamplingConfig, as arguments of a compiled function."""
+class SamplingArrays(NamedTuple):
+    """The numbers of `SamplingParams`, as arguments of a compiled function."""
 
     temperature: Float[Array | np.ndarray, ""]
     top_p: Float[Array | np.ndarray, ""]
@@ -75,7 +84,8 @@ class Knobs(NamedTuple):
     decay: Float[Array | np.ndarray, ""]
 
     @classmethod
-    def of(cls, c: SamplingConfig) -> "Knobs":
+    def of(cls, c: SamplingParams) -> "SamplingArrays":
+        """Converts the settings to float32 and int32 arrays."""
         top_k = np.asarray(min(c.top_k, 2**31 - 1), np.int32)
         temperature, top_p, *penalties = (
             np.asarray(x, np.float32)
@@ -85,7 +95,7 @@ class Knobs(NamedTuple):
 
 
 class Occurrences(NamedTuple):
-    """What the penalties remember of the tokens generated so far."""
+    """Tokens generated so far, as the penalties count them."""
 
     seen: Bool[Array, "B vocab"]
     count: Float[Array, "B vocab"]
@@ -93,13 +103,14 @@ class Occurrences(NamedTuple):
 
     @classmethod
     def none(cls, batch_size: int, vocab_size: int) -> "Occurrences":
+        """Returns the counts before the first token."""
         shape = (batch_size, vocab_size)
         return cls(jnp.zeros(shape, jnp.bool_), jnp.zeros(shape, jnp.float32))
 
     def add(
         self, tokens: Int[Array, "B"], weight: Float[Array, "vocab"], decay: Float[Array | np.ndarray, ""]
     ) -> "Occurrences":
-        """Decay all counts, then count one token a row, `weight[token]` times."""
+        """Decays all counts, then counts one token a row, `weight[token]` times."""
         rows = jnp.arange(tokens.shape[0])
         return Occurrences(
             self.seen.at[rows, tokens].set(True), (self.count * decay).at[rows, tokens].add(weight[tokens])
@@ -109,40 +120,58 @@ class Occurrences(NamedTuple):
 def sample_logits(
     logits: Float[Array, "B vocab"],
     keys: Key[Array, "B"],
-    config: SamplingConfig,
+    config: SamplingParams,
     occurrences: Occurrences | None = None,
 ) -> Int[Array, "B"]:
-    """One token id (int32) a row; row i uses its own key alone, so it does not depend on the other rows."""
-    return choose(logits, keys, Knobs.of(config), Mode.of(config), occurrences)
+    """Chooses one token a row; row i uses its own key alone, so it does not depend on the other rows.
+
+    Args:
+      logits: unnormalised log-probabilities [B, vocab].
+      keys: one key a row.
+      config: how to choose.
+      occurrences: tokens generated before, for the penalties.
+
+    Returns:
+      Token ids [B], int32.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> keys = jax.random.split(jax.random.key(0), 1)
+      >>> sample_logits(jnp.array([[0.0, 3.0, 1.0]]), keys, SamplingParams(temperature=0)).tolist()
+      [1]
+    """
+    return choose(logits, keys, SamplingArrays.of(config), SamplingFlags.of(config), occurrences)
 
 
 def choose(
     logits: Float[Array, "B vocab"],
     keys: Key[Array, "B"],
-    knobs: Knobs,
-    mode: Mode,
+    arrays: SamplingArrays,
+    flags: SamplingFlags,
     occurrences: Occurrences | None = None,
 ) -> Int[Array, "B"]:
-    """`sample_logits` with the numbers as arguments and the mode static."""
-    if mode.penalised and occurrences is not None:
-        logits = penalise(logits, occurrences, knobs)
-    if mode.greedy:
+    """Chooses as `sample_logits`, with the numbers as arguments and the flags static."""
+    if flags.penalised and occurrences is not None:
+        logits = penalise(logits, occurrences, arrays)
+    if flags.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if mode.filtered:
+    if flags.filtered:
         probs = jax.nn.softmax(logits, axis=-1)
-        keep = keep_top_k(probs, knobs.top_k) & keep_top_p(probs, knobs.top_p)
+        keep = keep_top_k(probs, arrays.top_k) & keep_top_p(probs, arrays.top_p)
         logits = jnp.where(keep, logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, logits / knobs.temperature).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits / arrays.temperature).astype(jnp.int32)
 
 
-def penalise(logits: Float[Array, "B vocab"], occurrences: Occurrences, knobs: Knobs) -> Float[Array, "B vocab"]:
-    """logit - (presence + frequency * count) for every token seen."""
-    penalty = knobs.presence + knobs.frequency * occurrences.count
+def penalise(
+    logits: Float[Array, "B vocab"], occurrences: Occurrences, arrays: SamplingArrays
+) -> Float[Array, "B vocab"]:
+    """Returns logit - (presence + frequency * count) for every token seen."""
+    penalty = arrays.presence + arrays.frequency * occurrences.count
     return jnp.where(occurrences.seen, logits - penalty, logits)
 
 
 def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
-    """The top_k most likely tokens of each row, ties to the lowest ids; all if top_k is 0 or beyond the vocabulary."""
+    """Marks the top_k most likely tokens of each row, ties to the lowest ids; all for 0 or more than there are."""
     vocab = probs.shape[-1]
     k = jnp.where((top_k <= 0) | (top_k > vocab), vocab, top_k)
     cut = largest_threshold(probs, lambda chosen: chosen.sum(-1, dtype=jnp.int32) >= k)[:, None]
@@ -153,7 +182,7 @@ def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, ""
 
 
 def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
-    """The most likely tokens whose probabilities first reach top_p together, with all ties of the last; never none."""
+    """Marks the most likely tokens whose probabilities first reach top_p together, with all ties of the last."""
     cut = largest_threshold(probs, lambda chosen: jnp.where(chosen, probs, 0.0).sum(-1) >= top_p)
     cut = jnp.minimum(jnp.where(top_p < 1, cut, 0.0), probs.max(-1))
     return probs >= cut[:, None]
@@ -162,10 +191,14 @@ def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, 
 def largest_threshold(
     probs: Float[Array, "B vocab"], enough: Callable[[Bool[Array, "B vocab"]], Bool[Array, "B"]]
 ) -> Float[Array, "B"]:
-    """The largest t in 0..1 a row for which `enough(probs >= t)` holds; 0 if none does. Exact: the bits of floats >= 0
-    are ordered as the floats are, so 30 halvings of the range of bit patterns pin t down."""
+    """Finds the largest t in 0..1 a row for which `enough(probs >= t)` holds; 0 if none does.
 
-    def halve(_, bounds):
+    Exact: the bits of floats >= 0 are ordered as the floats are, so 30 halvings of the range of bit patterns give t.
+    """
+
+    def halve(
+        _: Int[Array, ""], bounds: tuple[Int[Array, "B"], Int[Array, "B"]]
+    ) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
         low, high = bounds
         middle = low + (high - low) // 2
         threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)

@@ -1,19 +1,21 @@
-"""Greedy generation of many answers in one compiled loop: a row that ends takes the next prompt from a queue at once.
+"""Greedy generation of many answers in one compiled loop: a row that ends takes the next prompt from a queue.
 
 The queue holds prompts that were read already, as their states and first tokens. The loop gives the queue back when a
 row wants more than it holds, and goes on with the same rows once it is filled again.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from rwkv7_jax import RWKV7, State
+from rwkv7_jax import functional
+from rwkv7_jax.functional import Params
 from rwkv7_jax.inference.stop_automaton import HIT, START
+from rwkv7_jax.model import RWKV7
+from rwkv7_jax.state import State
 
 IDLE = -1
 
@@ -31,7 +33,7 @@ class Queue(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Answers in the making. `token` is chosen, but neither noted nor fed."""
+    """Unfinished answers. `token` is chosen, but neither noted nor fed."""
 
     state: State
     token: Int[Array, "B"]
@@ -62,8 +64,8 @@ Carry = tuple[Rows, Queue, Answers]
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("rows", "answers"))
-def run(model: RWKV7, params: Any, rows: Rows, queue: Queue, answers: Answers, ends: Ends) -> Carry:
-    """Decode until all is done or, if the queue is not the last, until a row finds it empty."""
+def run(model: RWKV7, params: Params, rows: Rows, queue: Queue, answers: Answers, ends: Ends) -> Carry:
+    """Decodes until all is done or, if the queue is not the last, until a row finds it empty."""
 
     def going(carry: Carry) -> Bool[Array, ""]:
         rows, queue, _ = carry
@@ -82,7 +84,7 @@ def run(model: RWKV7, params: Any, rows: Rows, queue: Queue, answers: Answers, e
 
 
 def _take(rows: Rows, queue: Queue) -> tuple[Rows, Queue]:
-    """Idle rows take the next prompts, in order."""
+    """Gives idle rows the next prompts, in order."""
     idle = rows.owner == IDLE
     index = queue.taken + jnp.cumsum(idle, dtype=jnp.int32) - 1
     new = idle & (index < queue.count)
@@ -102,8 +104,8 @@ def _take(rows: Rows, queue: Queue) -> tuple[Rows, Queue]:
     return taken, queue._replace(taken=queue.taken + new.sum(dtype=jnp.int32))
 
 
-def _step(model: RWKV7, params: Any, rows: Rows, answers: Answers, ends: Ends) -> tuple[Rows, Answers]:
-    """Note each row's token, end rows, feed the others' and choose the next."""
+def _step(model: RWKV7, params: Params, rows: Rows, answers: Answers, ends: Ends) -> tuple[Rows, Answers]:
+    """Notes each row's token, ends rows, feeds the others' and chooses the next."""
     active = rows.owner != IDLE
     noted = active & (rows.token != ends.eos_id)
     nowhere = answers.tokens.shape[0]
@@ -113,8 +115,7 @@ def _step(model: RWKV7, params: Any, rows: Rows, answers: Answers, ends: Ends) -
     lengths = answers.length.at[place].set(length, mode="drop")
     stop = ends.table[rows.stop, rows.token].astype(jnp.int32)
     feed = noted & (stop != HIT) & (length < ends.limit)
-    apply: Callable[..., Any] = model.apply
-    logits, state = apply({"params": params}, rows.token[:, None], rows.state, valid=feed[:, None])
+    logits, state = functional.forward(model, params, rows.token[:, None], rows.state, valid=feed[:, None])
     best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
     after = Rows(state, best, jnp.where(feed, rows.owner, IDLE), length, stop)
     return after, Answers(tokens, lengths, answers.steps + 1)
@@ -122,7 +123,7 @@ def _step(model: RWKV7, params: Any, rows: Rows, answers: Answers, ends: Ends) -
 
 @jax.jit
 def put(target: State, source: State, rows: Int[Array, "B"], places: Int[Array, "B"]) -> State:
-    """`target` with rows `rows` of `source` at `places`; a place outside is no place."""
+    """Returns `target` with rows `rows` of `source` at `places`; places outside of it are dropped."""
     return jax.tree.map(
         lambda into, out: into.at[:, places].set(jnp.take(out, rows, axis=1), mode="drop"), target, source
     )

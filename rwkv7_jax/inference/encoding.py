@@ -1,11 +1,11 @@
-"""Text to the token sequences of requests, as lm-evaluation-harness does it (`TemplateLM._encode_pair`)."""
+"""Encodes texts as scored token sequences, as lm-evaluation-harness does (`TemplateLM._encode_pair`)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from rwkv7_jax.inference.prefix_tree import Asked
-from rwkv7_jax.tokenizer.tokenizers import Tokenizer, WorldTokenizer
+from rwkv7_jax.inference.prefix_tree import ScoredSequence
+from rwkv7_jax.tokenizer import Tokenizer, WorldTokenizer
 
 
 class Encoder:
@@ -23,7 +23,7 @@ class Encoder:
         self._sizes = np.asarray(lengths, np.int64)
 
     def encode(self, text: str) -> list[int]:
-        """`tokenizer.encode(text)`."""
+        """Returns `tokenizer.encode(text)`."""
         if not len(self._sizes):
             return self.tokenizer.encode(text)
         data = text.encode()
@@ -35,15 +35,17 @@ class Encoder:
         return list(self._ids)
 
     def prompt(self, context: str, prefix: Sequence[int] = ()) -> tuple[int, ...]:
-        """Tokens of a prompt after the prefix tokens; an empty one stands for the end token."""
+        """Returns the tokens of a prompt after the prefix tokens; of an empty one, the end token."""
         return (*prefix, *self.encode(context)) or (self.tokenizer.eos_id,)
 
-    def pair(self, context: str, continuation: str, prefix: Sequence[int] = (), state: int = 0) -> Asked:
-        """The tokens of both as one text, scored from where the context's own tokens end.
+    def pair(self, context: str, continuation: str, prefix: Sequence[int] = (), state: int = 0) -> ScoredSequence:
+        """Encodes both as one text, scored from where the context's own tokens end.
 
         White space at the context's end counts as the continuation's. With neither prefix nor context the end token,
         which separates texts in training, comes first.
-        Raises: ValueError if the continuation has no token of its own.
+
+        Raises:
+          ValueError: the continuation has no token of its own.
         """
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
@@ -52,11 +54,11 @@ class Encoder:
         own = ids[len(before) - len(prefix) :] if context else ids
         if not own:
             raise ValueError(f"the continuation {continuation!r} of {context[-40:]!r} has no token of its own")
-        return Asked((*before, *own), len(before), state)
+        return ScoredSequence((*before, *own), len(before), state)
 
 
 def _common(a: bytes, b: bytes) -> int:
-    """Bytes in which two texts begin alike."""
+    """Returns the number of bytes in which two texts begin alike."""
     size = min(len(a), len(b))
     differs = np.flatnonzero(np.frombuffer(a, np.uint8, size) != np.frombuffer(b, np.uint8, size))
     return int(differs[0]) if len(differs) else size

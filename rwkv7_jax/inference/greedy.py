@@ -1,4 +1,4 @@
-"""Answers to many prompts, greedy: prompts read by forking, rows refilled as they end."""
+"""Greedy answers to many prompts: shared prefixes are read once, and a row that ends takes the next prompt."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rwkv7_jax import RWKV7, State
 from rwkv7_jax.bucketing import padded_prompt_length
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
+from rwkv7_jax.generation.stop_strings import cut_at_earliest_start
 from rwkv7_jax.inference import continuous_batching
-from rwkv7_jax.inference.prefix_tree import Asked, forest
-from rwkv7_jax.inference.scoring import Forker, Placed, Tick
-from rwkv7_jax.inference.state_pool import kinds, stack_states
-from rwkv7_jax.inference.stop_automaton import cut, token_table
+from rwkv7_jax.inference.prefix_tree import Query, ScoredSequence, forest
+from rwkv7_jax.inference.scoring import PlacedNode, PrefixScorer, Tick
+from rwkv7_jax.inference.state_pool import group_by_structure, stack_states
+from rwkv7_jax.inference.stop_automaton import token_table
+from rwkv7_jax.model import RWKV7
 from rwkv7_jax.sharding import host
+from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 
 
@@ -27,11 +29,11 @@ class Prompt(NamedTuple):
     state: int = 0
 
 
-class Generator:
-    """Generates on one model. `steps` counts passes of the decoding loop, each over all rows."""
+class GreedyGenerator:
+    """Generates greedily on one model. `steps` counts passes of the decoding loop, each over all rows."""
 
-    def __init__(self, model: RWKV7, params: Params, tokenizer: Tokenizer, forker: Forker):
-        self.tokenizer, self.forker, self.steps = tokenizer, forker, 0
+    def __init__(self, model: RWKV7, params: Params, tokenizer: Tokenizer, scorer: PrefixScorer):
+        self.tokenizer, self.scorer, self.steps = tokenizer, scorer, 0
         self.model, self.params = for_decoding(model, params)
 
     def answers(
@@ -42,9 +44,20 @@ class Generator:
         limit: int,
         tick: Tick = lambda count: None,
     ) -> list[str]:
-        """The greedy continuation of each prompt, of at most `limit` tokens, cut before the first stop string.
+        """Continues each prompt greedily.
 
-        Raises: ValueError for an empty prompt.
+        Args:
+          prompts: token sequences, each with the number of its initial state.
+          states: unbatched initial states.
+          stops: a continuation is cut where the earliest of these begins.
+          limit: tokens of a continuation at most.
+          tick: gets the number of prompts that were just done.
+
+        Returns:
+          The continuations, in order.
+
+        Raises:
+          ValueError: a prompt has no token.
         """
         if not all(prompt.tokens for prompt in prompts):
             raise ValueError("a prompt has no token: give a prefix token")
@@ -54,17 +67,25 @@ class Generator:
             jnp.asarray(limit, jnp.int32),
         )
         texts = [""] * len(prompts)
-        for members in kinds(list(states)):
+        for members in group_by_structure(list(states)):
             chosen = [i for i, prompt in enumerate(prompts) if prompt.state in members]
-            found = self._of_one_kind(prompts, chosen, states, members, ends, tick) if chosen else []
+            found = self._in_one_pool(prompts, chosen, states, members, ends, tick) if chosen else []
             for index, ids in zip(chosen, found, strict=True):
-                texts[index] = cut(self.tokenizer.decode(ids), stops)
+                texts[index] = cut_at_earliest_start(self.tokenizer.decode(ids), stops)
         return texts
 
-    def _of_one_kind(self, prompts, chosen: list[int], states, members: list[int], ends, tick) -> list[list[int]]:
-        """Generated tokens for the prompts `chosen`, whose states can lie in one pool."""
+    def _in_one_pool(
+        self,
+        prompts: Sequence[Prompt],
+        chosen: list[int],
+        states: Sequence[State],
+        members: list[int],
+        ends: continuous_batching.Ends,
+        tick: Tick,
+    ) -> list[list[int]]:
+        """Returns the generated tokens of the prompts `chosen`, whose states fit one pool."""
         order = sorted(range(len(chosen)), key=lambda i: (len(prompts[chosen[i]].tokens), prompts[chosen[i]].tokens))
-        size = self.forker.batch_size
+        size = self.scorer.batch_size
         pool = stack_states(self.model, [states[number] for number in members], size)
         # Donated to the loop, so a copy: the pool is read again.
         zero = jnp.zeros(size, jnp.int32)
@@ -96,17 +117,19 @@ class Generator:
         return found
 
     def _read(self, part: list[Prompt], at: list[int], pool: State) -> tuple[State, jax.Array]:
-        """(states [L,B,...], most likely first tokens [B]) after the prompts."""
-        size = self.forker.batch_size
+        """Returns (states [L, B, ...], most likely first tokens [B]) after the prompts."""
+        size = self.scorer.batch_size
         best = np.zeros(size, np.int32)
-        asked = [Asked((*prompt.tokens, 0), len(prompt.tokens), row) for prompt, row in zip(part, at, strict=True)]
+        sequences = [
+            ScoredSequence((*prompt.tokens, 0), len(prompt.tokens), row) for prompt, row in zip(part, at, strict=True)
+        ]
 
-        def found(query, log_probability: float, token: int) -> None:
+        def found(query: Query, log_probability: float, token: int) -> None:
             best[query.owner] = token
 
-        placed = [Placed(root.state, root) for root in forest(asked, self.forker.min_saved)]
+        placed = [PlacedNode(root.state, root) for root in forest(sequences, self.scorer.min_saved)]
         state = pool
-        for nodes, after in self.forker.visit(placed, pool, found):
+        for nodes, after in self.scorer.visit(placed, pool, found):
             ends = [(row, owner) for row, one in enumerate(nodes) for owner in one.node.ending]
             for begin in range(0, len(ends), size):
                 block = ends[begin : begin + size]

@@ -1,6 +1,6 @@
-"""Which tokens to feed once and share: requests as a forest whose edges are states that are forked.
+"""A prefix tree of token sequences, so that shared beginnings are fed once and their states are forked.
 
-A request feeds all its tokens but the last, and asks at some of them for the log-probability of the next one. Requests
+A sequence feeds all its tokens but the last, and queries at some of them the log-probability of the next one. Sequences
 with the same initial state and the same first tokens share a node; where they part, each continues from its state.
 That covers a few-shot prefix of many questions, a question of several choices, and two contexts with one suffix.
 """
@@ -10,10 +10,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 MIN_SAVED = 64
-"""A shared part is a node of its own if that spares at least this many tokens."""
+"""A shared part becomes a node of its own if that spares at least this many tokens."""
 
 
-class Asked(NamedTuple):
+class ScoredSequence(NamedTuple):
     """At least two tokens, of which those from `start` >= 1 on are scored. `state` numbers the initial state."""
 
     tokens: tuple[int, ...]
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Log-probability wanted of `target` after the node's token at `position`, for the request number `owner`."""
+    """Log-probability wanted of `target` after the node's token at `position`, for the sequence number `owner`."""
 
     position: int
     target: int
@@ -37,48 +37,55 @@ class Node(NamedTuple):
     queries: list[Query]
     children: list["Node"]
     ending: list[int]
-    """Requests whose last fed token is this node's last."""
+    """Numbers of the sequences whose last fed token is this node's last."""
 
 
-def forest(asked: Sequence[Asked], min_saved: int = MIN_SAVED) -> list[Node]:
-    """The roots, in an order that depends on the requests alone and not on theirs.
+def forest(sequences: Sequence[ScoredSequence], min_saved: int = MIN_SAVED) -> list[Node]:
+    """Builds the prefix trees of sequences.
 
-    min_saved: see MIN_SAVED; a very large number shares nothing but what is equal.
+    Args:
+      sequences: in any order; the trees do not depend on it.
+      min_saved: see MIN_SAVED; a very large number shares only what is equal.
+
+    Returns:
+      The roots, one or more for each initial state.
     """
-    order = sorted(range(len(asked)), key=lambda i: (asked[i].state, asked[i].tokens[:-1]))
+    order = sorted(range(len(sequences)), key=lambda i: (sequences[i].state, sequences[i].tokens[:-1]))
     roots = []
-    for state, members in groupby(order, key=lambda i: asked[i].state):
-        roots += _grow(asked, list(members), state, 0, 0, min_saved)
+    for state, members in groupby(order, key=lambda i: sequences[i].state):
+        roots += _grow(sequences, list(members), state, 0, 0, min_saved)
     return roots
 
 
-def _grow(asked: Sequence[Asked], order: list[int], state: int, start: int, seen: int, min_saved: int) -> list[Node]:
-    """Nodes for requests (in order of their fed tokens) that share all fed tokens before `seen`, fed up to `start`."""
+def _grow(
+    sequences: Sequence[ScoredSequence], order: list[int], state: int, start: int, seen: int, min_saved: int
+) -> list[Node]:
+    """Returns nodes of sequences (sorted by fed tokens) that share all fed tokens before `seen`, fed up to `start`."""
     nodes = []
-    for _, group in groupby(order, key=lambda i: asked[i].tokens[seen]):
+    for _, group in groupby(order, key=lambda i: sequences[i].tokens[seen]):
         members = list(group)
-        end = _parting(asked[members[0]].tokens, asked[members[-1]].tokens, seen)
-        ending = [i for i in members if len(asked[i].tokens) - 1 == end]
+        end = _parting(sequences[members[0]].tokens, sequences[members[-1]].tokens, seen)
+        ending = [i for i in members if len(sequences[i].tokens) - 1 == end]
         rest = members[len(ending) :]
-        branches = len({asked[i].tokens[end] for i in rest}) + bool(ending)
+        branches = len({sequences[i].tokens[end] for i in rest}) + bool(ending)
         if not rest or (end - start) * (branches - 1) >= min_saved:
-            children = _grow(asked, rest, state, end, end, min_saved) if rest else []
-            nodes.append(_node(asked, state, members, ending, start, end, children))
+            children = _grow(sequences, rest, state, end, end, min_saved) if rest else []
+            nodes.append(_node(sequences, state, members, ending, start, end, children))
             continue
         if ending:
-            nodes.append(_node(asked, state, ending, ending, start, end, []))
-        nodes += _grow(asked, rest, state, start, end, min_saved)
+            nodes.append(_node(sequences, state, ending, ending, start, end, []))
+        nodes += _grow(sequences, rest, state, start, end, min_saved)
     return nodes
 
 
 def _parting(a: tuple[int, ...], b: tuple[int, ...], seen: int) -> int:
-    """How many fed tokens two requests share, of which `seen` are known."""
+    """Returns how many fed tokens two sequences share, of which `seen` are known."""
     size = min(len(a), len(b)) - 1
     return next((i for i in range(seen, size) if a[i] != b[i]), size)
 
 
 def _node(
-    asked: Sequence[Asked],
+    sequences: Sequence[ScoredSequence],
     state: int,
     members: list[int],
     ending: list[int],
@@ -86,16 +93,16 @@ def _node(
     end: int,
     children: list[Node],
 ) -> Node:
-    queries = [query for owner in members for query in _queries(asked[owner], owner, start, end)]
-    return Node(state, asked[members[0]].tokens[start:end], queries, children, ending)
+    queries = [query for owner in members for query in _queries(sequences[owner], owner, start, end)]
+    return Node(state, sequences[members[0]].tokens[start:end], queries, children, ending)
 
 
-def _queries(one: Asked, owner: int, start: int, end: int) -> Iterator[Query]:
-    """What a request asks for while its fed tokens from `start` to `end` go by."""
+def _queries(one: ScoredSequence, owner: int, start: int, end: int) -> Iterator[Query]:
+    """Yields the queries of a sequence at its fed tokens from `start` to `end`."""
     for fed in range(max(start, one.start - 1), end):
         yield Query(fed - start, one.tokens[fed + 1], owner)
 
 
 def count_tokens(nodes: Sequence[Node]) -> int:
-    """Tokens fed in all."""
+    """Returns the number of tokens fed in all."""
     return sum(len(node.tokens) + count_tokens(node.children) for node in nodes)

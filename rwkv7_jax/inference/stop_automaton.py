@@ -1,4 +1,4 @@
-"""Stop strings found token by token on the device, wherever token boundaries fall: an automaton over bytes, by token.
+"""An automaton that finds stop strings token by token on the device, wherever token boundaries fall.
 
 The automaton's states are the beginnings of stop strings (Aho and Corasick 1975); a token moves it by all of its bytes.
 """
@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rwkv7_jax.tokenizer.tokenizers import Tokenizer
+from rwkv7_jax.tokenizer import Tokenizer
 
 START, HIT = 0, 1
 
 
 def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> np.ndarray:
-    """next_state [S, vocab], int16, S a power of two: HIT, once reached, stays.
+    """Builds the automaton's table next_state [S, vocab], int16, S a power of two: HIT, once reached, stays.
 
-    With a tokenizer whose tokens do not simply join up to bytes nothing is ever found here.
-    Raises: ValueError for an empty stop string.
+    With a tokenizer whose tokens do not join up to bytes it never finds a stop string.
+
+    Raises:
+      ValueError: an empty stop string.
     """
     if not all(stops):
         raise ValueError("a stop string is empty; leave it out")
@@ -35,7 +37,7 @@ def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> 
 
 
 def _byte_moves(stops: list[bytes]) -> np.ndarray:
-    """next_state [states, 256] after one more byte."""
+    """Returns next_state [states, 256] after one more byte."""
     beginnings = sorted({stop[:n] for stop in stops for n in range(1, len(stop))})
     numbers = {b"": START} | {text: HIT + 1 + i for i, text in enumerate(beginnings)}
     moves = np.full((len(numbers) + 1, 256), HIT, np.int16)
@@ -51,8 +53,3 @@ def _byte_moves(stops: list[bytes]) -> np.ndarray:
 def _joins_bytes(tokenizer: Tokenizer) -> bool:
     ids = tokenizer.encode("Question: a b</s>\n<|im_end|> Q")
     return b"".join(tokenizer.decode_bytes([i]) for i in ids) == tokenizer.decode_bytes(ids)
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]

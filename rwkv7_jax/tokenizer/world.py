@@ -8,23 +8,31 @@ are tokens themselves: one dictionary look-up. What is left walks a trie, which 
 import ast
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rwkv7_jax.tokenizer.protocol import REPLACEMENT, checked_ids
+
 FILE_NAME = "rwkv_vocab_v20230424.txt"
+WORLD_SIZES = range(65530, 66049)
+"""Vocabulary sizes taken for World: ids end at 65529, embeddings have 65536 rows as released, or more as padding."""
 SHORT = 32
 """Below this many bytes, looking for boundaries costs more than it spares."""
 
-Node = tuple[Any, dict[int, Any]]
-LEAF: dict[int, Any] = {}
+Node = tuple[int | None, dict]
+"""A node of the trie: (id of the token that ends here, {next byte: node})."""
+Root = tuple[int, dict]
+"""A node under a first byte, which is a token itself."""
+LEAF: dict[int, Node] = {}
 
 
 def find_vocabulary() -> Path:
-    """The vocabulary file inside the installed package `rwkv`, which is not imported (that would need torch).
+    """Returns the vocabulary file of the installed package `rwkv`, which is not imported (that would need torch).
 
-    Raises: FileNotFoundError if it is not there.
+    Raises:
+      FileNotFoundError: it is not there.
     """
     spec = importlib.util.find_spec("rwkv")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -37,6 +45,47 @@ def find_vocabulary() -> Path:
     )
 
 
+class WorldTokenizer:
+    """RWKV's World tokenizer: greedy longest match over bytes, exact on any bytes.
+
+    Ids run 1..65529; 0 ends a text and decodes to nothing; ids without a token decode to U+FFFD.
+    The vocabulary is read from the installed package `rwkv`, or from `path` (a file in the same format, maybe shorter).
+
+    Raises:
+      FileNotFoundError: there is no vocabulary.
+      ValueError: the vocabulary is malformed.
+    """
+
+    eos_id = 0
+
+    def __init__(self, path: str | Path | None = None):
+        self._tables = load_tables(Path(path) if path is not None else find_vocabulary())
+        self.used = max(self._tables.token_of) + 1
+        """Ids that text may get are below it; `vocab_size` is that of released models, which have some rows more."""
+        self.vocab_size = 65536 if self.used == WORLD_SIZES.start else self.used
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes a text by greedy longest match."""
+        return self._tables.encode(text.encode())
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Encodes any bytes by greedy longest match."""
+        return self._tables.encode(bytes(data))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decodes ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Joins the bytes of the ids.
+
+        Raises:
+          ValueError: an id is negative.
+        """
+        token, ids = self._tables.token_of, checked_ids(ids)
+        return b"".join([token.get(i) or (REPLACEMENT if i else b"") for i in ids])
+
+
 class WorldTables:
     """Look-up tables of a vocabulary {token bytes: id}, which must hold all 256 single bytes."""
 
@@ -47,7 +96,7 @@ class WorldTables:
         self._boundary = _boundaries(ids)
 
     def encode(self, data: bytes) -> list[int]:
-        """Ids by greedy longest match from the left."""
+        """Returns ids by greedy longest match from the left."""
         if len(data) < SHORT:
             return self._walk(data)
         codes = np.frombuffer(data, np.uint8).astype(np.uint16)
@@ -84,7 +133,7 @@ class WorldTables:
         return out
 
 
-class Trie(dict[int, Node]):
+class Trie(dict[int, Root]):
     """{first byte: (id or None, {next byte: such a pair})}; what lies under a first byte is built when it is met."""
 
     def __init__(self, ids: dict[bytes, int]):
@@ -94,7 +143,7 @@ class Trie(dict[int, Node]):
         for token in ids:
             self._groups.setdefault(token[0], []).append(token)
 
-    def __missing__(self, first: int) -> Node:
+    def __missing__(self, first: int) -> Root:
         tokens = self._groups[first]
         inner = {token[:end] for token in tokens for end in range(1, len(token))}
         edges: dict[bytes, dict[int, Node]] = {prefix: {} for prefix in inner}
@@ -108,7 +157,12 @@ class Trie(dict[int, Node]):
 
 @functools.cache
 def load_tables(path: Path) -> WorldTables:
-    """Read and build once a process.  Raises: FileNotFoundError, ValueError (which line is wrong)."""
+    """Reads a vocabulary file once a process.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line is malformed; the message names it.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such World vocabulary file")
     ids = parse_vocabulary(path.read_bytes(), str(path))
@@ -121,15 +175,18 @@ def load_tables(path: Path) -> WorldTables:
 
 
 def parse_vocabulary(data: bytes, source: str = "vocabulary") -> dict[bytes, int]:
-    """Lines `ID LITERAL LENGTH` -> {token bytes: id}; LITERAL is a Python str or bytes literal, LENGTH is in bytes.
+    """Parses lines `ID LITERAL LENGTH` to {token bytes: id}; nothing in the file is executed.
 
-    Raises: ValueError with the number of the first wrong line. Nothing in the file is ever executed.
+    LITERAL is a Python str or bytes literal, LENGTH is in bytes.
+
+    Raises:
+      ValueError: a line is malformed; the message has the number of the first.
     """
     ids: dict[bytes, int] = {}
     try:
         lines = data.decode().splitlines() if b"\r\n" not in data else data.decode().split("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not a World vocabulary (byte {error.start} is no UTF-8)") from None
+        raise ValueError(f"{source}: not a World vocabulary (byte {error.start} is not UTF-8)") from None
     for number, line in enumerate(lines, 1):
         if line:
             token, token_id = _parse_line(line, f"{source} line {number}")

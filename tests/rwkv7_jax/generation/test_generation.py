@@ -16,15 +16,15 @@ from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation import generate as sampling
 from rwkv7_jax.generation import sampling as token_choice
-from rwkv7_jax.generation.generate import SamplingConfig, for_decoding, generate, generate_text, sample_logits, stream
-from rwkv7_jax.generation.sampling import Knobs, Occurrences, keep_top_k, keep_top_p
+from rwkv7_jax.generation.generate import SamplingParams, for_decoding, generate, generate_text, sample_logits, stream
+from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer
 
 VOCAB = 256
 CONFIG = RWKV7Config(VOCAB, 2, 32, head_size=16, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8, scan_layers=False)
-GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
-RANDOM = SamplingConfig(
+GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
+RANDOM = SamplingParams(
     temperature=0.9, top_p=0.9, top_k=20, frequency_penalty=0.4, presence_penalty=0.2, max_new_tokens=12
 )
 PROMPTS = [[5, 6, 7], [9], [101, 7, 43, 11, 12, 200, 3]]
@@ -203,7 +203,7 @@ def test_nothing_is_compiled_twice(model, params, state):
     assert text
     functions = (decode_loop.prefill_and_decode, decode_loop.prefill, decode_loop.decode)
     sizes = [f._cache_size() for f in functions]
-    other = SamplingConfig(temperature=1.3, top_p=0.5, frequency_penalty=1.0, max_new_tokens=15)
+    other = SamplingParams(temperature=1.3, top_p=0.5, frequency_penalty=1.0, max_new_tokens=15)
     generate(model, params, [[3] * 14], row(state, 0), jax.random.key(7), other, stop=[[4, 4, 4, 4]], eos_id=9)
     generate(RWKV7(CONFIG), params, [[3] * 16], None, jax.random.key(7), RANDOM, stop=[[4, 4, 4]])
     list(stream(model, params, ByteTokenizer(), "another text", None, jax.random.key(8), other, stop=["x"]))
@@ -257,7 +257,7 @@ def test_a_misfitting_state_or_key_gets_one_line(model, params, state):
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        SamplingConfig(**wrong)
+        SamplingParams(**wrong)
 
 
 # Text: strings in, strings out.
@@ -403,13 +403,13 @@ def reference_probabilities(logits, config, seen=(), count=()):
 @pytest.mark.parametrize(
     "config",
     [
-        SamplingConfig(),
-        SamplingConfig(temperature=0.5),
-        SamplingConfig(temperature=2.0, top_k=5),
-        SamplingConfig(top_p=0.7),
-        SamplingConfig(temperature=1.5, top_p=0.8, top_k=6),
-        SamplingConfig(presence_penalty=0.7, frequency_penalty=0.5),
-        SamplingConfig(temperature=0.8, top_p=0.9, presence_penalty=-0.5, frequency_penalty=0.3),
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=2.0, top_k=5),
+        SamplingParams(top_p=0.7),
+        SamplingParams(temperature=1.5, top_p=0.8, top_k=6),
+        SamplingParams(presence_penalty=0.7, frequency_penalty=0.5),
+        SamplingParams(temperature=0.8, top_p=0.9, presence_penalty=-0.5, frequency_penalty=0.3),
     ],
     ids=str,
 )
@@ -463,8 +463,8 @@ def test_occurrences_decay_before_they_count():
         now = now.add(jnp.asarray([token], jnp.int32), weight, jnp.asarray(0.5))
     assert now.seen.tolist() == [[False, True, False, True]]
     np.testing.assert_allclose(now.count, [[0, 0.75, 0, 0]])
-    config = SamplingConfig(presence_penalty=1, frequency_penalty=2)
-    logits = token_choice.penalise(jnp.zeros((1, 4)), now, Knobs.of(config))
+    config = SamplingParams(presence_penalty=1, frequency_penalty=2)
+    logits = token_choice.penalise(jnp.zeros((1, 4)), now, SamplingArrays.of(config))
     np.testing.assert_allclose(logits, [[0, -2.5, 0, -1]])
 
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import zero_state
-from rwkv7_jax.inference.greedy import Generator, Prompt
-from rwkv7_jax.inference.scoring import Forker
-from rwkv7_jax.inference.stop_automaton import HIT, START, cut, token_table
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer
+from rwkv7_jax.generation.stop_strings import cut_at_earliest_start
+from rwkv7_jax.inference.greedy import GreedyGenerator, Prompt
+from rwkv7_jax.inference.scoring import PrefixScorer
+from rwkv7_jax.inference.stop_automaton import HIT, START, token_table
+from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning.core import surgery
 
 LIMIT = 9
@@ -23,7 +24,9 @@ def test_the_automaton_finds_the_first_stop(stops, text):
     for fed, byte in enumerate(text.encode(), 1):
         state = table[state, byte]
         assert (state == HIT) == any(stop in text[:fed] for stop in stops)
-    assert cut(text, stops) == text[: min([text.find(s) for s in stops if s in text], default=len(text))]
+    assert (
+        cut_at_earliest_start(text, stops) == text[: min([text.find(s) for s in stops if s in text], default=len(text))]
+    )
 
 
 def test_an_empty_stop_is_an_error():
@@ -62,7 +65,7 @@ def wanted(tiny, states, prompts) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def generator(tiny):
-    return Generator(tiny.model, tiny.params, tiny.tokenizer, Forker(tiny.model, tiny.params, 3))
+    return GreedyGenerator(tiny.model, tiny.params, tiny.tokenizer, PrefixScorer(tiny.model, tiny.params, 3))
 
 
 def decoded(texts):
@@ -78,7 +81,7 @@ def test_answers_are_those_of_one_by_one(generator, states, prompts, wanted):
 
 def test_a_stop_ends_a_row_and_the_next_takes_its_place(generator, states, prompts, wanted):
     stops = [chr(byte) for byte in {text[2] for text in wanted if len(text) > 2} if byte < 128][:2]
-    texts = [cut(text, stops) for text in decoded(wanted)]
+    texts = [cut_at_earliest_start(text, stops) for text in decoded(wanted)]
     steps = generator.steps
     assert generator.answers(prompts, states, stops, LIMIT) == texts
     used = generator.steps - steps

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from rwkv7_jax import State, zero_state
 from rwkv7_jax.inference import scoring, state_pool
 from rwkv7_jax.inference.encoding import Encoder
-from rwkv7_jax.inference.prefix_tree import Asked, count_tokens, forest
-from rwkv7_jax.inference.scoring import Forker
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer, WorldTokenizer
+from rwkv7_jax.inference.prefix_tree import ScoredSequence, count_tokens, forest
+from rwkv7_jax.inference.scoring import PrefixScorer
+from rwkv7_jax.tokenizer import ByteTokenizer, WorldTokenizer
 from rwkv7_jax.wkv_state import Residual
 
 tokens = st.lists(st.integers(0, 2), min_size=2, max_size=9).map(tuple)
-requests = st.builds(lambda t, s, n: Asked(t, 1 + s % (len(t) - 1), n), tokens, st.integers(0, 20), st.integers(0, 1))
+requests = st.builds(
+    lambda t, s, n: ScoredSequence(t, 1 + s % (len(t) - 1), n), tokens, st.integers(0, 20), st.integers(0, 1)
+)
 
 
 def told(nodes, state=None, before=()):
@@ -81,10 +83,10 @@ def test_kept_tokens_change_no_encoding(world, texts, head, more):
 
 def test_pairs_are_parted_as_in_the_harness():
     encoder = Encoder(ByteTokenizer())
-    assert encoder.pair("ab", " c") == Asked((97, 98, 32, 99), 2)
-    assert encoder.pair("ab ", "c", (5,), 1) == Asked((5, 97, 98, 32, 99), 3, 1)
-    assert encoder.pair("", "c") == Asked((0, 99), 1)
-    assert encoder.pair("", "c", (7,)) == Asked((7, 99), 1)
+    assert encoder.pair("ab", " c") == ScoredSequence((97, 98, 32, 99), 2)
+    assert encoder.pair("ab ", "c", (5,), 1) == ScoredSequence((5, 97, 98, 32, 99), 3, 1)
+    assert encoder.pair("", "c") == ScoredSequence((0, 99), 1)
+    assert encoder.pair("", "c", (7,)) == ScoredSequence((7, 99), 1)
     with pytest.raises(ValueError, match="has no token of its own"):
         encoder.pair("ab", "")
 
@@ -103,8 +105,8 @@ TEXTS = [f"{HEAD}{middle}|{end}" for middle in ("one", "two, longer", "3") for e
 
 @pytest.fixture(scope="module")
 def asked():
-    texts = [Asked(tuple(text.encode()), text.index("|") + 1, state) for state in (0, 1, 2) for text in TEXTS]
-    return [*texts, Asked((5, 6), 1), Asked((7, 8, 9), 1, 2)]
+    texts = [ScoredSequence(tuple(text.encode()), text.index("|") + 1, state) for state in (0, 1, 2) for text in TEXTS]
+    return [*texts, ScoredSequence((5, 6), 1), ScoredSequence((7, 8, 9), 1, 2)]
 
 
 def plain(tiny, states, asked) -> list[float]:
@@ -123,46 +125,46 @@ def plain(tiny, states, asked) -> list[float]:
 
 
 def test_forked_scores_are_the_plain_ones(tiny, states, asked):
-    forker = Forker(tiny.model, tiny.params, 4, min_saved=8)
-    scores = [answer.log_likelihood for answer in forker.score(asked, states)]
+    scorer = PrefixScorer(tiny.model, tiny.params, 4, min_saved=8)
+    scores = [answer.log_likelihood for answer in scorer.score(asked, states)]
     np.testing.assert_allclose(scores, plain(tiny, states, asked), rtol=2e-5, atol=2e-5)
-    assert forker.cost.tokens < sum(len(one.tokens) - 1 for one in asked) / 2
+    assert scorer.cost.tokens < sum(len(one.tokens) - 1 for one in asked) / 2
 
 
 def test_scores_depend_on_neither_order_nor_batch_shape_and_compile_once(tiny, states, asked):
-    forker = Forker(tiny.model, tiny.params, 4, min_saved=8)
+    scorer = PrefixScorer(tiny.model, tiny.params, 4, min_saved=8)
     ticks = []
-    scores = np.asarray(forker.score(asked, states, ticks.append))
+    scores = np.asarray(scorer.score(asked, states, ticks.append))
     assert sum(ticks) == len(asked)
     compiled = state_pool.advance._cache_size()
     order = np.random.default_rng(0).permutation(len(asked))
-    again = np.asarray(forker.score([asked[i] for i in order], states))
+    again = np.asarray(scorer.score([asked[i] for i in order], states))
     np.testing.assert_array_equal(again, scores[order])
     assert state_pool.advance._cache_size() == compiled
-    wide = np.asarray(Forker(tiny.model, tiny.params, 16, min_saved=8).score(asked, states))
+    wide = np.asarray(PrefixScorer(tiny.model, tiny.params, 16, min_saved=8).score(asked, states))
     np.testing.assert_allclose(wide[:, 0], scores[:, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_other_rows_and_padding_change_no_bit(tiny, states, asked):
     """Rows of one shape, alone or among others."""
-    forker = Forker(tiny.model, tiny.params, 4, min_saved=10**9)
+    scorer = PrefixScorer(tiny.model, tiny.params, 4, min_saved=10**9)
     same = [one for one in asked if one.state == 1 and bool(one.tokens[-1] == ord("z"))][:4]
-    together = forker.score(same, states)
-    poisoned = [same[0], *(Asked((255, *one.tokens[1:]), one.start, 2) for one in same[1:])]
-    assert forker.score(poisoned, states)[0] == together[0]
+    together = scorer.score(same, states)
+    poisoned = [same[0], *(ScoredSequence((255, *one.tokens[1:]), one.start, 2) for one in same[1:])]
+    assert scorer.score(poisoned, states)[0] == together[0]
 
 
 def test_long_nodes_go_in_pieces(tiny, states, monkeypatch):
     text = tuple(itertools.islice(itertools.cycle(b"some words "), 60))
-    asked = [Asked((*text, 1, 2), 50, 1), Asked((*text[:20], 3), 20, 0)]
+    asked = [ScoredSequence((*text, 1, 2), 50, 1), ScoredSequence((*text[:20], 3), 20, 0)]
     monkeypatch.setattr(scoring, "PIECE", 16)
-    scores = [x.log_likelihood for x in Forker(tiny.model, tiny.params, 4).score(asked, states)]
+    scores = [x.log_likelihood for x in PrefixScorer(tiny.model, tiny.params, 4).score(asked, states)]
     np.testing.assert_allclose(scores, plain(tiny, states, asked), rtol=2e-5, atol=2e-5)
 
 
 def test_greedy_is_told(tiny, states):
-    forker = Forker(tiny.model, tiny.params, 4)
-    answers = forker.score([Asked((5, token), 1) for token in range(256)], states)
+    scorer = PrefixScorer(tiny.model, tiny.params, 4)
+    answers = scorer.score([ScoredSequence((5, token), 1) for token in range(256)], states)
     assert sum(answer.greedy for answer in answers) == 1
     assert max(answers).greedy
     assert math.isclose(sum(math.exp(x.log_likelihood) for x in answers), 1, rel_tol=1e-4)
@@ -170,7 +172,7 @@ def test_greedy_is_told(tiny, states):
 
 def test_nothing_to_score_is_an_error(tiny, states):
     with pytest.raises(ValueError, match="needs a token before"):
-        Forker(tiny.model, tiny.params, 4).score([Asked((5,), 1)], states)
+        PrefixScorer(tiny.model, tiny.params, 4).score([ScoredSequence((5,), 1)], states)
 
 
 def test_states_of_different_kinds_side_by_side(tiny, states):
@@ -182,9 +184,9 @@ def test_states_of_different_kinds_side_by_side(tiny, states):
     lifted = states[1]._replace(wkv=Residual(s=states[1].wkv, **extra))
     mixed = [states[1], lifted, states[2]]
     text = tuple(b"a common text|end")
-    forker = Forker(tiny.model, tiny.params, 4)
-    answers = forker.score([Asked(text, 13, i) for i in range(3)], mixed)
-    assert answers[::2] == forker.score([Asked(text, 13, i) for i in range(2)], mixed[::2])
+    scorer = PrefixScorer(tiny.model, tiny.params, 4)
+    answers = scorer.score([ScoredSequence(text, 13, i) for i in range(3)], mixed)
+    assert answers[::2] == scorer.score([ScoredSequence(text, 13, i) for i in range(2)], mixed[::2])
     assert abs(answers[1].log_likelihood - answers[0].log_likelihood) > 1e-4
     start = jax.tree.map(lambda leaf: leaf[:, None], lifted)
     logits, _ = tiny.model.apply({"params": tiny.params}, jnp.asarray([text]), start)

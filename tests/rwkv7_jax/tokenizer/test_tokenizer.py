@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax.generation.stop_strings import cut_tokens
-from rwkv7_jax.tokenizer import world
-from rwkv7_jax.tokenizer.tokenizers import ByteTokenizer, JsonTokenizer, TextDecoder, WorldTokenizer, load_tokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer, JsonTokenizer, TextDecoder, WorldTokenizer, load_tokenizer, world
 
 TEXTS = st.one_of(
     st.text(max_size=80),

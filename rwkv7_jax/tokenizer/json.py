@@ -1,0 +1,117 @@
+"""Any `tokenizer.json` of the `tokenizers` library."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as Library
+
+from rwkv7_jax.tokenizer.protocol import REPLACEMENT, checked_ids
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library; a byte-level one decodes exactly, token by token.
+
+    Truncation and padding that the file asks for are left out: a text is encoded whole and alone.
+    The end token is `eos_token`, else what `tokenizer_config.json` beside the file names, else a token of a usual name,
+    else 0.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a tokenizer.json, or lacks `eos_token`.
+    """
+
+    EOS_NAMES = ("<|endoftext|>", "<|rwkv_tokenizer_end_of_text|>", "</s>", "<eos>", "<|end_of_text|>")
+
+    def __init__(self, path: str | Path, *, eos_token: str | None = None):
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such tokenizer file")
+        try:
+            self._library = Library.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
+        self._library.no_truncation()
+        self._library.no_padding()
+        self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.eos_id: int = self._find_eos(path, eos_token)
+        self._pieces = _byte_pieces(self._library)
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes a text whole, without special tokens.
+
+        Raises:
+          ValueError: the text has lone surrogates.
+        """
+        text.encode()
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Encodes the text whose UTF-8 the bytes are.
+
+        Raises:
+          ValueError: the bytes are not UTF-8.
+        """
+        return self.encode(data.decode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decodes ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Joins the bytes of the ids; ids without a token decode to nothing if the decoder is not byte-level.
+
+        Raises:
+          ValueError: an id is negative.
+        """
+        ids = checked_ids(ids)
+        if self._pieces is None:
+            return self._library.decode(ids, skip_special_tokens=True).encode()
+        return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
+
+    def _find_eos(self, path: Path, eos_token: str | None) -> int:
+        config = path.with_name("tokenizer_config.json")
+        if eos_token is None and config.is_file():
+            eos_token = _named_eos(config)
+        if eos_token is not None:
+            found = self._library.token_to_id(eos_token)
+            if found is None:
+                raise ValueError(f"{path}: the vocabulary has no token {eos_token!r} to end a text with")
+            return found
+        candidates = (self._library.token_to_id(name) for name in self.EOS_NAMES)
+        return next((i for i in candidates if i is not None), 0)
+
+
+def _named_eos(path: Path) -> str | None:
+    """Returns `eos_token` of a `tokenizer_config.json`, given as text or as an added token."""
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        token = token["content"] if isinstance(token, dict) else token
+    except (ValueError, AttributeError, KeyError):
+        token = path
+    if token is None or isinstance(token, str):
+        return token
+    raise ValueError(f"{path}: not a tokenizer_config.json that names an eos_token; correct or remove it")
+
+
+def _byte_pieces(library: Library) -> dict[int, bytes] | None:
+    """Returns the bytes of every id of a byte-level tokenizer ({special id: b""}), None for other kinds."""
+    decoder = json.loads(library.to_str()).get("decoder") or {}
+    kinds = {part.get("type") for part in [decoder, *decoder.get("decoders", [])]}
+    if kinds != {"ByteLevel"}:
+        return None
+    byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    added = library.get_added_tokens_decoder()
+    special = {i for i, token in added.items() if token.special}
+    pieces = {}
+    for token, i in library.get_vocab(with_added_tokens=True).items():
+        plain = i in added or not byte_of.keys() >= set(token)
+        pieces[i] = b"" if i in special else token.encode() if plain else bytes(byte_of[symbol] for symbol in token)
+    return pieces
+
+
+def _byte_symbols() -> str:
+    """Returns the 256 characters that stand for bytes in byte-level vocabularies (GPT-2's alphabet), in byte order."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = iter(range(256, 512))
+    return "".join(chr(byte if byte in shown else next(hidden)) for byte in range(256))

@@ -1,0 +1,108 @@
+"""The language model: its methods against each other, states in and out of files, one-line errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rwkv7_jax import LanguageModel, SamplingParams, State, load_state
+from tests.helpers import random_state
+
+SAMPLING = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def state(tiny: LanguageModel) -> State:
+    return random_state(3, 0.5, tiny.config)
+
+
+def test_stream_joins_to_generate(tiny: LanguageModel, state: State):
+    for start in (None, state):
+        whole = tiny.generate("The sea", state=start, seed=5, **SAMPLING)
+        assert "".join(tiny.stream("The sea", state=start, seed=5, **SAMPLING)) == whole
+
+
+def test_a_list_of_prompts_gives_a_list(tiny: LanguageModel):
+    texts = tiny.generate(["The sea", "a"], temperature=0, max_new_tokens=6)
+    assert texts == [tiny.generate(prompt, temperature=0, max_new_tokens=6) for prompt in ("The sea", "a")]
+
+
+def test_a_stop_string_may_be_given_alone(tiny: LanguageModel):
+    whole = tiny.generate("x", temperature=0, max_new_tokens=10)
+    stop = whole[1:3]
+    assert tiny.generate("x", temperature=0, max_new_tokens=10, stop=stop) == whole[: whole.index(stop)]
+
+
+def test_score_is_the_sum_of_the_logits(tiny: LanguageModel, state: State):
+    context, continuation = "The sea", " is blue"
+    ids = tiny.encode(context + continuation)
+    for start in (None, state):
+        logits, _ = tiny.logits(ids, state=start)
+        found = jax.nn.log_softmax(logits)[jnp.arange(len(context) - 1, len(ids) - 1), jnp.asarray(ids[len(context) :])]
+        (score,) = tiny.score([(context, continuation)], state=start, batch_size=4)
+        np.testing.assert_allclose(score, found.sum(), rtol=1e-5)
+
+
+def test_the_state_after_a_text_continues_it(tiny: LanguageModel):
+    whole, end = tiny.logits("The sea")
+    _, middle = tiny.logits("The ")
+    rest, after = tiny.logits("sea", state=middle)
+    np.testing.assert_allclose(rest, whole[4:], rtol=2e-4, atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), after, end)
+
+
+def test_a_state_changes_the_results(tiny: LanguageModel, state: State):
+    pairs = [("The sea", " is blue")]
+    assert tiny.score(pairs, batch_size=4) != tiny.score(pairs, state=state, batch_size=4)
+    zero = tiny.zero_state()
+    assert tiny.score(pairs, batch_size=4) == tiny.score(pairs, state=zero, batch_size=4)
+
+
+def test_a_tuned_state_round_trips(tiny: LanguageModel, state: State, tmp_path):
+    tuned = tiny.tuned_state(state, "random", config={"size": 0.5}, metrics={"loss": 1.0})
+    tuned.save(tmp_path / "state.safetensors")
+    loaded = load_state(tmp_path / "state.safetensors", config=tiny.config, base_model_hash=tiny.weights_hash)
+    assert loaded.metadata.items() >= tuned.metadata.items()
+    assert loaded.metadata["base_model_hash"] == tiny.weights_hash
+    pairs = [("The sea", " is blue")]
+    assert tiny.score(pairs, state=loaded, batch_size=4) == tiny.score(pairs, state=state, batch_size=4)
+    settings = {"temperature": 0, "max_new_tokens": 6}
+    assert tiny.generate("a", state=loaded, **settings) == tiny.generate("a", state=state, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"heat": 1.0}, "unknown sampling setting 'heat': choose among"), ({"top_p": 2.0}, "top_p must lie in 0..1")],
+)
+def test_wrong_sampling_settings_are_one_line(tiny: LanguageModel, settings: dict[str, float], message: str):
+    for call in (tiny.generate, tiny.stream):
+        with pytest.raises(ValueError, match=message) as error:
+            call("a", **settings)
+        assert "\n" not in str(error.value)
+
+
+def test_a_state_of_another_model_is_one_line(tiny: LanguageModel):
+    other = random_state(0, 0.3, dataclasses.replace(tiny.config, n_layer=3))
+    for call in (lambda: tiny.logits("a", state=other), lambda: tiny.score([("a", "b")], state=other)):
+        with pytest.raises(ValueError, match=r"a state leaf has shape \(3, 8\), the model needs \(2, 8\)"):
+            call()
+    with pytest.raises(ValueError, match="a state leaf has shape"):
+        tiny.generate("a", state=other)
+
+
+def test_the_weights_for_decoding_are_made_once(tiny: LanguageModel):
+    assert tiny.for_decoding is tiny.for_decoding
+    other = tiny.replace(params=tiny.params)
+    assert other.for_decoding is not tiny.for_decoding
+
+
+def test_it_shows_what_it_is_and_not_its_weights(tiny: LanguageModel):
+    assert tiny.summary in repr(tiny)
+    assert len(repr(tiny)) < 300
+    assert tiny.decode(tiny.encode("sea")) == "sea"
+
+
+def test_sampling_settings_are_those_of_sampling_params():
+    assert {"temperature", "max_new_tokens"} <= {field.name for field in dataclasses.fields(SamplingParams)}
