@@ -18,8 +18,7 @@ gpu: the check of the kernels on a real GPU, as `python -m pallas_kernels.bench.
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from experiments.config.cli import Help, chosen, command
-from experiments.config.commands import (
+from experiments.config.bench import (
     BenchEvaluation,
     BenchGpu,
     BenchKernels,
@@ -27,6 +26,7 @@ from experiments.config.commands import (
     BenchSteps,
     BenchTokenizer,
 )
+from experiments.config.cli import Help, chosen, command
 from experiments.config.loading import parse
 from experiments.config.overrides import check_required
 

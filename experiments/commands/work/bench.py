@@ -6,7 +6,7 @@ from functools import singledispatch
 from pathlib import Path
 
 from experiments.bench import evaluation, model, steps, tokenizer
-from experiments.config.commands import (
+from experiments.config.bench import (
     BenchEvaluation,
     BenchGpu,
     BenchKernels,

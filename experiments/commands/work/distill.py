@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ from experiments.config.commands import Distill
 from experiments.config.overrides import UsageError
 from experiments.config.schema import resolved
 from experiments.data.jsonl import hold_out, read_pairs
+from experiments.training import loop
 from experiments.training.metrics_log import progress_bar
 from rwkv7_jax import State
-from rwkv7_jax.checkpoint import save_state
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import non_finite, surgery, train
@@ -94,26 +95,28 @@ def fit(config: Distill, lm: LanguageModel, exact: State, start: State, texts: S
     optimizer = train.make_optimizer(tune)
     step = distill.make_step(lm.model, optimizer, tune, method)
     tuned, rng = train.init(optimizer, method.init()), np.random.default_rng(config.seed)
+    drawn = (rng.permutation(len(texts))[: config.batch_size] for _ in range(steps))
+    batches = (distill.text_batch([texts[i] for i in chosen], config.length, config.batch_size) for chosen in drawn)
     with progress_bar(steps, "fitting", "step") as bar:
-        for index in range(1, steps + 1):
-            chosen = rng.permutation(len(texts))[: config.batch_size]
-            batch = distill.text_batch([texts[i] for i in chosen], config.length, config.batch_size)
-            tuned, metrics = step(lm.params, exact, tuned, jax.device_put(batch))
-            if not bool(metrics["applied"]):
-                lower = "lower tune.learning_rate"
-                raise non_finite.NonFiniteError(f"step {index}: the loss or its gradient is not finite; {lower}")
+        for taken in loop.take_steps(partial(step, lm.params, exact), tuned, batches, _check_applied):
+            tuned = taken.state
             bar.update()
-            bar.set_postfix(kl=f"{float(metrics['loss']):.4f}", refresh=False)
+            bar.set_postfix(kl=f"{float(taken.metrics['loss']):.4f}", refresh=False)
     assert method.full is not None
     return method.full(tuned.trainable)
+
+
+def _check_applied(metrics: non_finite.Metrics, index: int) -> None:
+    if not bool(metrics["applied"]):
+        lower = "lower tune.learning_rate"
+        raise non_finite.NonFiniteError(f"step {index}: the loss or its gradient is not finite; {lower}")
 
 
 def save(config: Distill, lm: LanguageModel, found: Compiled) -> None:
     """Writes the state file with what was measured."""
     settings = resolved(config, without=("output", "system"))
     metrics = {"prompt_tokens": found.prompt_tokens, "kl_nats_per_token": found.kl}
-    metadata = {"base_model_hash": lm.weights_hash, "method": "distill", "config": settings, "metrics": metrics}
-    save_state(config.output, found.state, metadata=metadata)
+    lm.tuned_state(found.state, "distill", config=settings, metrics=metrics).save(config.output)
 
 
 def report(config: Distill, lm: LanguageModel, found: Compiled) -> str:

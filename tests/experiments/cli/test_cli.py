@@ -10,6 +10,7 @@ import pytest
 from experiments import cli
 from experiments.cli.moved import MOVED, refuse_moved
 from experiments.config import commands
+from experiments.config.bench import BenchTokenizer
 from experiments.config.loading import load_config, parse
 from experiments.config.old_names import OLD
 from experiments.config.overrides import UsageError, apply_overrides, leaves
@@ -247,7 +248,7 @@ def test_tables_of_methods_belong_into_python(tmp_path):
 def test_positional_words_go_before_keys_or_behind_them():
     config = parse(commands.Convert(), ["--dtype", "float16", "a.pth", "b=c.bin"])
     assert config == commands.Convert("a.pth", "b=c.bin", "float16")
-    assert parse(commands.BenchTokenizer(), ["a,b.txt", "c.txt"]).files == ("a,b.txt", "c.txt")
+    assert parse(BenchTokenizer(), ["a,b.txt", "c.txt"]).files == ("a,b.txt", "c.txt")
 
 
 IDENTITIES = {

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments.commands import scale as command
+from experiments.commands.work import scale as work
+from experiments.config.commands import Scale
+from experiments.config.loading import parse
 from experiments.config.overrides import UsageError
 from experiments.evaluation import problems, scaling
 from experiments.pocket import benchmarks
@@ -173,3 +176,19 @@ def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str],
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_identity_of_runs_that_were_begun_before_stays():
+    """The settings by the names that they had when 90e92f9 was committed."""
+    words = "--data.tasks pocket:gsm8k --teacher.checkpoint t.pth --model.checkpoint c.pth --adapt.steps 2"
+    found = work.identity_settings(parse(Scale(), [*words.split(), "--adapt.rate", "0.02"]))
+    assert found == {
+        "batch_size": 16, "chain_steps": 0, "checkpoint": "c.pth", "clip_norm": 1.0, "data": None, "kl": 0.05,
+        "match": "text", "max_new_tokens": 96, "max_records": 100, "norm_cap": 10.0, "rate": 0.02,
+        "reward": "log_probability", "samples": 8, "seed": 0, "split": "test", "state": None, "steps": 2,
+        "task": "gsm8k", "teacher": "t.pth", "teacher_api": "completions", "teacher_model": None,
+        "teacher_tokenizer": "auto", "temperature": 1.0, "tokenizer": "auto",
+    }  # fmt: skip
+    real = ["--data.tasks", "gsm8k", "--data.dir", "data", "--model.dtype", "bfloat16"]
+    other = work.identity_settings(parse(Scale(), [*words.split(), "--adapt.rate", "0.02", *real]))
+    assert other == found | {"dir": "data", "dtype": "bfloat16"}
