@@ -1,12 +1,12 @@
 """One tuned cell: the training loop, what it costs, and what the tuned state scores on held-out records."""
 
 import dataclasses
+import itertools
 import statistics
-import time
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -18,6 +18,7 @@ from experiments.evaluation.evaluator import Evaluator
 from experiments.study.adjustable_rate import set_rate
 from experiments.study.records import ItemScores
 from experiments.study.resources import Program, Resources
+from experiments.training import loop
 from rwkv7_jax import State
 from state_tuning.core import non_finite, train
 from state_tuning.core.objective import Batch
@@ -71,16 +72,17 @@ def tune(
     rates = schedule(resources.tune, rate, steps)
     batches = batching.training_batches(resources.examples(task), resources.data.batch_size, seed)
     losses, seconds = [], []
-    for index in range(1, steps + 1):
-        batch = jax.device_put(next(batches))
+
+    def prepare(taken: int, tuned: train.TuneState, batch: Batch) -> train.TuneState:
         if before_step:
-            before_step(index - 1, tuned, batch)
-        tuned = tuned._replace(opt_state=set_rate(tuned.opt_state, rates[index - 1]))
-        begin = time.perf_counter()
-        tuned, metrics = program.step(params, tuned, batch)
-        non_finite.check_finite(metrics, index)
-        seconds.append((batch["tokens"].shape, time.perf_counter() - begin))
-        losses.append(round(float(metrics["loss"]), DIGITS))
+            before_step(taken, tuned, batch)
+        return tuned._replace(opt_state=set_rate(tuned.opt_state, rates[taken]))
+
+    step, drawn = partial(program.step, params), itertools.islice(batches, steps)
+    for taken in loop.take_steps(step, tuned, drawn, non_finite.check_finite, prepare):
+        tuned = taken.state
+        seconds.append((taken.batch["tokens"].shape, taken.seconds))
+        losses.append(round(float(taken.metrics["loss"]), DIGITS))
         resources.interrupt.check()
     return Tuned(tuned, losses, typical_seconds(seconds))
 

@@ -6,21 +6,25 @@ A generator: it yields each row of metrics.jsonl and returns the last state (`dr
 alone). What happens at a step depends on the step's number and on what was computed, never on the time, so that a
 resumed run takes the same steps. With several processes (`jax.distributed`) every one runs the loop, process 0 alone
 writes rows, checkpoints' names and the ledger, and all stop after the same step.
+
+`take_steps` is the loop of short runs in memory, without files and other processes.
 """
 
 import sys
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
-from jaxtyping import PyTree
+import jax
+from jaxtyping import Array, PyTree
 
 from experiments.config.loop import LoopConfig
 from experiments.config.overrides import UsageError
 from experiments.training.metrics_log import Row
 from experiments.training.steps import Batches, Place, Steps, Task
 
-__all__ = ["Batches", "Place", "Task", "drain", "train"]
+__all__ = ["Batches", "Place", "Taken", "Task", "drain", "take_steps", "train"]
 
 T = TypeVar("T")
 
@@ -94,3 +98,44 @@ def drain(rows: Generator[object, None, T]) -> T:
             next(rows)
         except StopIteration as end:
             return end.value
+
+
+class Taken(NamedTuple, Generic[T]):
+    """A step in memory."""
+
+    index: int
+    """Its number, from 1."""
+    state: T
+    """After it; the next step may donate it."""
+    batch: PyTree
+    metrics: Mapping[str, Array]
+    seconds: float
+
+
+def take_steps(
+    step: Callable[[T, PyTree], tuple[T, Mapping[str, Array]]],
+    state: T,
+    batches: Iterable[PyTree],
+    check: Callable[[Mapping[str, Array], int], object],
+    prepare: Callable[[int, T, PyTree], T] | None = None,
+) -> Iterator[Taken[T]]:
+    """Takes one step a batch in memory, and yields each.
+
+    Args:
+      step: (state, batch on the device) -> (state, metrics); the state may be donated.
+      state: the start.
+      batches: host batches, as many as steps are taken.
+      check: (metrics, number of the step); raises where training has to end. It waits for the device.
+      prepare: (steps taken, state, batch on the device) -> state, before each step and outside of its timing.
+
+    Yields:
+      Each step, timed until it is checked.
+    """
+    for index, host in enumerate(batches, 1):
+        batch = jax.device_put(host)
+        if prepare:
+            state = prepare(index - 1, state, batch)
+        begin = time.perf_counter()
+        state, metrics = step(state, batch)
+        check(metrics, index)
+        yield Taken(index, state, batch, metrics, time.perf_counter() - begin)

@@ -205,7 +205,7 @@ def test_overwrite_throws_away_what_a_run_wrote_and_nothing_else(argv, finished,
     assert {path.name for path in folder.iterdir()} == {"my_notes.txt", "run.json"}
 
 
-def test_a_run_without_results_is_in_nobodys_way(argv, tmp_path, capsys):
+def test_a_run_without_results_gives_its_folder_up(argv, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run.main([*argv, "--output", str(folder), *TOO_SMALL]) == 2
     assert "size" in one_error(capsys)
