@@ -18,7 +18,7 @@ from experiments.training.distributed import is_lead
 from experiments.training.metrics_log import MetricsLog
 from rwkv7_jax import State, checkpoint
 from rwkv7_jax.checkpoint.names import weights_hash
-from rwkv7_jax.checkpoint.states import save_state
+from rwkv7_jax.checkpoint.states import save_state, state_metadata
 from rwkv7_jax.functional import Params
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.sharding import host
@@ -96,13 +96,8 @@ def write_job(info: RunInfo, outcome: Outcome, state: State, base_hash: str, cha
     if changed is not None:
         checkpoint.save(folder / WEIGHTS_FILE, changed)
         base_hash = weights_hash(changed)
-    metadata = {
-        "base_model_hash": base_hash,
-        "method": info.method,
-        "task": outcome.name,
-        "config": info.settings,
-        "metrics": run_report.summarise(outcome, info.seed),
-    }
+    metrics = run_report.summarise(outcome, info.seed)
+    metadata = state_metadata(base_hash, info.method, task=outcome.name, config=info.settings, metrics=metrics)
     save_state(folder / STATE_FILE, state, metadata=metadata)
     (folder / PROMPT_FILE).write_text(outcome.samples[0]["prompt"] if outcome.samples else "")
     if info.report.plots:

@@ -7,8 +7,10 @@ import jax
 
 
 def use_compilation_cache(enabled: bool = True) -> None:
-    """Keep compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG); a user
-    without a home folder keeps none."""
+    """Keeps compiled programs between runs in $JAX_COMPILATION_CACHE_DIR, or else the user's cache folder (XDG).
+
+    Without a home folder nothing is kept.
+    """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _users_folder()
     if not (enabled and folder):
         jax.config.update("jax_enable_compilation_cache", False)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax import checkpoint, functional, sharding
-from rwkv7_jax.checkpoint.states import TunedState
+from rwkv7_jax.checkpoint.states import TunedState, state_metadata
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
@@ -263,10 +262,7 @@ class LanguageModel:
         Returns:
           The state with its metadata; `save(path)` writes both.
         """
-        metadata = {"base_model_hash": self.weights_hash, "method": method}
-        metadata |= {} if task is None else {"task": task}
-        metadata |= {} if config is None else {"config": json.dumps(config)}
-        metadata |= {} if metrics is None else {"metrics": json.dumps(metrics)}
+        metadata = state_metadata(self.weights_hash, method, task=task, config=config, metrics=metrics)
         return TunedState(state, metadata)
 
     def _initial(self, state: State | TunedState | None) -> State:

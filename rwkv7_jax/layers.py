@@ -19,7 +19,7 @@ LOG_DECAY_FLOOR = -0.6065306597126334
 
 
 class Linear(nn.Module):
-    """y = x W^T with W [out, in]."""
+    """Computes y = x W^T with W [out, in]."""
 
     features: int
     kernel_init: init.Initializer
@@ -57,7 +57,7 @@ def token_shift(
     valid: Bool[Array, "B T"] | None = None,
     reset: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
-    """The valid token before each token, and the last valid token of all (to be carried on).
+    """Returns (valid token before each token, last valid token of all).
 
     `last` stands before the first token; at a reset the token before is zero, even if the reset token is padding.
     """
@@ -83,7 +83,7 @@ def token_shift(
 def take_previous(
     extended: Float[Array, "B S D"], before: Int[Array, "B S"], after: Int[Array, "B S"], used: Bool[Array, "B S"]
 ) -> Float[Array, "B S D"]:
-    """extended[before]; its gradient is a gather too: row j gets that of `after[j]`, its next valid reader, if `used`.
+    """Returns extended[before]; its gradient is a gather too: row j gets that of its next reader `after[j]`, if `used`.
 
     Readers in between are padding and carry no gradient. The scatter that autodiff would make is slow everywhere.
     """
@@ -104,7 +104,7 @@ take_previous.defvjp(_take_previous_forward, _take_previous_backward)
 
 
 class TimeMix(nn.Module):
-    """RWKV-7 time mix. Width from the input, any head size dividing it, any LoRA ranks.
+    """The RWKV-7 time mix. Width from the input, any head size dividing it, any LoRA ranks.
 
     With `v_first=None` it is a first layer: it has no v0, v1, v2 and returns its own values as `v_first`.
     `layer_id` and `n_layer` only shape the initialisation.
@@ -121,11 +121,11 @@ class TimeMix(nn.Module):
     wkv_implementation: str | None = None
 
     def vector(self, name: str, initializer: init.Initializer, shape: tuple[int, ...], dtype=None) -> Array:
-        """A parameter vector with leading unit axes, ready to broadcast over [B, T, ...]."""
+        """Returns a parameter vector with leading unit axes, ready to broadcast over [B, T, ...]."""
         return self.param(name, initializer, shape).astype(dtype or self.dtype)[None, None]
 
     def lora(self, name: str, x, rank: int, bias, activation=None) -> Float[Array, "B T D"]:
-        """bias + activation(x m1) m2 in float32, the bias being the vector `{name}0` if given."""
+        """Returns bias + activation(x m1) m2 in float32, the bias being the vector `{name}0` if given."""
         width = x.shape[-1]
         down = self.param(f"{name}1", init.zeros, (width, rank)).astype(self.dtype)
         up = self.param(f"{name}2", init.orthogonal(0.1), (rank, width)).astype(self.dtype)
@@ -191,13 +191,13 @@ class TimeMix(nn.Module):
 
 
 def normalise(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
-    """x / max(|x|, 1e-12) over the last axis, in float32, returned in x's dtype; its gradient at zero is finite."""
+    """Returns x / max(|x|, 1e-12) over the last axis, computed in float32; its gradient at zero is finite."""
     z = x.astype(jnp.float32)
     return (z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
 class ChannelMix(nn.Module):
-    """RWKV-7 channel mix: W_v relu(W_k x_k)^2. Width from the input; `dim_ffn` 0 means four times the width."""
+    """The RWKV-7 channel mix: W_v relu(W_k x_k)^2. Width from the input; `dim_ffn` 0 means four times the width."""
 
     dim_ffn: int = 0
     layer_id: int = 0

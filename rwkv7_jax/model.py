@@ -57,7 +57,8 @@ class RWKV7(nn.Module):
 
     config: RWKV7Config
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares weights and layers."""
         c = self.config
         self.emb = self.param("emb", lambda key: {"weight": init.uniform(1e-4)(key, (c.vocab_size, c.n_embd))})
         self.ln0 = LayerNorm(dtype=c.dtype)

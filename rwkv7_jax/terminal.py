@@ -1,4 +1,4 @@
-"""How commands end: one line for a mistake, never a traceback."""
+"""The end of a command: one line for a mistake, never a traceback."""
 
 import os
 import sys
@@ -7,8 +7,16 @@ from collections.abc import Callable
 
 
 def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
-    """What `body` returns, its warnings shown as a line each; 2 after its ValueError or OSError as one line; 130 after
-    Ctrl-C, saying `interrupted`; 0 if the reader of standard output, `head` say, has gone."""
+    """Runs the body of a command; its warnings are shown as a line each.
+
+    Args:
+      body: the command.
+      interrupted: text to print after Ctrl-C.
+
+    Returns:
+      What `body` returns; 2 after its ValueError or OSError, printed as one line; 130 after Ctrl-C; 0 if the reader of
+      standard output, `head` say, has gone.
+    """
     as_before = warnings.formatwarning
     warnings.formatwarning = _one_line
     try:

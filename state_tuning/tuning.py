@@ -1,7 +1,6 @@
 """State tuning of one model on a list of examples, in one call."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -101,13 +100,13 @@ def tune(
         train.make_eval_step(lm.model, config, method), lm.params, tuned.trainable, held_out, length, batch_size
     )
     settings = {"learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
-    metadata = {
-        "base_model_hash": lm.weights_hash,
-        "method": "tune",
-        "config": json.dumps({**settings, "max_length": max_length}),
-        "metrics": json.dumps({"loss": losses[-1], "validation_loss": final}),
-    }
-    return TuneResult(TunedState(method.full(tuned.trainable), metadata), losses, steps, final)
+    result = lm.tuned_state(
+        method.full(tuned.trainable),
+        "tune",
+        config={**settings, "max_length": max_length},
+        metrics={"loss": losses[-1], "validation_loss": final},
+    )
+    return TuneResult(result, losses, steps, final)
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], max_length: int, what: str) -> list[Example]:

@@ -21,7 +21,7 @@ from experiments.study.adjustable_rate import with_adjustable_rate
 from experiments.study.plan import Plan
 from experiments.training.preemption import Interrupt
 from rwkv7_jax import State
-from rwkv7_jax.checkpoint.states import load_state, save_state
+from rwkv7_jax.checkpoint.states import load_state
 from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import train
 from state_tuning.core.objective import Example
@@ -127,8 +127,7 @@ class Resources:
         name, task, seed = cell
         method = self.methods[name].method
         settings = {"row": name, "method": vars(method), "seed": seed}
-        metadata = {"base_model_hash": lm.weights_hash, "method": method.kind, "task": task}
-        save_state(path, state, metadata={**metadata, "config": settings, "metrics": metrics})
+        lm.tuned_state(state, method.kind, task=task, config=settings, metrics=metrics).save(path)
 
     def load_state(self, method: str, task: str, seed: int) -> State:
         """Reads a state that an earlier cell has tuned."""

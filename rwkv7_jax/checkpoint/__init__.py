@@ -36,6 +36,7 @@ from rwkv7_jax.checkpoint.states import (
     load_state,
     read_state_tensors,
     save_state,
+    state_metadata,
     to_rwkv_list,
 )
 from rwkv7_jax.config import RWKV7Config
@@ -59,6 +60,7 @@ __all__ = [
     "read_state_tensors",
     "save",
     "save_state",
+    "state_metadata",
     "to_rwkv_list",
     "weights_hash",
 ]

@@ -60,6 +60,31 @@ class TunedState(NamedTuple):
         save_state(path, self.state, metadata=self.metadata)
 
 
+def state_metadata(
+    base_model_hash: str,
+    method: str,
+    *,
+    task: str | None = None,
+    config: Mapping[str, object] | None = None,
+    metrics: Mapping[str, object] | None = None,
+) -> dict[str, str]:
+    """Returns what a state file says about its state.
+
+    Args:
+      base_model_hash: `weights_hash` of the model that the state belongs to.
+      method: name of the method that made the state.
+      task: what it was tuned for.
+      config: settings of the method.
+      metrics: what was measured.
+
+    Returns:
+      Text fields; settings and metrics as JSON, absent ones left out.
+    """
+    named = {"config": config, "metrics": metrics}
+    fields = {"base_model_hash": base_model_hash, "method": method} | ({} if task is None else {"task": task})
+    return fields | {name: json.dumps(value) for name, value in named.items() if value is not None}
+
+
 class LayoutGuess(NamedTuple):
     """The layout with the lowest loss, and the loss of every candidate."""
 
@@ -77,7 +102,7 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) 
       path: the file.
       state: an unbatched state.
       metadata: `base_model_hash`, `method`, `config`, `metrics` and other fields; values that are not text are stored
-        as JSON (see `LanguageModel.tuned_state`).
+        as JSON (see `state_metadata`).
 
     Raises:
       CheckpointError: the state is batched, or not finite.
@@ -199,7 +224,7 @@ def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], 
 
 
 def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads a `.pth`, `.st` or `.safetensors` state file, told by content.
+    """Reads a `.pth`, `.st` or `.safetensors` state file, recognised by content.
 
     Returns:
       (tensors as the file has them, metadata).

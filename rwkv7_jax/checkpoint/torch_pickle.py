@@ -77,24 +77,29 @@ class _Machine:
         self.memo: dict[int, object] = {}
 
     def push(self, value: object) -> None:
+        """Pushes a value."""
         self.stack.append(value)
 
     def nothing(self, _: object) -> None:
-        pass
+        """Ignores the instruction."""
 
     def remember(self, index: int) -> None:
+        """Stores the top of the stack in the memo."""
         self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
+        """Pushes a value of the memo."""
         self.push(self.memo[index])
 
     def pop_to_mark(self) -> list[object]:
+        """Pops all values above the last mark."""
         at = self.marks.pop()
         values = self.stack[at:]
         del self.stack[at:]
         return values
 
     def pop(self, count: int) -> list[object]:
+        """Pops `count` values, none of them below the last mark."""
         at = len(self.stack) - count
         if at < (self.marks[-1] if self.marks else 0):
             raise ValueError("the pickle takes more from its stack than is there")
@@ -103,6 +108,7 @@ class _Machine:
         return values
 
     def store(self, target: object, pairs: list[object]) -> None:
+        """Stores (key, value, key, value, ...) in a dict."""
         if not isinstance(target, dict) or len(pairs) % 2:
             raise ValueError("the pickle stores items in something that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -111,6 +117,7 @@ class _Machine:
             target[key] = value
 
     def top_list(self) -> list:
+        """Returns the list on top of the stack."""
         target = self.stack[-1]
         if not isinstance(target, list):
             raise ValueError("the pickle appends to something that is not a list")
@@ -123,76 +130,96 @@ class _Machine:
     op_BINGET = op_LONG_BINGET = recall
 
     def op_MEMOIZE(self, _: object) -> None:
+        """Stores the top of the stack under the next number."""
         self.remember(len(self.memo))
 
     def op_NONE(self, _: object) -> None:
+        """Pushes None."""
         self.push(None)
 
     def op_NEWTRUE(self, _: object) -> None:
+        """Pushes True."""
         self.push(True)
 
     def op_NEWFALSE(self, _: object) -> None:
+        """Pushes False."""
         self.push(False)
 
     def op_MARK(self, _: object) -> None:
+        """Marks the top of the stack."""
         self.marks.append(len(self.stack))
 
     def op_EMPTY_DICT(self, _: object) -> None:
+        """Pushes a new dict."""
         self.push({})
 
     def op_EMPTY_LIST(self, _: object) -> None:
+        """Pushes a new list."""
         self.push([])
 
     def op_EMPTY_TUPLE(self, _: object) -> None:
+        """Pushes an empty tuple."""
         self.push(())
 
     def op_TUPLE(self, _: object) -> None:
+        """Makes a tuple of all values above the last mark."""
         self.push(tuple(self.pop_to_mark()))
 
     def op_TUPLE1(self, _: object) -> None:
+        """Makes a tuple of the last value."""
         self.push(tuple(self.pop(1)))
 
     def op_TUPLE2(self, _: object) -> None:
+        """Makes a tuple of the last two values."""
         self.push(tuple(self.pop(2)))
 
     def op_TUPLE3(self, _: object) -> None:
+        """Makes a tuple of the last three values."""
         self.push(tuple(self.pop(3)))
 
     def op_SETITEM(self, _: object) -> None:
+        """Stores one item in the dict below it."""
         pair = self.pop(2)
         self.store(self.stack[-1], pair)
 
     def op_SETITEMS(self, _: object) -> None:
+        """Stores all items above the last mark in the dict below them."""
         pairs = self.pop_to_mark()
         self.store(self.stack[-1], pairs)
 
     def op_APPEND(self, _: object) -> None:
+        """Appends one value to the list below it."""
         (value,) = self.pop(1)
         self.top_list().append(value)
 
     def op_APPENDS(self, _: object) -> None:
+        """Appends all values above the last mark to the list below them."""
         values = self.pop_to_mark()
         self.top_list().extend(values)
 
     def op_GLOBAL(self, argument: str) -> None:
+        """Pushes an allowed name."""
         self.push(_allowed(argument))
 
     def op_STACK_GLOBAL(self, _: object) -> None:
+        """Pushes an allowed name that lies on the stack."""
         module, name = self.pop(2)
         self.push(_allowed(f"{module} {name}"))
 
     def op_BINPERSID(self, _: object) -> None:
+        """Pushes a reference to a storage."""
         (identity,) = self.pop(1)
         self.push(_storage(identity))
 
     def op_REDUCE(self, _: object) -> None:
+        """Calls an allowed constructor."""
         function, arguments = self.pop(2)
         if not isinstance(function, Global) or function.name not in CONSTRUCTORS or not isinstance(arguments, tuple):
             raise CheckpointError("refused pickle: it calls something that is not a tensor constructor")
         self.push(CONSTRUCTORS[function.name](*arguments))
 
     def op_BUILD(self, _: object) -> None:
-        """Attributes of an ordered dict (torch's `_metadata`): dropped."""
+        """Drops attributes of an ordered dict (torch's `_metadata`)."""
         target, _ = self.pop(2)
         if not isinstance(target, dict):
             raise CheckpointError("refused pickle: it sets attributes of something that is not a dict")

@@ -7,18 +7,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 
 from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
-from rwkv7_jax.generation.decode_loop import Decoding, Rules
-from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags, SamplingParams, sample_logits
+from rwkv7_jax.generation.batch import GenerationBatch
+from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.model import RWKV7, unstack_blocks
-from rwkv7_jax.state import State, zero_state
+from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
-from rwkv7_jax.wkv_state import WKVState
 
 __all__ = [
     "GenerateResult", "SamplingParams", "TextResult",
@@ -99,7 +98,7 @@ def generate(
       >>> len(result.tokens[0])
       5
     """
-    batch = _Batch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
+    batch = GenerationBatch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
     size = bucketing.padded_prompt_length(config.max_new_tokens)
     start, end = decode_loop.prefill_and_decode(
         model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), flags=batch.flags, size=size
@@ -222,7 +221,7 @@ def _text_pieces(
         raise ValueError("generate: prompts is one text; give a list of texts")
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
-    batch = _Batch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
+    batch = GenerationBatch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     start = end = decode_loop.prefill(
@@ -253,103 +252,3 @@ def _drain(pieces: Generator[list[str], None, TextResult]) -> TextResult:
             next(pieces)
         except StopIteration as end:
             return end.value
-
-
-class _Batch:
-    """Checked arguments of one generation, as arrays."""
-
-    def __init__(
-        self,
-        model: RWKV7,
-        params: Params,
-        prompts: Sequence[Sequence[int]],
-        state: State | None,
-        key: Key[Array, "*B"],
-        config: SamplingParams,
-        stop: Sequence[Sequence[int]],
-        eos_id: int | None,
-        uncounted: Sequence[int],
-    ):
-        self.model, self.params, self.flags = model, params, SamplingFlags.of(config)
-        vocab = model.config.vocab_size
-        rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]
-        if not rows:
-            raise ValueError("generate: no prompts")
-        stops = [_checked_ids(row, vocab, f"stop sequence {i}") for i, row in enumerate(stop)]
-        self.prompt = jax.device_put(decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows)))))
-        self.state = _fit_state(model, state, len(rows))
-        self.keys = _row_keys(key, len(rows))
-        weight = np.ones(vocab if self.flags.penalised else 0, np.float32)
-        weight[list(uncounted) if self.flags.penalised else []] = 0
-        self._limit = config.max_new_tokens
-        eos = decode_loop.NO_TOKEN if eos_id is None else eos_id
-        self._rules = jax.device_put(
-            Rules(
-                SamplingArrays.of(config),
-                weight,
-                decode_loop.pad_stops(stops),
-                np.asarray(eos, np.int32),
-                np.asarray(0, np.int32),
-            )
-        )
-
-    def rules(self, size: int) -> Rules:
-        """Returns the rules for a call that generates at most `size` tokens."""
-        return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self._limit), np.int32)))
-
-    def settle(
-        self, start: Decoding, end: Decoding, kept: list[list[int]], cut: Bool[np.ndarray, "B"]
-    ) -> tuple[Float[Array, "B vocab"], State]:
-        """Returns (logits, state) after the kept tokens; rows that were `cut` are read again."""
-        if not cut.any():
-            return end.logits, end.state
-        rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
-        padded = decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows))))
-        tokens, valid, again = jax.device_put((*padded, np.asarray(cut)))
-        return decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
-
-
-def _checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:
-    ids = [int(i) for i in ids]
-    if not ids:
-        raise ValueError(f"generate: {what} is empty; give at least one token (the end token starts a text)")
-    if min(ids) < 0 or max(ids) >= vocab_size:
-        raise ValueError(
-            f"generate: {what} has ids {min(ids)}..{max(ids)}, the model's vocabulary is 0..{vocab_size - 1}"
-        )
-    return ids
-
-
-def _row_keys(key: Key[Array, "*B"], batch_size: int) -> Key[Array, "B"]:
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
-    if key.shape != (batch_size,):
-        raise ValueError(f"generate: give one key, or one for each of the {batch_size} prompts; got shape {key.shape}")
-    return key
-
-
-def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
-    """Returns the start of every row: batched, wkv in float32, shifts in the compute dtype."""
-    zero = zero_state(model.config, batch_size)
-    if state is None:
-        return zero
-
-    def fit(leaf: ArrayLike, like: Array | jax.ShapeDtypeStruct) -> Array:
-        leaf = jnp.asarray(leaf)
-        if leaf.shape == like.shape[:1] + like.shape[2:]:
-            leaf = jnp.broadcast_to(leaf[:, None], like.shape)
-        if leaf.shape != like.shape:
-            raise ValueError(f"generate: a state leaf has shape {leaf.shape}, model and batch need {like.shape}")
-        return leaf.astype(like.dtype)
-
-    state = State(*state)
-    if not isinstance(state.wkv, WKVState):
-        return jax.tree.map(fit, state, zero)
-    inner = 2 if jnp.ndim(state.wkv.s) == zero.wkv.ndim else 1
-
-    def like(leaf: Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*zero.wkv.shape[:2], *jnp.shape(leaf)[inner:]), jnp.float32)
-
-    wkv = jax.tree.map(lambda leaf: fit(leaf, like(leaf)), state.wkv)
-    fit(wkv.s, zero.wkv)
-    return State(fit(state.att_shift, zero.att_shift), fit(state.ffn_shift, zero.ffn_shift), wkv)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation import generate as sampling
-from rwkv7_jax.generation import sampling as token_choice
+from rwkv7_jax.generation import sampling
 from rwkv7_jax.generation.generate import SamplingParams, for_decoding, generate, generate_text, sample_logits, stream
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
@@ -464,7 +464,7 @@ def test_occurrences_decay_before_they_count():
     assert now.seen.tolist() == [[False, True, False, True]]
     np.testing.assert_allclose(now.count, [[0, 0.75, 0, 0]])
     config = SamplingParams(presence_penalty=1, frequency_penalty=2)
-    logits = token_choice.penalise(jnp.zeros((1, 4)), now, SamplingArrays.of(config))
+    logits = sampling.penalise(jnp.zeros((1, 4)), now, SamplingArrays.of(config))
     np.testing.assert_allclose(logits, [[0, -2.5, 0, -1]])
 
 
