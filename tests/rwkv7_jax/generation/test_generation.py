@@ -13,10 +13,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
-from rwkv7_jax.generation import decode_loop
-from rwkv7_jax.generation import generate as sampling
-from rwkv7_jax.generation import sampling
-from rwkv7_jax.generation.generate import SamplingParams, for_decoding, generate, generate_text, sample_logits, stream
+from rwkv7_jax.generation import decode_loop, sampling
+from rwkv7_jax.generation.generate import (
+    SamplingParams,
+    for_decoding,
+    generate,
+    generate_text,
+    sample_logits,
+    stream,
+    uncounted_ids,
+)
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.tokenizer import ByteTokenizer
@@ -277,7 +283,7 @@ def letters(params):
 @pytest.mark.parametrize(("config", "chunk"), [(RANDOM, 1), (RANDOM, 5), (GREEDY, 8)])
 def test_streamed_text_is_the_generated_text(model, params, config, chunk):
     key, tokenizer = jax.random.key(21), ByteTokenizer()
-    uncounted = sampling.uncounted_ids(tokenizer)
+    uncounted = uncounted_ids(tokenizer)
     whole = generate(model, params, [list(b"hello")], None, key, config, uncounted=uncounted)
     pieces = stream(model, params, tokenizer, "hello", None, key, config, chunk=chunk)
     assert inspect.isgenerator(pieces)
@@ -476,7 +482,7 @@ def test_penalties_reach_the_loop(model, params):
 
 
 def test_uncounted_tokens_are_digits_and_blanks():
-    assert sampling.uncounted_ids(ByteTokenizer()) == sorted(b" \t0123456789")
+    assert uncounted_ids(ByteTokenizer()) == sorted(b" \t0123456789")
 
 
 @settings(max_examples=100)
