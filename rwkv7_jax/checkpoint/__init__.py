@@ -26,8 +26,8 @@ from rwkv7_jax.checkpoint.names import (
     params_to_flat,
     weights_hash,
 )
+from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
 from rwkv7_jax.checkpoint.states import (
-    LAYOUTS,
     LayoutGuess,
     TunedState,
     detect_layout,

@@ -19,6 +19,7 @@ from jaxtyping import ArrayLike
 
 from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
+from rwkv7_jax.checkpoint.state_layouts import LAYOUTS, Layout, find_layout
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.state import State
 
@@ -26,27 +27,6 @@ FORMAT = "rwkv7-state"
 VERSION = "1"
 TIME_STATE = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 SHIFT = re.compile(r"blocks\.(\d{1,6})\.(att_shift|ffn_shift)")
-
-
-class Layout(NamedTuple):
-    """How a tool stores one layer's state."""
-
-    key_first: bool
-    """True for [H, K, V]: the last two axes are swapped against our [H, V, K]."""
-    batch_axis: bool
-    dtype: type
-    tools: str
-
-
-LAYOUTS = {
-    "value_key": Layout(
-        False, False, np.float32, "reference, PyPI rwkv, RWKV-PEFT, Albatross, rwkv.cpp, rwkv-rs; ours"
-    ),
-    "rwkv-runner": Layout(False, False, np.float32, "RWKV-Runner: exactly one tensor a layer and nothing else"),
-    "rlhf": Layout(True, False, np.float32, "OpenMOSE/RWKV-LM-RLHF"),
-    "fla": Layout(True, True, np.float32, "flash-linear-attention, Hugging Face"),
-    "web-rwkv": Layout(True, False, np.float16, "web-rwkv, Ai00 (.st)"),
-}
 
 
 class TunedState(NamedTuple):
@@ -192,9 +172,9 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
         raise CheckpointError(f"{path}: no other tool reads an upscaled state ({kind}); use the file of save_state")
     if not drop_shifts and (np.any(state.att_shift) or np.any(state.ffn_shift)):
         raise CheckpointError(
-            f"{path}: layout {layout} has no place for shift states; drop_shifts=True (--drop-shifts) omits them"
+            f"{path}: layout {layout} has no place for shift states; drop_shifts=True (--drop_shifts) omits them"
         )
-    tensors = _to_tensors(state, _layout(layout), shifts=False)
+    tensors = _to_tensors(state, find_layout(layout), shifts=False)
     if str(path).endswith(".pth"):
         pth.write(path, tensors)
     else:
@@ -266,7 +246,7 @@ def _to_state(tensors: Mapping[str, np.ndarray], layout: str | None, config: RWK
         raise CheckpointError(f"tensors that no state file has: {some(unknown)}; is this a model checkpoint?")
     if not layers or set(layers) != set(range(len(layers))):
         raise CheckpointError(f"time_state is there for the layers {sorted(layers)}; all layers from 0 on are needed")
-    wkv = np.stack([_one_layer(i, layers[i], _layout(layout)) for i in range(len(layers))])
+    wkv = np.stack([_one_layer(i, layers[i], find_layout(layout)) for i in range(len(layers))])
     depth, heads, size = wkv.shape[:3]
     _check_model(depth, heads, size, config)
     shifts = [
@@ -332,17 +312,6 @@ def _state(wkv: np.ndarray, att_shift: np.ndarray, ffn_shift: np.ndarray) -> Sta
 def _plain(state: State) -> State:
     """Returns the state with the plain matrix S_0 of its `WKVState`."""
     return state._replace(wkv=getattr(state.wkv, "s", state.wkv))
-
-
-def _layout(name: str | None) -> Layout:
-    if name in LAYOUTS:
-        return LAYOUTS[name]
-    choices = ", ".join(LAYOUTS)
-    if name is None:
-        raise CheckpointError(
-            f"the axis order cannot be seen from the file; give layout= (--state-layout, --source-layout): {choices}"
-        )
-    raise CheckpointError(f"unknown layout {name}; one of {choices}")
 
 
 def _check_own(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
