@@ -10,8 +10,9 @@ Names are imported when first used, so that `import state_tuning` loads neither 
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING
+
+from rwkv7_jax import __version__
 
 if TYPE_CHECKING:
     from state_tuning import baselines, core, dbp, observer, test_time_scaling, upscale
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from state_tuning.observer import distill
     from state_tuning.test_time_scaling.adaptation import adapt
     from state_tuning.tuning import TuneResult, tune
-
-    __version__: str
 
 __all__ = [
     "Method",
@@ -76,8 +75,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        return importlib.metadata.version("rwkv7-jax")
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name in _HOME:
