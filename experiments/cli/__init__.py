@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "says whether a training step fits TPUs or GPUs that are not attached",
     "study": "runs all methods on all benchmarks with several seeds",
     "bench": "times the model against other implementations",
+    "pocket": "writes text and benchmarks of the invented world",
 }
 """Name and what it does; the module is `experiments.commands.NAME`."""
 

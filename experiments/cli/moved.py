@@ -18,6 +18,7 @@ MOVED = {
     "experiments.bench.steps": "rwkv7 bench steps",
     "experiments.bench.tokenizer": "rwkv7 bench tokenizer",
     "experiments.eval_bench": "rwkv7 bench evaluation",
+    "experiments.pocket": "rwkv7 pocket",
     "experiments.sources.mmlu_tfds": "python -m experiments.data.tfds_mmlu",
 }
 

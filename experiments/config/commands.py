@@ -286,3 +286,30 @@ class StudyPublish:
     """What `rwkv7 study publish` adds to a study."""
 
     page: str = option("docs/results.md", "page whose markers are filled")
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketText:
+    """`rwkv7 pocket text`."""
+
+    n: int = option(5, "documents, one a line")
+    seed: int = option(0, "seed of the stream")
+    output: str | None = option(None, "file to write; none: print")
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketBenchmark:
+    """`rwkv7 pocket benchmark`."""
+
+    task: str = option("", "pocket:mmlu, pocket:gsm8k, pocket:winogrande or pocket:arc", positional=True, required=True)
+    split: Literal["train", "validation", "test"] = option("test", "split of the benchmark")
+    seed: int = option(0, "seed of the items")
+    output: str | None = option(None, "file to write; none: print")
+
+
+@dataclasses.dataclass(frozen=True)
+class PocketTokenizer:
+    """`rwkv7 pocket tokenizer`."""
+
+    size: int | None = option(None, "number of tokens; none: that of the embedded models, 1024")
+    output: str | None = option(None, "file to write; none: print")

@@ -1,8 +1,8 @@
 """A TFDS builder of MMLU over the public CSV layout, in the order of its files.
 
-    python -m experiments.data.tfds_mmlu --csv-dir mmlu --data-dir tfds
+    python -m experiments.data.tfds_mmlu --csv-dir mmlu --output tfds
 
-Afterwards `--data-dir tfds` finds it. TFDS has no MMLU of its own.
+Afterwards `--data.dir tfds` finds it. TFDS has no MMLU of its own.
 """
 
 import argparse
@@ -78,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.data.tfds_mmlu", description=__doc__)
     parser.add_argument("--csv-dir", required=True, help="folder of the public CSV files")
-    parser.add_argument("--data-dir", required=True, help="folder of TFDS datasets to write into")
+    parser.add_argument("--output", required=True, help="folder of TFDS datasets to write into")
     args = parser.parse_args(argv)
     try:
-        print(prepare(args.csv_dir, args.data_dir).info)
+        print(prepare(args.csv_dir, args.output).info)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -306,15 +306,15 @@ def test_words_of_the_world_are_single_tokens(tokenizer) -> None:
         assert len(tokenizer.encode(piece).ids) == 1
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments.pocket.__main__ import main
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from experiments.cli import main
 
     out = tmp_path / "x.jsonl"
-    monkeypatch.setattr("sys.argv", ["pocket", "benchmark", "--name", "gsm8k", "--split", "test", "--out", str(out)])
-    main()
+    assert main(["pocket", "benchmark", "pocket:gsm8k", "--split", "test", "--output", str(out)]) == 0
     assert [json.loads(line) for line in out.read_text().splitlines()] == benchmarks.load("gsm8k", "test")
-    monkeypatch.setattr("sys.argv", ["pocket", "benchmark", "--name", "nothing"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["pocket", "text", "--n", "2"]) == 0
+    assert capsys.readouterr().out == "".join(f"{doc}\n" for doc in documents(2))
+    assert main(["pocket", "benchmark", "pocket:gms8k"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pocket:gsm8k" in said
