@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config.schema import Json, ReportConfig
+from experiments.config.schema import Json, ModelConfig, ReportConfig
 from experiments.data.jobs import Job
 from experiments.data.jsonl import Pair
 from experiments.evaluation.evaluator import Evaluator
@@ -39,6 +39,8 @@ class RunInfo(NamedTuple):
     settings: dict[str, Json]
     """All that can change a result."""
     report: ReportConfig
+    model: ModelConfig
+    """As the run named it."""
 
 
 class Measured(NamedTuple):
@@ -115,11 +117,19 @@ def sample_pairs(settings: ReportConfig, held_out: Sequence[Pair]) -> list[tuple
     return [(p.prompt, p.completion) if p.prompt else (p.completion[:100], p.completion[100:300]) for p in pairs]
 
 
-def command(lm: LanguageModel, folder: Path) -> str:
-    """Returns the shell command that continues the saved prompt from the saved state."""
-    weights = folder / WEIGHTS_FILE if (folder / WEIGHTS_FILE).is_file() else lm.path
-    words = ["rwkv7", "generate", "--model.checkpoint", str(weights), "--state", str(folder / STATE_FILE)]
-    words += ["--model.tokenizer", lm.tokenizer_name] if lm.tokenizer_name != "auto" else []
+def command(model: ModelConfig, tokenizer: str, folder: Path) -> str:
+    """Returns the shell command that continues the saved prompt from the saved state.
+
+    Args:
+      model: the model of the run.
+      tokenizer: its tokenizer, which weights in `folder` have not beside them.
+      folder: that of the job.
+    """
+    changed = (folder / WEIGHTS_FILE).is_file()
+    weights = str(folder / WEIGHTS_FILE) if changed else model.checkpoint
+    chosen = tokenizer if changed else model.tokenizer
+    words = ["rwkv7", "generate", "--model.checkpoint", weights, "--state", str(folder / STATE_FILE)]
+    words += ["--model.tokenizer", chosen] if chosen != "auto" else []
     return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
 
 
@@ -139,7 +149,7 @@ def publish(info: RunInfo, lm: LanguageModel, outcomes: Sequence[Outcome], log: 
         held_out = {name: (row["loss_vanilla"], row["loss_tuned"]) for name, row in body["jobs"].items()}
         plots.loss_curves(info.folder / "loss.png", curves, held_out)
         pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
-    commands = [command(lm, info.folder / outcome.name) for outcome in outcomes]
+    commands = [command(info.model, lm.tokenizer_name, info.folder / outcome.name) for outcome in outcomes]
     run_report.write(info.folder, body, outcomes, pictures, commands)
     print(f"\n{text_table(run_report.table_lines(body))}\n\n{body['protocol']}")
     for outcome in outcomes:

@@ -105,7 +105,8 @@ def run(config: RunConfig) -> int:
                 else run_folder.join(folder, identity)
             )
         )
-        info = RunInfo(folder, config.name, config.seed, config.method.kind, identified(config), config.report)
+        settings = identified(config)
+        info = RunInfo(folder, config.name, config.seed, config.method.kind, settings, config.report, config.model)
         outcomes = [run_job(session, info, job) for job in jobs]
         return artifacts.report(info, lm, outcomes, log)
 
