@@ -25,7 +25,7 @@ class CheckpointError(ValueError):
 
 def one_line(text: str, limit: int = 600) -> str:
     """Returns `text` without line breaks and control characters, cut to `limit` characters."""
-    clean = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    clean = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 8 * limit].split()))
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 

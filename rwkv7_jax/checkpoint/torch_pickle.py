@@ -3,6 +3,10 @@
 A pickle is a program for a small stack machine. Python's own machine imports and calls whatever the file names; the
 one here knows a fixed set of instructions and three constructors, and builds nothing but dicts, tuples, numbers,
 strings and descriptions of tensors. Whatever else a file asks for is refused by name.
+
+Its work is bounded: bytes, instructions, copied items, open marks, and the nesting and the size of what it builds,
+where a value counts as often as it is reached. No message prints a container of the file, and no dict key is an
+integer of more than 62 bits (multiples of 2^61 - 1 share a hash).
 """
 
 import pickletools
@@ -25,6 +29,13 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+
+MAX_BYTES = 2**24
+"""Bytes of a pickle; one of 2,000 tensors has about 600,000."""
+MAX_STEPS = 400_000
+"""Instructions, copied items and values reached from the result, each; a tensor needs about 35 instructions."""
+MAX_NESTING = 64
 
 
 class StorageRef(NamedTuple):
@@ -54,18 +65,39 @@ def read_pickle(data: bytes) -> object:
     """Reads the object that a torch pickle describes, tensors as `TensorRef`; runs nothing from the file.
 
     Raises:
-      CheckpointError: an instruction or global outside the fixed set.
+      CheckpointError: an instruction or global outside the fixed set, or more work than any tensor file needs.
       ValueError, IndexError, KeyError: damaged bytes (the caller's `guard` turns them into one line).
     """
+    if len(data) > MAX_BYTES:
+        raise CheckpointError(f"refused pickle: {len(data)} bytes, no plain tensor file has more than {MAX_BYTES}")
     machine = _Machine()
     for opcode, argument, _ in pickletools.genops(data):
+        machine.charge(1)
         run = getattr(machine, f"op_{opcode.name}", None)
         if run is None:
             raise CheckpointError(f"refused pickle instruction {opcode.name}: no plain tensor file needs it")
         run(argument)
     if len(machine.stack) != 1:
         raise ValueError("the pickle ends with a stack of wrong size")
+    _check_size(machine.stack[0])
     return machine.stack[0]
+
+
+def _check_size(tree: object) -> None:
+    """Bounds the nesting of a value and the number of values reached from it, shared ones counted each time."""
+    level, reached = [tree], 0
+    for _ in range(MAX_NESTING):
+        inner: list[object] = []
+        for value in level:
+            if isinstance(value, dict | list | tuple) and not isinstance(value, StorageRef | TensorRef | Global):
+                reached += len(value)
+                if reached > MAX_STEPS:
+                    raise CheckpointError(f"refused pickle: it describes more than {MAX_STEPS} values")
+                inner.extend(value.values() if isinstance(value, dict) else value)
+        if not inner:
+            return
+        level = inner
+    raise CheckpointError(f"refused pickle: values nested in more than {MAX_NESTING} levels")
 
 
 class _Machine:
@@ -75,6 +107,13 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.steps = 0
+
+    def charge(self, steps: int) -> None:
+        """Counts work."""
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(f"refused pickle: more than {MAX_STEPS} steps, no plain tensor file needs as many")
 
     def push(self, value: object) -> None:
         """Pushes a value."""
@@ -112,9 +151,7 @@ class _Machine:
         if not isinstance(target, dict) or len(pairs) % 2:
             raise ValueError("the pickle stores items in something that is not a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str | int):
-                raise ValueError("a dict key is neither text nor a number")
-            target[key] = value
+            target[_key(key)] = value
 
     def top_list(self) -> list:
         """Returns the list on top of the stack."""
@@ -147,6 +184,8 @@ class _Machine:
 
     def op_MARK(self, _: object) -> None:
         """Marks the top of the stack."""
+        if len(self.marks) == MAX_NESTING:
+            raise CheckpointError(f"refused pickle: more than {MAX_NESTING} open marks")
         self.marks.append(len(self.stack))
 
     def op_EMPTY_DICT(self, _: object) -> None:
@@ -204,6 +243,8 @@ class _Machine:
     def op_STACK_GLOBAL(self, _: object) -> None:
         """Pushes an allowed name that lies on the stack."""
         module, name = self.pop(2)
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a global's name is not text")
         self.push(_allowed(f"{module} {name}"))
 
     def op_BINPERSID(self, _: object) -> None:
@@ -216,6 +257,7 @@ class _Machine:
         function, arguments = self.pop(2)
         if not isinstance(function, Global) or function.name not in CONSTRUCTORS or not isinstance(arguments, tuple):
             raise CheckpointError("refused pickle: it calls something that is not a tensor constructor")
+        self.charge(sum(len(value) for value in (arguments, *arguments) if isinstance(value, dict | list | tuple)))
         self.push(CONSTRUCTORS[function.name](*arguments))
 
     def op_BUILD(self, _: object) -> None:
@@ -246,7 +288,9 @@ def _rebuild_tensor(storage: object, offset: object, shape: object, strides: obj
     """Makes a tensor, checked to lie inside its storage. Source: torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, StorageRef) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor is not of torch's form")
-    if len(shape) != len(strides) or len(shape) > 8 or not all(map(_is_size, (offset, *shape, *strides))):
+    if len(shape) > 8 or len(strides) > 8 or not all(type(value) is int for value in (offset, *shape, *strides)):
+        raise CheckpointError("a tensor has more than 8 axes, or an offset, shape or strides that are not integers")
+    if len(shape) != len(strides) or not all(map(_is_size, (offset, *shape, *strides))):
         raise CheckpointError(f"a tensor has offset {offset}, shape {shape}, strides {strides}: not a sound view")
     offset, shape, strides = cast(tuple[int, tuple[int, ...], tuple[int, ...]], (offset, shape, strides))
     numel = int(np.prod(shape, dtype=object))
@@ -265,10 +309,15 @@ def _rebuild_parameter(data: object, *_: object) -> TensorRef:
 def _ordered_dict(items: Iterable[tuple[object, object]] = ()) -> dict:
     out: dict = {}
     for key, value in items:
-        if not isinstance(key, str | int):
-            raise ValueError("a dict key is neither text nor a number")
-        out[key] = value
+        out[_key(key)] = value
     return out
+
+
+def _key(key: object) -> str | int:
+    """Returns a dict's key, checked: text, or an integer below 2^62, of which no more than a few share a hash."""
+    if not isinstance(key, str | int) or (isinstance(key, int) and abs(key) >= 2**62):
+        raise ValueError("a dict key is neither text nor a small number")
+    return key
 
 
 def _size(values: Iterable[object]) -> tuple:

@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import ml_dtypes
@@ -211,6 +213,68 @@ def test_odd_pickles_are_one_line(tmp_path, program, one_line_error):
     path = archive(tmp_path / "x.pth", program, SOUND)
     with one_line_error(str(path)):
         pth.read_tensors(path)
+
+
+DOUBLED = b"]q\x00" + b"h\x00\x86q\x00" * 60
+"""A tuple of 2^60 values from 300 bytes."""
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x01tQ"
+LONG = b"](" + b"K\x01" * 100_000 + b"eq\x00"
+COLLIDING = b"".join(b"\x8a\x0c" + (i * (2**61 - 1)).to_bytes(12, "little") + b"N" for i in range(1, 30_000))
+
+
+HOSTILE = {
+    "doubled value": b"}X\x01\x00\x00\x00w" + DOUBLED + b"s.",
+    "doubled, not used": b"}X\x05\x00\x00\x00model}s" + b"X\x01\x00\x00\x00w" + DOUBLED + b"s.",
+    "doubled name of a global": DOUBLED + b"h\x00\x93.",
+    "doubled storage": b"(" + DOUBLED + b"NNNNtQ.",
+    "doubled offset": REBUILD + STORAGE + DOUBLED + b"))tR.",
+    "doubled shape": REBUILD + STORAGE + b"K\x00" + DOUBLED + b"h\x00tR.",
+    "a list in itself": b"}X\x01\x00\x00\x00w]q\x00h\x00as.",
+    "a dict in itself": b"}q\x00X\x01\x00\x00\x00wh\x00s.",
+    "nested tuples": b"}X\x01\x00\x00\x00w)" + b"\x85" * 100_000 + b"s.",
+    "open marks": b"}" + b"(" * 100_000 + b".",
+    "one memo entry": b"}" + b"q\x00" * 3_000_000 + b".",
+    "memo": b"}" + b"\x94" * 3_000_000 + b".",
+    "items": b"}" + b"K\x00K\x00s" * 1_000_000 + b".",
+    "copies": LONG + b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 30_000 + b".",
+    "keys of one hash": b"}(" + COLLIDING + b"u.",
+    "long name": b"ctorch\n" + b"x" * 10_000_000 + b"\n.",
+    "long key": b"}X\x00\x00\x80\x00" + b"x" * 2**23 + b"Ns.",
+    "long pickle": b"}" + b"N0" * 2**23 + b".",
+}
+TIMED = """
+import sys, time
+from rwkv7_jax.checkpoint import CheckpointError, pth
+for path in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        pth.read_tensors(path)
+    except CheckpointError as error:
+        print(f"{time.process_time() - start:.2f}", error)
+"""
+"""The reader without the type checks of the tests, which take longer than it."""
+
+
+def test_hostile_pickles_end_within_a_second(tmp_path):
+    paths = [archive(tmp_path / f"{name}.pth", b"\x80\x02" + program, SOUND) for name, program in HOSTILE.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", TIMED, *paths], capture_output=True, text=True, check=True, timeout=120
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(paths)
+    for path, line in zip(paths, lines, strict=True):
+        seconds, message = line.split(" ", 1)
+        assert message.startswith(str(path))
+        assert float(seconds) < 1, line
+
+
+def test_bounds_leave_room_for_large_models():
+    tensors = {f"blocks.{i}.att.receptance.weight": np.zeros((2, 3), np.float32) for i in range(4_000)}
+    state = {"state_dict": {}, "optimizer": {i: {"step": i, "betas": (0.9, 0.99)} for i in range(4_000)}}
+    tree = read_pickle(pth._pickle(tensors))
+    assert isinstance(tree, dict)
+    assert len(tree) == 4_000
+    assert read_pickle(pickle.dumps(state, 2)) == state
 
 
 def test_metadata_of_a_state_dict_is_dropped():
