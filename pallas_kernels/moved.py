@@ -1,5 +1,6 @@
 """Modules that were run with `python -m`, and the module that took over."""
 
+import sys
 from collections.abc import Sequence
 
 MOVED = {"pallas_kernels.gpu_check": "pallas_kernels.bench.gpu"}
@@ -19,4 +20,5 @@ def refuse_moved(argv: Sequence[str], words: Sequence[str]) -> None:
         return
     module = words[words.index("-m") + 1]
     if module in MOVED:
-        raise SystemExit(f"error: python -m {module} is now python -m {MOVED[module]}")
+        print(f"error: python -m {module} is now: python -m {MOVED[module]}", file=sys.stderr)
+        raise SystemExit(2)

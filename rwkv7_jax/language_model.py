@@ -213,7 +213,10 @@ class LanguageModel:
 
         Raises:
           ValueError: a continuation without a token of its own, or a state of another model.
+          TypeError: no pairs.
         """
+        if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+            raise TypeError("score: give a list of (context, continuation) pairs")
         encoder = Encoder(self.tokenizer)
         sequences = [encoder.pair(context, continuation) for context, continuation in pairs]
         scorer = PrefixScorer(self.model, self.params, batch_size)
@@ -283,6 +286,8 @@ _forward = jax.jit(functional.forward, static_argnums=0)
 
 
 def _plain(state: State | TunedState | None) -> State | None:
+    if not isinstance(state, State | TunedState | None):
+        raise TypeError(f"state: give a State, or what load_state returns, not {type(state).__name__}")
     return state.state if isinstance(state, TunedState) else state
 
 

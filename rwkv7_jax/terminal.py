@@ -26,7 +26,7 @@ def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more may be flushed to the reader
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(_reason(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if interrupted:
@@ -35,6 +35,13 @@ def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
     finally:
         warnings.formatwarning = as_before
     return status
+
+
+def _reason(error: ValueError | OSError) -> str:
+    """The message; of the system's own, the file and what is wrong, without the error number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def body(args: list[str]) -> int:
     """Parses the settings and converts."""
-    config = check_required(parse(Convert(), args), "rwkv7 convert IN OUT")
+    config = check_required(parse(Convert(), args), "rwkv7 convert SOURCE TARGET")
     from experiments.commands.work import checkpoint
 
     return checkpoint.convert(config.source, config.target, config.dtype)

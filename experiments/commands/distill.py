@@ -11,13 +11,13 @@ on texts that were not fitted) and what is saved.
 import dataclasses
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config.cli import Help, command
 from experiments.config.commands import Distill
 from experiments.config.loading import parse
+from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, check_required
 
 HELP = Help("distill", __doc__, (Distill(),))
@@ -54,22 +54,9 @@ def check(config: Distill) -> None:
         raise UsageError("texts, length and batch_size must be above 0, tune.steps not negative")
     if config.tune.learning_rate <= 0:
         raise UsageError("tune.learning_rate: must be above 0")
-    _check_output(Path(config.output).absolute())
+    check_writable("output", Path(config.output).absolute())
     if config.rank and config.keep_shifts:
         raise UsageError("rank and keep_shifts exclude each other: the fit of factors has no token-shift states")
-
-
-def _check_output(path: Path) -> None:
-    """Refuses a state file that could not be written, which otherwise shows only after the fit."""
-    if path.is_dir():
-        raise UsageError(f"output: {path} is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"output: no folder {path.parent}")
-    try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"output: {path} cannot be written ({error.strerror}); choose another file") from None
 
 
 def _read_prompt(name: str) -> str:

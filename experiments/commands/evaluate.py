@@ -15,10 +15,12 @@ Exit status: 0; 2 wrong usage or files (one line); 130 interrupted.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.config.cli import Help, command
 from experiments.config.commands import Evaluate
 from experiments.config.loading import parse
+from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, check_required
 
 HELP = Help("evaluate", __doc__, (Evaluate(),))
@@ -34,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: list[str]) -> int:
     """Parses the settings and evaluates."""
     config = check(check_required(parse(Evaluate(), args)))
+    if config.json:
+        path = Path(config.json).expanduser().absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable("json", path)
     if config.data.tasks[0].startswith(HARNESS):
         from experiments.commands.work import harness
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: list[str]) -> int:
     """Parses the settings of the verb and does what it says."""
     verb, rest = chosen(args, "state", VERBS)
-    files = "A B" if verb in ("diff", "mix") else "FILE"
+    files = "FIRST SECOND" if verb in ("diff", "mix") else "FILE"
     config = check_required(parse(VERBS[verb], rest), f"rwkv7 state {verb} {files}")
     from experiments.commands.work import state
 

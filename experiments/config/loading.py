@@ -54,8 +54,7 @@ def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) 
     Raises:
       UsageError: no such config, the file defines none of this kind, or an override is wrong; always one line.
     """
-    path = config_path(name, kind)
-    return apply_overrides(_from_table(path, kind) if path.suffix in TABLES else _from_python(path, kind), args)
+    return apply_overrides(_from_file(config_path(name, kind), kind), args)
 
 
 def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:
@@ -67,8 +66,10 @@ def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list
     name, rest = find_config(args)
     if name is not None:
         return name, rest
-    near = suggest(args[0].lstrip("-"), ["config"]) if args and args[0].startswith("--") else ""
-    raise UsageError(f"say what to run: --config NAME, one of {', '.join(config_names(kind))}, or a path{near}")
+    names, first = config_names(kind), args[0] if args else ""
+    meant = "--config" if suggest(first, ["--config"]) else f"--config {first}" if first in names else ""
+    near = f"; did you mean {meant}?" if meant else ""
+    raise UsageError(f"say what to run: --config NAME, one of {', '.join(names)}, or a path{near}")
 
 
 def find_config(args: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -122,7 +123,24 @@ def _from_python(path: Path, kind: type[C]) -> C:
     return config
 
 
-def _from_table(path: Path, kind: type[C]) -> C:
+def _from_file(path: Path, kind: type[C], above: Sequence[Path] = ()) -> C:
+    """The config in a file; `above` are the files whose base it is."""
+    return _from_table(path, kind, above) if path.suffix in TABLES else _from_python(path, kind)
+
+
+def _from_base(base: str, path: Path, kind: type[C], above: Sequence[Path]) -> C:
+    """The config that the file at `path` starts from."""
+    try:
+        found = config_path(base if base.isidentifier() else str(path.parent / Path(base).expanduser()), kind)
+    except UsageError as error:
+        raise UsageError(f"{path}: base: {error}") from None
+    files = (*above, path.resolve())
+    if found.resolve() in files:
+        raise UsageError(f"{path}: base: {found} has this file as its own base")
+    return _from_file(found, kind, files)
+
+
+def _from_table(path: Path, kind: type[C], above: Sequence[Path]) -> C:
     """A .toml or .json file; a run.json that an earlier run wrote counts by its `config`."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -136,9 +154,7 @@ def _from_table(path: Path, kind: type[C]) -> C:
     base = table.pop("base", None)
     if base is not None and not isinstance(base, str):
         raise UsageError(f"{path}: base: the name or path of a config is needed")
-    if base and not base.isidentifier():
-        base = str(path.parent / Path(base).expanduser())
-    start = load_config(base, (), kind) if base else kind()
+    start = _from_base(base, path, kind, above) if base else kind()
     lists = {key for key, leaf in leaves(start) if leaf.repeat}
     try:
         return apply_overrides(start, list(_words(table, lists)))

@@ -173,6 +173,8 @@ def _hint(key: str, known: Mapping[str, Leaf], elsewhere: Mapping[str, str]) -> 
         return f"; it is now --{new}"
     if inside := next((name for name in known if name.startswith(f"{key}.")), None):
         return f"; it is a group, name a setting such as {inside}"
+    if (group := key.rpartition(".")[0]) in known:
+        return f"; {group} is one setting, not a group"
     return suggest(key, list(known)) or "; --help lists the keys"
 
 

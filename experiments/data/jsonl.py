@@ -71,17 +71,18 @@ def to_pair(line: Line) -> Pair:
       UsageError: with file and line: missing keys, values that are not strings, an empty completion.
     """
     record, where = line
-    if "text" in record and "completion" not in record:
+    learnt = "text" if "text" in record and "completion" not in record else "completion"
+    if learnt == "text":
         record = {"prompt": "", "completion": record["text"]}
     missing = [key for key in ("prompt", "completion") if key not in record]
     if missing:
         lacking, have = " and ".join(map(repr, missing)), ", ".join(record) or "nothing"
         raise UsageError(f'{where}: no {lacking}; a line needs "prompt" and "completion", or "text" (has: {have})')
-    for key in ("prompt", "completion"):
+    for key, name in (("prompt", "prompt"), ("completion", learnt)):
         if not isinstance(record[key], str):
-            raise UsageError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
+            raise UsageError(f"{where}: {name!r} must be a string, not {type(record[key]).__name__}")
     if not record["completion"]:
-        raise UsageError(f"{where}: the completion is empty, there is nothing to learn")
+        raise UsageError(f"{where}: the {learnt} is empty, there is nothing to learn")
     return Pair(record["prompt"], record["completion"])
 
 

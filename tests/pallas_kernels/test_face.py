@@ -26,8 +26,8 @@ def test_optional_packages_are_not_imported():
 
 def test_a_module_that_moved_names_its_successor_in_one_line():
     done = run("-m", "pallas_kernels.gpu_check", "--json", "x.json")
-    message = "error: python -m pallas_kernels.gpu_check is now python -m pallas_kernels.bench.gpu\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    message = "error: python -m pallas_kernels.gpu_check is now: python -m pallas_kernels.bench.gpu\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,19 @@ def test_a_state_of_another_model_is_one_line(tiny: LanguageModel):
         tiny.generate("a", state=other)
 
 
+@pytest.mark.parametrize("pairs", ["Hello", ["ab"], [("a", "b", "c")]])
+def test_what_is_no_list_of_pairs_is_refused(tiny: LanguageModel, pairs: object):
+    with pytest.raises(TypeError):
+        tiny.score(pairs)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("state", ["state.safetensors", {}])
+def test_what_is_no_state_is_refused(tiny: LanguageModel, state: object):
+    for call in (lambda: tiny.logits("a", state=state), lambda: tiny.generate("a", state=state)):
+        with pytest.raises(TypeError):
+            call()
+
+
 def test_the_weights_for_decoding_are_made_once(tiny: LanguageModel):
     assert tiny.for_decoding is tiny.for_decoding
     other = tiny.replace(params=tiny.params)

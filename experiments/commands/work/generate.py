@@ -42,8 +42,6 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     prompt = _prompt(config.prompt)
     path = checkpoint_path(config.model.checkpoint)
     loaded = checkpoint.load(path)
-    if not config.quiet:
-        print(loaded.report, file=sys.stderr)
     tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size)
     state = None
     if config.state:
@@ -51,6 +49,8 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         state = checkpoint.load_state(
             config.state, layout=config.state_layout, config=loaded.config, base_model_hash=base
         ).state
+    if not config.quiet:
+        print(loaded.report, file=sys.stderr)
     dtype = compute_dtype(config.model.dtype)
     dimensions = dataclasses.replace(loaded.config, dtype=dtype, wkv_implementation=config.model.wkv)
     model, params = for_decoding(RWKV7(dimensions), loaded.params)

@@ -100,7 +100,8 @@ def test_a_stopped_evaluation_goes_on(whole, argv, tmp_path, monkeypatch, capsys
         ("--data.tasks pocket:arc --limit 0", "--limit: 0 must be at least 1"),
         ("--data.tasks pocket:arc --split pocket:arc=dev", "unknown split 'dev'"),
         ("--data.tasks pocket:mmlu_rwkv --shots pocket:mmlu_rwkv=1", "zero-shot protocol"),
-        ("--data.tasks pocket:arc --states nowhere.st", "nowhere.st"),
+        ("--data.tasks pocket:arc --states nowhere.st", "nowhere.st: No such file or directory"),
+        ("--data.tasks pocket:arc --json tests", "is a folder; give the name of a file in it"),
     ],
 )
 def test_errors_are_one_line(words, line, tiny_checkpoint, tmp_path, capsys):

@@ -116,6 +116,19 @@ def test_weights_of_nan_are_no_silence(params, tmp_path, capsys):
     assert "nothing but NaN" in capsys.readouterr().err
 
 
+def test_an_error_of_the_system_names_the_file_and_the_reason(capsys):
+    def body():
+        raise FileNotFoundError(2, "No such file or directory", "prompt.txt")
+
+    assert exit_status(body) == 2
+    assert capsys.readouterr().err == "error: prompt.txt: No such file or directory\n"
+
+
+def test_a_wrong_state_is_one_line_without_a_report(tiny_checkpoint, capsys):
+    assert generate.main(["--model.checkpoint", str(tiny_checkpoint), "--state", "nowhere.safetensors"]) == 2
+    assert capsys.readouterr().err == "error: nowhere.safetensors: no such state file; check the path\n"
+
+
 def test_a_warning_is_one_line():
     def body():
         shown.append(warnings.formatwarning("tuned on\nanother model", UserWarning, "states.py", 1))

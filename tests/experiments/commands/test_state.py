@@ -95,7 +95,7 @@ def test_foreign_files_need_a_layout(tmp_path, capsys):
         ("truncate A --rank 9 --output OUT", "rank 9 is not in 1..4"),
         ("scale A --by much --output OUT", "by: 'much' is not a number"),
         ("scale A --by 2 --output out.bin", "the suffix must be one of .safetensors, .st"),
-        ("mix A --output OUT", "second is missing (state file): rwkv7 state mix A B"),
+        ("mix A --output OUT", "second is missing (state file): rwkv7 state mix FIRST SECOND"),
         ("mix A OTHER --output OUT", "states of one model can be combined"),
         ("diff A SMALL", "of shape"),
         ("info nowhere.st", "nowhere.st"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import build, run
-from experiments.config.loading import config_names, load_config
+from experiments.config.loading import config_names, load_config, split_config
 from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
 from experiments.config.schema import RunConfig, check, config_hash, resolved
 from state_tuning.core import train
@@ -65,6 +65,7 @@ def test_every_scalar_setting_round_trips(data):
             ["--tune.schedule=cosin"],
             "tune.schedule: 'cosin' is not one of constant, linear, cosine; did you mean cosine?",
         ),
+        (["--seed.a=1"], "unknown key 'seed.a'; seed is one setting, not a group"),
         (["quickstart"], "argument 'quickstart' is not understood: write --key value or key=value"),
     ],
 )
@@ -93,6 +94,26 @@ def test_config_by_path(tmp_path):
         "from experiments.config.schema import RunConfig\ndef get_config():\n    return RunConfig(name='mine')\n"
     )
     assert load_config(str(path), ["--seed", "3"]) == RunConfig(name="mine", seed=3)
+
+
+def test_a_base_that_leads_back_or_does_not_exist_is_one_line_that_names_the_file(tmp_path):
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text('base = "./second.toml"')
+    second.write_text('base = "first.toml"')
+    with pytest.raises(UsageError) as error:
+        load_config(str(first))
+    assert str(error.value) == f"{second}: base: {first} has this file as its own base"
+    second.write_text('base = "quikstart"')
+    with pytest.raises(UsageError) as error:
+        load_config(str(first))
+    assert str(error.value).startswith(f"{second}: base: no config 'quikstart'; did you mean quickstart?")
+
+
+@pytest.mark.parametrize(("word", "meant"), [("quickstart", "--config quickstart"), ("--conifg", "--config")])
+def test_a_command_without_its_config_says_what_was_meant(word, meant):
+    with pytest.raises(UsageError) as error:
+        split_config([word, "x"])
+    assert str(error.value).endswith(f"; did you mean {meant}?")
 
 
 @pytest.mark.parametrize(
