@@ -132,6 +132,8 @@ def load_state(
         if metadata.get("format") == FORMAT:
             _check_own(tensors, metadata)
             layout = layout or metadata.get("layout")
+        elif "state_hash" in metadata:
+            _check_hash(tensors, metadata)
         plain = {name: array for name, array in tensors.items() if not wkv_states.TENSOR.fullmatch(name)}
         state = _to_state(plain, layout, config)
         if len(plain) < len(tensors) or "memory" in metadata:
@@ -147,7 +149,7 @@ def load_state(
 
 
 def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool = False) -> None:
-    """Writes a state for another tool, exactly one tensor a layer.
+    """Writes a state for another tool, exactly one tensor a layer, with a checksum that `load_state` checks.
 
     Args:
       path: the file: torch's format for `.pth`, else safetensors.
@@ -178,7 +180,7 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
     if str(path).endswith(".pth"):
         pth.write(path, tensors)
     else:
-        safetensors.write(path, tensors, {"format": "pt"})
+        safetensors.write(path, tensors, {"format": "pt", "state_hash": _state_hash(tensors)})
 
 
 def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], SupportsFloat]) -> LayoutGuess:
@@ -319,6 +321,10 @@ def _check_own(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -
         raise CheckpointError(
             f"state file version {metadata.get('version')}; version {VERSION} is read, update rwkv7_jax"
         )
+    _check_hash(tensors, metadata)
+
+
+def _check_hash(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     if metadata.get("state_hash", "") != _state_hash(tensors):
         raise CheckpointError("the state does not match the hash stored with it: damaged; copy the file again")
 

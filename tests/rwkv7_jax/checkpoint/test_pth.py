@@ -339,6 +339,41 @@ def test_bit_flips_never_crash(tmp_path, make_flat, survives):
         survives(load, path)
 
 
+def test_bit_flips_never_change_the_weights(tmp_path, make_flat, same_bits, survives):
+    path = tmp_path / "x.pth"
+    data = small_file(path, make_flat)
+    sound = {name: array.copy() for name, array in pth.read_tensors(path).items()}
+    with zipfile.ZipFile(path) as file:
+        inside = [info.header_offset + 200 for info in file.infolist() if "/data/" in info.filename]
+    rng = np.random.default_rng(2)
+    for place in [*inside[:-1], *rng.integers(0, len(data), 600)]:
+        flipped = bytearray(data)
+        flipped[int(place)] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        if found := survives(pth.read_tensors, path):
+            same_bits(found, sound)
+
+
+def test_the_checksum_of_every_entry_is_checked(tmp_path, one_line_error):
+    path = archive(tmp_path / "x.pth", tensor_pickle(24, 0, (24,), (1,)), SOUND)
+    data = path.read_bytes()
+    for part, entry in ((NUMBERS.tobytes(), "m/data/0"), (b"_rebuild_tensor_v2", "m/data.pkl")):
+        at = data.index(part) + 9
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with one_line_error(str(path), entry, "CRC-32"):
+            pth.read_tensors(path)
+
+
+def test_files_without_checksums_are_read(tmp_path, same_bits):
+    torch = pytest.importorskip("torch")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.from_numpy(NUMBERS)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    same_bits(pth.read_tensors(tmp_path / "x.pth"), {"w": NUMBERS})
+
+
 @settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_random_pickles_never_crash(tmp_path_factory, survives, program):

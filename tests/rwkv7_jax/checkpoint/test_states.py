@@ -49,6 +49,7 @@ def test_round_trip_through_every_layout(seed, dims, layout, suffix, tmp_path_fa
     export_state(path, state, layout=layout)
     back, metadata = load_state(path, layout=layout)
     assert_equal(back, state)
+    assert suffix == ".pth" or metadata.pop("state_hash")
     assert "format" not in metadata or metadata == {"format": "pt"}
     assert set(read_state_tensors(path)[0]) == {f"blocks.{i}.att.time_state" for i in range(dims[0])}
 
@@ -184,6 +185,22 @@ def test_damage_is_noticed(tmp_path, one_line_error, survives):
         load_state(path)
     with pytest.raises(FileNotFoundError):
         load_state(tmp_path / "none.st")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".st", ".safetensors"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_damage_to_an_exported_state_is_noticed(tmp_path, suffix, layout, one_line_error):
+    path = tmp_path / f"x{suffix}"
+    export_state(path, random_state(shifts=False, half=True), layout=layout)
+    data = path.read_bytes()
+    tensors, _ = read_state_tensors(path)
+    for array in tensors.values():
+        at = data.index(array.tobytes()) + array.nbytes // 2
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with one_line_error(str(path), "damaged"):
+            load_state(path, layout=layout)
+    path.write_bytes(data)
+    load_state(path, layout=layout)
 
 
 @settings(max_examples=10)
