@@ -28,8 +28,13 @@ OLDER = (
     (re.compile(r"\.att\.time_maa_"), "RWKV-6"),
     (re.compile(r"\.att\.gate\.weight$"), "RWKV-5"),
     (re.compile(r"\.att\.time_decay$"), "RWKV-4 or RWKV-5"),
-    (re.compile(r"\.ffn\.(s_emb|s0|s1|s2)|\.qkv\.|(^|\.)deep_emb"), "RWKV-7a, 7b or 8 (DeepEmbed)"),
 )
+NEWER = (
+    (re.compile(r"\.qkv\."), "RWKV-7b (DeepEmbed and DeepEmbed attention)"),
+    (re.compile(r"(^|\.)s_emb(_x)?\.|\.ffn\.s[012]$"), "RWKV-7a (DeepEmbed)"),
+    (re.compile(r"(^|\.)deep_emb"), "RWKV-8 (DeepEmbed)"),
+)
+"""Models that have all tensors of RWKV-7 and more."""
 
 
 class Stacked:
@@ -199,6 +204,9 @@ def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple
 
 
 def _reject_other_versions(flat: Mapping[str, np.ndarray]) -> None:
+    for pattern, version in NEWER:
+        if found := next((name for name in flat if pattern.search(name)), None):
+            raise CheckpointError(f"this is {version}, by its tensor {found}; only RWKV-7 (x070) is supported")
     if "blocks.0.att.x_r" in flat and "emb.weight" in flat:
         return
     for pattern, version in OLDER:

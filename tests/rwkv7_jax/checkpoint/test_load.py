@@ -60,6 +60,26 @@ def test_an_older_model_is_named(tmp_path, one_line_error):
         load(tmp_path / "six.pth")
 
 
+@pytest.mark.parametrize(
+    ("extra", "version"),
+    [
+        (("blocks.{}.ffn.s_emb.weight", "blocks.{}.ffn.s0", "blocks.{}.ffn.s1", "blocks.{}.ffn.s2"), "RWKV-7a"),
+        (("blocks.{}.ffn.s0",), "RWKV-7a"),
+        (("blocks.{}.ffn.s_emb_x.weight",), "RWKV-7a"),
+        (("blocks.{}.ffn.s_emb.weight", "blocks.{}.qkv.k1", "blocks.{}.qkv.qq.weight"), "RWKV-7b"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "model.", "module."])
+def test_deep_embed_models_are_named(tmp_path, make_flat, one_line_error, extra, version, prefix):
+    flat = make_flat(dtype=np.float32)
+    flat |= {name.format(i): np.zeros((4, 4), np.float32) for name in extra for i in range(3)}
+    flat = {prefix + name: array for name, array in flat.items()}
+    for write, name in ((pth.write, "x.pth"), (safetensors.write, "x.safetensors")):
+        write(tmp_path / name, flat)
+        with one_line_error(name, version):
+            load(tmp_path / name)
+
+
 def test_command_line(tmp_path, make_flat, capsys, same_bits):
     flat = make_flat(dtype=np.float32, unused=True)
     pth.write(tmp_path / "a.pth", flat)
