@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from rwkv7_jax.checkpoint import pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard
 from rwkv7_jax.checkpoint.import_report import ImportReport
-from rwkv7_jax.checkpoint.layouts import to_released
+from rwkv7_jax.checkpoint.layouts import is_folded, to_released, unfold
 from rwkv7_jax.checkpoint.names import (
     UNUSED,
     expected_shapes,
@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 Format = Literal["pth", "safetensors", "rwkv_cpp"]
+FOLDED = "no blocks.0.ln0: the embedding counts as normalised, and is scaled before a norm that undoes the scale"
 
 
 class Checkpoint(NamedTuple):
@@ -105,11 +106,14 @@ def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) ->
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
         flat, description, metadata = _read(path, format or detect_format(path))
+        notes = ()
+        if is_folded(flat):
+            flat, notes = unfold(flat), (FOLDED,)
         config, params = infer_config(flat), flat_to_params(flat, lazy=lazy)
         digest = weights_hash(params)
         if metadata.get("weights_hash", digest) != digest:
             raise CheckpointError("the weights do not match the hash stored with them: damaged; copy the file again")
-        return Checkpoint(config, params, _report(path, description, config, flat, digest))
+        return Checkpoint(config, params, _report(path, description, config, flat, digest, notes))
 
 
 def save(path: PathLike, params: Mapping[str, PyTree]) -> None:
@@ -167,7 +171,12 @@ def _read(path: PathLike, format: Format) -> tuple[dict[str, np.ndarray], str, d
 
 
 def _report(
-    path: PathLike, description: str, config: RWKV7Config, flat: Mapping[str, np.ndarray], digest: str
+    path: PathLike,
+    description: str,
+    config: RWKV7Config,
+    flat: Mapping[str, np.ndarray],
+    digest: str,
+    notes: tuple[str, ...],
 ) -> ImportReport:
     used = [flat[name] for name in expected_shapes(config)]
     note = f"group norm epsilon is 64e-5 here; {description} models with heads of {config.head_size} may scale it"
@@ -182,5 +191,5 @@ def _report(
         missing=(),
         dtypes=tuple(sorted({str(array.dtype) for array in used})),
         weights_hash=digest,
-        notes=(note,) if foreign else (),
+        notes=(*notes, note) if foreign else notes,
     )

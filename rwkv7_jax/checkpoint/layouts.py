@@ -5,6 +5,7 @@
     fla           model.layers.{i}.attn.r_proj.weight               flash-linear-attention, `RWKV7ForCausalLM`
 
 Sources: huggingface/transformers pull request 47780, fla-org/flash-linear-attention `utils/convert_from_rwkv7.py`.
+The two blocks of names also occur with fla's names for embedding, last norm and head (`rwkv7.embeddings.weight`).
 Wrappers of training tools (`_orig_mod.`, `module.`, `model.`) in front of every name are dropped.
 """
 
@@ -25,6 +26,8 @@ FLA_TOP = {
 }
 FLA_PARTS = {"pre_norm": "ln0", "attn_norm": "ln1", "ffn_norm": "ln2", "attn": "att", "ffn": "ffn"}
 FLA_ATTENTION = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output", "g_norm": "ln_x"}
+NORM_EPSILON = 1e-5
+FOLD_SCALE = 2.0**-30
 FLA_LORA = {"0.weight": "1", "2.weight": "2", "2.bias": "0"}
 
 
@@ -40,7 +43,10 @@ def to_released(flat: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
         raise CheckpointError("two tensors have the same name once wrapper prefixes are dropped; remove one of them")
     if any(re.match(r"layers\.\d+\.attn(_norm)?\.", name) for name in tensors):
         return fla_to_released(tensors), "fla"
-    return tensors, "transformers" if "rwkv7." in dropped else "released"
+    renamed = {FLA_TOP.get(name, name): array for name, array in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise CheckpointError("embedding, last norm or head are there under two names; remove one of them")
+    return renamed, "transformers" if "rwkv7." in dropped else "released"
 
 
 def fla_to_released(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,6 +63,26 @@ def fla_to_released(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         released, transposed = _fla_name(name)
         out[released] = array.T if transposed else array
     return out
+
+
+def is_folded(flat: Mapping[str, np.ndarray]) -> bool:
+    """Tells whether layer 0 lacks the norm of the embedding alone: files whose embedding went through it already."""
+    norms = [f"blocks.0.ln{i}.{part}" for i in range(3) for part in ("weight", "bias")]
+    return "emb.weight" in flat and [name in flat for name in norms] == [False] * 2 + [True] * 4
+
+
+def unfold(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors of the same model with a norm that leaves an already normalised embedding as it is.
+
+    A norm of weight 1 and bias 0 would normalise a second time. With a scale s so small that the variance of s x
+    vanishes against epsilon, LN(s x) sqrt(epsilon) / s = x - mean(x) within float32's rounding, and the mean over the
+    channels is what each norm that reads the residual stream subtracts. s is a power of two, so that s x is exact.
+    """
+    emb = flat["emb.weight"]
+    wide = emb.astype(np.float32) if emb.dtype == np.float16 else emb
+    weight = np.full(emb.shape[-1], np.sqrt(NORM_EPSILON) / FOLD_SCALE, np.float32)
+    scaled = wide * np.asarray(FOLD_SCALE, wide.dtype)
+    return {**flat, "emb.weight": scaled, "blocks.0.ln0.weight": weight, "blocks.0.ln0.bias": np.zeros_like(weight)}
 
 
 def _fla_name(name: str) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, atomic, guard, mapped, raw_bytes, view
-from rwkv7_jax.checkpoint.layouts import to_released
+from rwkv7_jax.checkpoint.layouts import is_folded, to_released
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -78,6 +78,7 @@ def read_described(path: PathLike) -> Described:
         tensors, layout = to_released(flat)
         if config.get("tie_word_embeddings") is True and "head.weight" not in tensors and "emb.weight" in tensors:
             tensors["head.weight"] = tensors["emb.weight"]
+        _check_fused(config.get("embedding_layer_norm_fused"), is_folded(tensors))
         return Described(tensors, layout, files[0][1] if len(files) == 1 else {})
 
 
@@ -178,6 +179,13 @@ def _folder_config(folder: pathlib.Path) -> dict[str, object]:
     if config.get("hidden_act", "sqrelu") not in ("sqrelu", "relu2"):
         raise CheckpointError(f"config.json says hidden_act {config['hidden_act']}; RWKV-7 as released has sqrelu")
     return config
+
+
+def _check_fused(fused: object, folded: bool) -> None:
+    if fused is True and not folded:
+        raise CheckpointError("config.json says embedding_layer_norm_fused, but blocks.0.ln0 is in the file")
+    if fused is False and folded:
+        raise CheckpointError("missing tensors blocks.0.ln0, not fused by config.json; export the file again")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,17 +1,21 @@
+import json
 import pathlib
 import subprocess
 import sys
 from unittest.mock import Mock
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from experiments import cli
 from experiments.commands.work import checkpoint as work
-from rwkv7_jax import RWKV7Config
+from rwkv7_jax import RWKV7, RWKV7Config, zero_state
 from rwkv7_jax.checkpoint import CheckpointError, detect_format, load, pth, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.names import expected_shapes
+from rwkv7_jax.functional import forward as logits_of
 
 
 def test_format_is_told_by_content(tmp_path, make_flat, small):
@@ -78,6 +82,59 @@ def test_deep_embed_models_are_named(tmp_path, make_flat, one_line_error, extra,
         write(tmp_path / name, flat)
         with one_line_error(name, version):
             load(tmp_path / name)
+
+
+def folded(flat):
+    """The tensors with the norm of the embedding applied to it, and without that norm."""
+    x = flat["emb.weight"].astype(np.float64)
+    normal = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    rest = {name: array for name, array in flat.items() if ".ln0." not in name}
+    emb = normal * flat["blocks.0.ln0.weight"].astype(np.float64) + flat["blocks.0.ln0.bias"].astype(np.float64)
+    return rest | {"emb.weight": emb.astype(flat["emb.weight"].dtype)}
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_folded_embedding_gives_the_same_logits(tmp_path, make_flat, small, suffix):
+    write = pth.write if suffix == "pth" else safetensors.write
+    flat = make_flat(dtype=np.float32)
+    write(tmp_path / f"plain.{suffix}", flat)
+    write(tmp_path / f"folded.{suffix}", folded(flat))
+    plain, unfolded = load(tmp_path / f"plain.{suffix}"), load(tmp_path / f"folded.{suffix}")
+    assert "no blocks.0.ln0" in str(unfolded.report)
+    tokens = jnp.arange(8).reshape(1, 8) % small.vocab_size
+    logits = [
+        np.asarray(logits_of(RWKV7(small), jax.tree.map(jnp.asarray, c.params), tokens, zero_state(small, 1))[0])
+        for c in (plain, unfolded)
+    ]
+    assert np.abs(logits[0]).max() > 0.1
+    np.testing.assert_allclose(logits[0], logits[1], atol=2e-5 * float(np.abs(logits[0]).max()))
+
+
+def test_config_of_a_folder_says_whether_the_embedding_is_folded(tmp_path, make_flat, one_line_error):
+    flat = make_flat(dtype=np.float32)
+    safetensors.write(tmp_path / "model.safetensors", folded(flat))
+    for fused in (True, None):
+        (tmp_path / "config.json").write_text(json.dumps({"embedding_layer_norm_fused": fused}))
+        assert "no blocks.0.ln0" in str(load(tmp_path).report)
+    (tmp_path / "config.json").write_text(json.dumps({"embedding_layer_norm_fused": False}))
+    with one_line_error(str(tmp_path), "blocks.0.ln0"):
+        load(tmp_path)
+    safetensors.write(tmp_path / "model.safetensors", flat)
+    load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"embedding_layer_norm_fused": True}))
+    with one_line_error(str(tmp_path), "embedding_layer_norm_fused"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["rwkv7.", "model.", ""])
+def test_other_names_of_embedding_norm_and_head(tmp_path, make_flat, prefix):
+    names = {"emb.weight": "embeddings.weight", "ln_out.weight": "norm.weight", "ln_out.bias": "norm.bias"}
+    flat = make_flat()
+    safetensors.write(tmp_path / "a.safetensors", flat)
+    other = {prefix + names.get(name, name): array for name, array in flat.items() if name != "head.weight"}
+    safetensors.write(tmp_path / "b.safetensors", other | {"lm_head.weight": flat["head.weight"]})
+    first, second = load(tmp_path / "a.safetensors"), load(tmp_path / "b.safetensors")
+    assert first.report.weights_hash == second.report.weights_hash
 
 
 def test_command_line(tmp_path, make_flat, capsys, same_bits):
