@@ -235,11 +235,13 @@ class LanguageModel:
           (logits [T, vocab] float32, unbatched state after the last token).
 
         Raises:
-          ValueError: the text has no token, or a state of another model.
+          ValueError: the text has no token or one outside the vocabulary, or a state of another model.
         """
         ids = self.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise ValueError("logits: the text has no token; give at least one")
+        if wrong := [token for token in ids if isinstance(token, int) and not 0 <= token < self.config.vocab_size]:
+            raise ValueError(f"logits: token {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
         batched = jax.tree.map(lambda leaf: leaf[:, None], self._initial(state))
         found, after = _forward(self.model, self.params, jnp.asarray([ids], jnp.int32), batched)
         return found[0], jax.tree.map(lambda leaf: leaf[:, 0], after)

@@ -38,10 +38,10 @@ def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
 
 
 def _reason(error: ValueError | OSError) -> str:
-    """The message; of the system's own, the file and what is wrong, without the error number."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+    """The message; of the system's own, the file, if any, and what is wrong, without the number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:

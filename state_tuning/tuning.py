@@ -12,6 +12,7 @@ from rwkv7_jax.bucketing import padded_length
 from rwkv7_jax.checkpoint.states import TunedState
 from rwkv7_jax.functional import Params
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 from state_tuning.core import non_finite, train
 from state_tuning.core.objective import Batch, Example, collate, encode_example, encode_text
@@ -32,6 +33,10 @@ class TuneResult(NamedTuple):
     steps: int
     validation_loss: float | None
     """At the end, nats per token; None without validation examples."""
+
+    def __repr__(self) -> str:
+        held_out = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.4g}"
+        return f"TuneResult({self.steps} steps, loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}{held_out})"
 
 
 def tune(
@@ -75,21 +80,22 @@ def tune(
       The tuned state and the losses.
 
     Raises:
-      ValueError: one line, for examples or settings that cannot be used, or a method that trains no state.
+      ValueError: one line, for examples or settings that cannot be used, or a method that trains no state or that of
+        another model.
+      TypeError: `method` is not a `Method`.
       NonFiniteError: too many steps in a row with a non-finite loss or gradient.
     """
     if batch_size < 1:
         raise ValueError(f"tune: batch_size is {batch_size}, it must be at least 1")
     config = TuneConfig(learning_rate=learning_rate, steps=steps, warmup=min(TuneConfig.warmup, steps))
     method = method or train.standard(lm, config)
-    if method.full is None:
-        raise ValueError("tune: the method trains no initial state (its `full` is None); use make_train_step")
+    start, full = _start(lm, method)
     encoded = _encoded(lm.tokenizer, examples, max_length, "example")
     held_out = _encoded(lm.tokenizer, validation, max_length, "validation example") if validation is not None else []
     length = padded_length(max(len(example.tokens) for example in [*encoded, *held_out]) - 1)
     optimizer = optax.with_extra_args_support(optimizer or train.make_optimizer(config))
     step = train.make_train_step(lm.model, optimizer, config, method, make_correlate(lm.model, method))
-    tuned, losses = train.init(optimizer, method.init()), []
+    tuned, losses = train.init(optimizer, start), []
     for index, batch in enumerate(itertools.islice(_batches(encoded, length, batch_size, seed), steps), 1):
         tuned, metrics = step(lm.params, tuned, batch)
         non_finite.check_finite(metrics, index)
@@ -101,12 +107,26 @@ def tune(
     )
     settings = {"learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
     result = lm.tuned_state(
-        method.full(tuned.trainable),
+        full(tuned.trainable),
         "tune",
         config={**settings, "max_length": max_length},
         metrics={"loss": losses[-1], "validation_loss": final},
     )
     return TuneResult(result, losses, steps, final)
+
+
+def _start(lm: LanguageModel, method: Method) -> tuple[PyTree, Callable[[PyTree], State]]:
+    """(the method's trainable tree at the start, its `full`). Raises: TypeError, ValueError in one line."""
+    if not isinstance(method, Method):
+        hint = "; an optax transform is given as optimizer=" if hasattr(method, "update") else ""
+        raise TypeError(f"tune: method must be a Method such as standard(lm), not {type(method).__name__}{hint}")
+    if method.full is None:
+        raise ValueError("tune: the method trains no initial state (its `full` is None); use make_train_step")
+    start = method.init()
+    found, wanted = method.full(start).att_shift.shape, lm.zero_state().att_shift.shape
+    if found != wanted:
+        raise ValueError(f"tune: the method is for a model of {found} layers and width, this one has {wanted}")
+    return start, method.full
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], max_length: int, what: str) -> list[Example]:

@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from rwkv7_jax.terminal import exit_status
+
 COMMANDS = {
     "tune": "tunes an initial state and measures it against the untuned model",
     "evaluate": "scores benchmarks from one state or several, as lm-evaluation-harness does",
@@ -32,10 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sub-command that the first word names, and returns its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0 if args else 2
+        return exit_status(lambda: _print(overview(), 0 if args else 2))
     if args[0] in ("--version", "-V"):
-        return _version()
+        return exit_status(_version)
     if args[0] not in COMMANDS:
         return _unknown(args[0])
     return importlib.import_module(f"experiments.commands.{args[0]}").main(args[1:])
@@ -47,6 +48,11 @@ def overview() -> str:
     lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
     lines += ["", *(f"  {line}" for line in EXAMPLES), "", "rwkv7 COMMAND --help lists the settings of a command."]
     return "\n".join(lines)
+
+
+def _print(text: str, status: int) -> int:
+    print(text)
+    return status
 
 
 def _unknown(word: str) -> int:

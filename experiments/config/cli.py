@@ -63,8 +63,7 @@ def command(
         lines = help_text(help, shown, named or list(verbs or {}))
         return exit_status(lambda: _print(lines), "")
     if not args:
-        print(help.short())
-        return 2
+        return exit_status(lambda: _print(help.short(), 2), "")
     return exit_status(lambda: body(args), interrupted)
 
 
@@ -101,9 +100,9 @@ def exit_status(body: Callable[[], int], interrupted: str) -> int:
     return terminal.exit_status(run, interrupted)
 
 
-def _print(text: str) -> int:
+def _print(text: str, status: int = 0) -> int:
     print(text)
-    return 0
+    return status
 
 
 def tuning_status(body: Callable[[], int], again: str) -> int:

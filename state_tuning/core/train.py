@@ -5,6 +5,7 @@ Everything else is one jitted step. Weights are its argument: never closed over,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -71,8 +72,8 @@ class TuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
         for name in ("learning_rate", "warmup", "clip_norm", "l2", "segment", "exact_segments"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be finite and not negative")
 
 
 class Method(NamedTuple):

@@ -92,6 +92,12 @@ def test_a_state_of_another_model_is_one_line(tiny: LanguageModel):
         tiny.generate("a", state=other)
 
 
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_tokens_outside_the_vocabulary_are_refused(tiny: LanguageModel, token: int):
+    with pytest.raises(ValueError, match=f"logits: token {token} is outside the vocabulary of"):
+        tiny.logits([1, token])
+
+
 @pytest.mark.parametrize("pairs", ["Hello", ["ab"], [("a", "b", "c")]])
 def test_what_is_no_list_of_pairs_is_refused(tiny: LanguageModel, pairs: object):
     with pytest.raises(TypeError):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import state_tuning
+from rwkv7_jax import RWKV7Config
 from rwkv7_jax.checkpoint import load_state
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import ByteTokenizer
@@ -71,6 +72,12 @@ def test_dbp_gets_the_correlations_that_it_learns_from(lm):
         ([{"prompt": "a"}], {}, "^tune: example 0 is neither"),
         (EXAMPLES, {"steps": 0}, "^steps is 0"),
         (EXAMPLES, {"batch_size": 0}, "^tune: batch_size is 0"),
+        (EXAMPLES, {"learning_rate": float("nan")}, "^learning_rate is nan, it must be finite"),
+        (
+            EXAMPLES,
+            {"method": state_tuning.standard(RWKV7Config(vocab_size=16, n_layer=1, n_embd=8, head_size=4))},
+            r"^tune: the method is for a model of \(1, 8\) layers and width, this one has",
+        ),
         (
             EXAMPLES,
             {"method": state_tuning.Method(dict, lambda tree, rows: tree)},
@@ -82,6 +89,17 @@ def test_errors_are_one_line(lm, examples, options, line):
     with pytest.raises(ValueError, match=line) as error:
         state_tuning.tune(lm, examples, **options)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_method_is_refused(lm):
+    for method in ("dbp", optax.adam(0.1)):
+        with pytest.raises(TypeError):
+            state_tuning.tune(lm, EXAMPLES, method=method)
+
+
+def test_a_result_shows_losses_and_no_arrays(result):
+    assert repr(result).startswith(f"TuneResult({result.steps} steps, loss {result.losses[0]:.4g} to ")
+    assert len(repr(result)) < 120
 
 
 def test_the_face_is_complete_and_light():

@@ -37,6 +37,15 @@ def test_the_overview_is_one_screen_with_a_verb_for_each_command(capsys):
     assert capsys.readouterr().out == text
 
 
+@pytest.mark.parametrize("words", [["--help"], ["tune"], ["tune", "--help"]])
+def test_help_into_a_pipe_that_is_closed_is_silent(words):
+    command = [sys.executable, "-u", "-m", "experiments.cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_each_command_says_of_itself_what_the_overview_says():
     for name, what in cli.COMMANDS.items():
         first = importlib.import_module(f"experiments.commands.{name}").__doc__.splitlines()[0]
