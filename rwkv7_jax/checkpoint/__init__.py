@@ -28,6 +28,7 @@ from rwkv7_jax.checkpoint.names import (
 )
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
 from rwkv7_jax.checkpoint.states import (
+    TIME_STATE,
     LayoutGuess,
     TunedState,
     detect_layout,
@@ -66,6 +67,10 @@ __all__ = [
 ]
 
 Format = Literal["pth", "safetensors", "rwkv_cpp"]
+MERGED = (
+    "{} time_state tensors, a state merged into the model, are left out; `rwkv7 state convert FILE --layout LAYOUT "
+    "--to value_key --output STATE.pth` writes them alone"
+)
 FOLDED = "no blocks.0.ln0: the embedding counts as normalised, and is scaled before a norm that undoes the scale"
 
 
@@ -106,9 +111,12 @@ def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) ->
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
         flat, description, metadata = _read(path, format or detect_format(path))
-        notes = ()
+        notes: tuple[str, ...] = ()
+        if "emb.weight" in flat and (merged := [name for name in flat if TIME_STATE.fullmatch(name)]):
+            flat = {name: array for name, array in flat.items() if name not in merged}
+            notes = (MERGED.format(len(merged)),)
         if is_folded(flat):
-            flat, notes = unfold(flat), (FOLDED,)
+            flat, notes = unfold(flat), (*notes, FOLDED)
         config, params = infer_config(flat), flat_to_params(flat, lazy=lazy)
         digest = weights_hash(params)
         if metadata.get("weights_hash", digest) != digest:

@@ -65,6 +65,11 @@ def fla_to_released(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
+def without_wrappers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors by names without the wrapper prefixes that every name carries."""
+    return dict(zip(_strip_prefixes(list(flat))[0], flat.values(), strict=True))
+
+
 def is_folded(flat: Mapping[str, np.ndarray]) -> bool:
     """Tells whether layer 0 lacks the norm of the embedding alone: files whose embedding went through it already."""
     norms = [f"blocks.0.ln{i}.{part}" for i in range(3) for part in ("weight", "bias")]

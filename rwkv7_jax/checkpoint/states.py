@@ -19,6 +19,7 @@ from jaxtyping import ArrayLike
 
 from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
+from rwkv7_jax.checkpoint.layouts import without_wrappers
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS, Layout, find_layout
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.state import State
@@ -97,8 +98,9 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) 
       'zero'
     """
     kind = wkv_states.kind_of(state.wkv)
-    extra = wkv_states.to_tensors(state.wkv) if kind else {}
-    tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
+    with guard(path, "a state"):
+        extra = wkv_states.to_tensors(state.wkv) if kind else {}
+        tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
     fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
     fixed |= {"memory": kind} if kind else {}
@@ -176,7 +178,8 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
         raise CheckpointError(
             f"{path}: layout {layout} has no place for shift states; drop_shifts=True (--drop_shifts) omits them"
         )
-    tensors = _to_tensors(state, find_layout(layout), shifts=False)
+    with guard(path, "a state"):
+        tensors = _to_tensors(state, find_layout(layout), shifts=False)
     if str(path).endswith(".pth"):
         pth.write(path, tensors)
     else:
@@ -208,6 +211,8 @@ def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], 
 def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads a `.pth`, `.st` or `.safetensors` state file, recognised by content.
 
+    Drops prefixes of training tools (`module.`, `model.`, ...), and a model that the state is merged into.
+
     Returns:
       (tensors as the file has them, metadata).
 
@@ -220,8 +225,16 @@ def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str,
     with open(path, "rb") as file:
         head = file.read(4)
     if head.startswith((pth.MAGIC, pth.PICKLE)):
-        return pth.read_tensors(path), {}
-    return safetensors.read_tensors(path)
+        return _state_part(pth.read_tensors(path)), {}
+    tensors, metadata = safetensors.read_tensors(path)
+    return _state_part(tensors), metadata
+
+
+def _state_part(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns tensors without wrapper prefixes, and without a model around a state."""
+    plain = without_wrappers(tensors)
+    state = {name: array for name, array in plain.items() if TIME_STATE.fullmatch(name)}
+    return state if state and {"emb.weight", "blocks.0.att.x_r"} <= set(plain) else plain
 
 
 def to_rwkv_list(state: State) -> list[np.ndarray]:

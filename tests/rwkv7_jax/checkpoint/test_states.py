@@ -14,6 +14,7 @@ from rwkv7_jax.checkpoint import (
     detect_layout,
     export_state,
     from_rwkv_list,
+    load,
     load_state,
     pth,
     read_state_tensors,
@@ -102,6 +103,46 @@ def test_wrong_model_is_one_line(tmp_path, small, one_line_error):
     for change in ({"n_layer": 2}, {"n_embd": 24}, {"head_size": 6}):
         with one_line_error("x.st", "3 layers with 3 heads of 4"):
             load_state(tmp_path / "x.st", config=dataclasses.replace(small, **change))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_forward_module.", "model.", "_forward_module.module.", "_orig_mod."])
+@pytest.mark.parametrize("suffix", [".pth", ".st"])
+def test_prefixes_of_training_tools_are_dropped(tmp_path, prefix, suffix):
+    state = random_state(shifts=False)
+    tensors = {f"{prefix}blocks.{i}.att.time_state": np.asarray(s) for i, s in enumerate(state.wkv)}
+    (pth if suffix == ".pth" else safetensors).write(tmp_path / f"x{suffix}", tensors)
+    assert_equal(load_state(tmp_path / f"x{suffix}", layout="value_key").state, state)
+    assert set(read_state_tensors(tmp_path / f"x{suffix}")[0]) == {f"blocks.{i}.att.time_state" for i in range(3)}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_merged_into_a_model_is_read_apart(tmp_path, make_flat, prefix, capsys):
+    state, flat = random_state(heads=3, shifts=False), make_flat(dtype=np.float32)
+    merged = flat | {f"blocks.{i}.att.time_state": np.asarray(s) for i, s in enumerate(state.wkv)}
+    pth.write(tmp_path / "merged.pth", {prefix + name: array for name, array in merged.items()})
+    pth.write(tmp_path / "plain.pth", flat)
+    report = load(tmp_path / "merged.pth").report
+    assert report.weights_hash == load(tmp_path / "plain.pth").report.weights_hash
+    assert "3 time_state tensors" in str(report)
+    assert_equal(load_state(tmp_path / "merged.pth", layout="value_key").state, state)
+    out = str(tmp_path / "state.pth")
+    line = ["convert", str(tmp_path / "merged.pth"), "--layout", "value_key", "--to", "value_key", "--output", out]
+    assert cli(line) == 0
+    assert_equal(load_state(out, layout="value_key").state, state)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("broken", ["not finite", "unbatched", "unknown layout"])
+def test_errors_of_writing_name_the_path(tmp_path, broken, one_line_error):
+    state, layout = random_state(shifts=False), "fla"
+    if broken == "unknown layout":
+        layout = "keyvalue"
+    else:
+        state = state._replace(wkv=state.wkv * np.nan if broken == "not finite" else state.wkv[:, None])
+        with one_line_error(str(tmp_path / "x.st"), broken):
+            save_state(tmp_path / "x.st", state, metadata={})
+    with one_line_error(str(tmp_path / "x.st"), broken):
+        export_state(tmp_path / "x.st", state, layout=layout)
 
 
 def test_a_foreign_file_needs_a_layout(tmp_path, one_line_error):
