@@ -318,6 +318,6 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "pocket:gsm8k" in said
-    for words in (["text", "--n", "-1"], ["tokenizer", "--size", "256"], ["benchmark"]):
-        assert main(["pocket", *words]) == 2
+    for wrong in (["text", "--n", "-1"], ["tokenizer", "--size", "256"], ["benchmark"]):
+        assert main(["pocket", *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
