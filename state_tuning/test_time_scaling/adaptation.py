@@ -215,12 +215,13 @@ def _draw(explorer: GivenChoices, delta: Array, count: int) -> Int[np.ndarray, "
 
 
 def _preferred(likely: np.ndarray, margin: np.ndarray) -> list[float]:
-    """Log-likelihoods as they are; without all of them, the choice with the largest margin."""
+    """Log-likelihoods as they are; without all of them, the choice with the largest margin, a missing one aside."""
     if not np.isnan(likely).any():
         return likely.tolist()
-    if np.isnan(margin).any():
+    if np.isnan(margin).all():
         raise ValueError("the teacher gives no log_probability of a choice; choose reward margin, or another interface")
-    return [0.0 if k == margin.argmax() else NOT_CHOSEN for k in range(len(margin))]
+    chosen = selection.best(margin)
+    return [0.0 if k == chosen else NOT_CHOSEN for k in range(len(margin))]
 
 
 def _chosen(problem: Problem, samples: Samples, chosen: int, first: int) -> Results:

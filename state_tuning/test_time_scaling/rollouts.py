@@ -18,7 +18,7 @@ from rwkv7_jax.state import State
 from state_tuning.core.objective import Batch, Example, collate, encode_example
 from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, Program, Weights, require_adaptable
-from state_tuning.test_time_scaling.selection import advantages
+from state_tuning.test_time_scaling.selection import advantages, best
 from state_tuning.test_time_scaling.teacher.in_process import Scores, Teacher
 
 NOT_CHOSEN = -1e9
@@ -197,9 +197,9 @@ class GivenChoices:
         """Returns the choice of each problem that the teacher scores best."""
         scores = self.score()
         rewards = np.where(self.present, reward(scores, self.s.config), -np.inf).reshape(-1, self.width)
-        best = rewards.argmax(1) + np.arange(len(rewards)) * self.width
+        chosen = [best(row) + b * self.width for b, row in enumerate(rewards)]
         read = scores.tokens.reshape(rewards.shape).sum(1)
-        return [self.samples.examples[r] for r in best], [Cost(0, int(n)) for n in read]
+        return [self.samples.examples[r] for r in chosen], [Cost(0, int(n)) for n in read]
 
 
 def batch_of(examples: Sequence[Example]) -> Batch:
@@ -208,7 +208,7 @@ def batch_of(examples: Sequence[Example]) -> Batch:
 
 
 def reward(scores: Scores, config: AdaptConfig) -> np.ndarray:
-    """Returns the teacher's score that is the reward [R].
+    """Returns the teacher's score that is the reward [R]; NaN for a sample of which the teacher says nothing.
 
     Raises:
       ValueError: the teacher does not give it.

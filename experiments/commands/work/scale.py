@@ -43,6 +43,9 @@ def run(config: Scale) -> int:
             items, student, teacher, adapt, log, interrupt, batch_size=config.batch_size, seed=config.seed
         )
     print(accuracy_curve.write(log.folder, answered, config.seed))
+    if isinstance(teacher, HttpTeacher):
+        for score, count in sorted(teacher.missing.items()):
+            print(f"{count} samples of this run have no {score}: the teacher's answers say nothing of them")
     return 0
 
 

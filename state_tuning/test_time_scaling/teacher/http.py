@@ -7,30 +7,56 @@ Log-probabilities of a given text need the `completions` interface with `echo` (
 import dataclasses
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from rwkv7_jax.generation.stop_strings import cut_at_first_complete
-from state_tuning.test_time_scaling.teacher.http_client import Client, Json, MalformedAnswer
+from state_tuning.test_time_scaling.teacher.echo import NotEchoed, tokens_of_sample
+from state_tuning.test_time_scaling.teacher.foreign_text import quoted
+from state_tuning.test_time_scaling.teacher.http_client import Client, TeacherError
 from state_tuning.test_time_scaling.teacher.in_process import Generated, Question, Scores
+from state_tuning.test_time_scaling.teacher.json_answer import (
+    Json,
+    MalformedAnswer,
+    UnusableAnswer,
+    log_probability,
+    part,
+    text_of,
+    tokens_used,
+)
 from state_tuning.test_time_scaling.teacher.replay import Replay
 
 EMPTY = -20.0
 """Mean log-probability given to an empty sample, which a server cannot score; nats."""
-LEAST = -100.0
-"""Log-probabilities below count as this: servers write -9999 or -Infinity for what they cut off."""
-ROUNDING = 1e-3
-"""Log-probabilities are at most this."""
 STOPS = 4
 """Stop strings that servers take."""
 ALTERNATIVES = 20
 """Most likely first tokens of the verification's answer that are asked for."""
 
+REASONING = "if the model reasons first, turn that off"
+NOTHING = "the server gives no log-probabilities"
+CUT_SHORT = ("length", "max_tokens", "content_filter", "tool_calls", "function_call", "abort", "error")
+"""What `finish_reason` says of an answer that did not end by itself."""
+
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+
+class _Found(NamedTuple):
+    """What an answer says of one sample."""
+
+    value: float
+    """Nats; NaN where it says nothing."""
+    length: int
+    """Tokens of the sample."""
+    used: int
+    """Tokens that the server read and wrote."""
+    problem: str = ""
+    """Why the value is NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +73,20 @@ class HttpTeacher:
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key, which is sent, never stored and never shown."""
     timeout: float = 60.0
-    """Seconds for one attempt, looked at whenever bytes come; a silent server is given up after as many more."""
+    """Seconds for one attempt, from the host's name to the last byte."""
     retries: int = 4
     """Further attempts after a time-out, a lost connection, 408, 409, 429, 5xx or a malformed answer."""
     backoff: float = 0.5
-    """Seconds before the first of them, doubled each time; `Retry-After` goes before."""
+    """Seconds before the first of them, doubled each time.
+
+    `Retry-After` goes before, as long as a request with all its waits stays within the time that its attempts may take.
+    """
     workers: int = 4
     """Requests at once."""
     question: Question = dataclasses.field(default_factory=Question)
     replay: Replay | None = None
+    missing: Counter[str] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
+    """Samples so far whose answers say nothing of them: `log_probability`, `margin`. Their score is NaN."""
 
     def __post_init__(self):
         if self.api not in ("completions", "chat"):
@@ -63,18 +94,28 @@ class HttpTeacher:
         self._client()
 
     def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
-        """Scores as `Teacher` says; `log_probability` is NaN from a chat endpoint. The server counts the tokens."""
+        """Scores as `Teacher` says; `log_probability` is NaN from a chat endpoint. The server counts the tokens.
+
+        A sample of which an answer says nothing has a score of NaN, and counts in `missing`.
+
+        Raises:
+          TeacherError: there is no answer, or the answers say nothing of any of the samples.
+        """
         pairs = list(zip(prompts, samples, strict=True))
         count = len(pairs)
         likely, length, tokens = np.full(count, np.nan), np.zeros(count, int), np.zeros(count, int)
         verdict = np.full(count, np.nan)
         if self.api == "completions":
-            for i, (value, size, used) in enumerate(self._map(self._log_probability, pairs)):
-                likely[i], length[i], tokens[i] = value, size, used
+            found = self._map(self._log_probability, pairs)
+            self._count_missing("log_probability", found)
+            likely = np.asarray([one.value for one in found], float)
+            length = np.asarray([one.length for one in found], int)
+            tokens = np.asarray([one.used for one in found], int)
         if margin:
-            for i, (value, used) in enumerate(self._map(self._margin, pairs)):
-                verdict[i] = value
-                tokens[i] += used
+            found = self._map(self._margin, pairs)
+            self._count_missing("margin", found)
+            verdict = np.asarray([one.value for one in found], float)
+            tokens = tokens + np.asarray([one.used for one in found], int)
         return Scores(likely, verdict, length, tokens)
 
     def generate(
@@ -84,7 +125,7 @@ class HttpTeacher:
 
         Raises:
           ValueError: a stop string is empty.
-          TeacherError: there is no answer.
+          TeacherError: there is no answer, or one without text that was cut short.
         """
         if not all(stop):
             raise ValueError("a stop string is empty; leave it out")
@@ -98,44 +139,73 @@ class HttpTeacher:
         texts = [cut_at_first_complete(text, stop) for text, _ in found]
         return Generated(texts, np.asarray([used for _, used in found], int))
 
-    def _log_probability(self, pair: tuple[str, str]) -> tuple[float, int, int]:
-        """(mean log-probability of the sample's tokens, their number, tokens used)."""
+    def _log_probability(self, pair: tuple[str, str]) -> _Found:
+        """The mean log-probability of the sample's tokens."""
         prompt, sample = pair
         if not sample:
-            return EMPTY, 0, 0
+            return _Found(EMPTY, 0, 0)
         body: Json = {"prompt": prompt + sample, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
-        return self._ask(body, lambda choice, used: (*_echoed(choice, prompt, sample), used))
 
-    def _margin(self, pair: tuple[str, str]) -> tuple[float, int]:
-        """(log p(yes) - log p(no), tokens used), from the answer's first token."""
+        def read(choice: object, used: int) -> _Found:
+            try:
+                return _Found(*_echoed(choice, prompt, sample), used)
+            except NotEchoed as problem:
+                return _Found(math.nan, 0, used, f"{problem}; scores of a given text need a server with `echo`")
+
+        return self._ask(body, read)
+
+    def _margin(self, pair: tuple[str, str]) -> _Found:
+        """log p(yes) - log p(no), from the answer's first token."""
         body = self._asking(self.question.text(*pair)) | {"max_tokens": 1, "temperature": 0.0}
         body |= {"logprobs": True, "top_logprobs": ALTERNATIVES} if self.api == "chat" else {"logprobs": ALTERNATIVES}
-        words = (self.question.yes, self.question.no)
-        return self._ask(body, lambda choice, used: (_yes_or_no(_first_token(choice), *words), used))
+
+        def read(choice: object, used: int) -> _Found:
+            likely = _first_token(choice)
+            value = _yes_or_no(likely, self.question.yes, self.question.no)
+            return _Found(value, 0, used, self._no_verdict(likely) if math.isnan(value) else "")
+
+        return self._ask(body, read)
+
+    def _no_verdict(self, likely: dict[str, float]) -> str:
+        words = f"{self.question.yes.strip()!r} and {self.question.no.strip()!r}"
+        first = quoted(max(likely, key=lambda token: likely[token]), limit=40)
+        return f"no verdict: {first} is the likeliest first token, and neither of {words} is likely; {REASONING}"
+
+    def _count_missing(self, score: str, found: Sequence[_Found]) -> None:
+        """Counts samples without a score. Raises: TeacherError if no answer gives one."""
+        asked = [one for one in found if one.used or one.problem]
+        problems = [one.problem for one in asked if one.problem]
+        if problems and len(problems) == len(asked):
+            raise TeacherError(f"{self.base_url}: {problems[0]}")
+        if problems:
+            self.missing[score] += len(problems)
 
     def _asking(self, prompt: str) -> Json:
         return {"messages": [{"role": "user", "content": prompt}]} if self.api == "chat" else {"prompt": prompt}
 
-    def _text(self, choice: Json) -> str:
-        text = choice["message"]["content"] if self.api == "chat" else choice["text"]
-        if not isinstance(text, str | None):
-            raise ValueError(f"the text is a JSON {type(text).__name__}")
+    def _text(self, choice: object) -> str:
+        """The text of an answer, empty only if the answer ended by itself."""
+        text = text_of(part(choice, "message", "content") if self.api == "chat" else part(choice, "text"))
+        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+        if not text and reason in CUT_SHORT:
+            raise UnusableAnswer(
+                f"an answer without text that was cut short ({reason}); give more tokens, or {REASONING}"
+            )
         return text or ""
 
-    def _ask(self, body: Json, read: Callable[[Json, int], T]) -> T:
+    def _ask(self, body: Json, read: Callable[[object, int], T]) -> T:
         """`read(first choice, tokens used)` of the answer; one that it cannot read counts as malformed."""
 
         def whole(answer: Json) -> T:
-            try:
-                usage = answer["usage"]
-                return read(answer["choices"][0], int(usage["prompt_tokens"]) + int(usage.get("completion_tokens", 0)))
-            except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
-                raise MalformedAnswer(f"{type(error).__name__}: {error}") from error
+            return read(part(answer, "choices", 0), tokens_used(answer))
 
         request = {"model": self.model, **body}
         kept = self.replay.get(request) if self.replay is not None else None
-        if kept is not None:
-            return whole(kept)
+        if self.replay is not None and kept is not None:
+            try:
+                return whole(kept)
+            except (MalformedAnswer, UnusableAnswer) as problem:
+                raise TeacherError(f"{self.replay.path}: an answer that cannot be used, {problem}") from None
         answer, value = self._client().post(request, whole)
         if self.replay is not None:
             self.replay.put(request, answer)
@@ -159,43 +229,71 @@ def _key(variable: str) -> str:
     return key
 
 
-def _echoed(choice: Json, prompt: str, sample: str) -> tuple[float, int]:
-    """(mean log-probability, number) of the echoed tokens in the sample; one across its beginning is left out."""
-    found = choice["logprobs"]
-    tokens, values = found["tokens"], found["token_logprobs"]
-    starts = found.get("text_offset") or np.cumsum([0, *map(len, tokens)])[:-1].tolist()
-    begin, end = len(prompt), len(prompt) + len(sample)
-    inside = [_nats(value) for at, value in zip(starts, values, strict=True) if begin <= at < end and value is not None]
-    if not inside:
-        raise ValueError("no log-probability inside the chain; does the server support echo?")
-    return sum(inside) / len(inside), len(inside)
+def _echoed(choice: object, prompt: str, sample: str) -> tuple[float, int]:
+    """(mean log-probability, number) of the echoed tokens in the sample; one across its beginning is left out.
+
+    Raises:
+      NotEchoed: the tokens are not those of the request.
+      UnusableAnswer: there are no log-probabilities.
+      MalformedAnswer: they are not one for each token.
+    """
+    found = _log_probabilities(choice)
+    tokens, values = found.get("tokens"), found.get("token_logprobs")
+    if not isinstance(tokens, list) or not isinstance(values, list):
+        raise UnusableAnswer(f"{NOTHING} of the prompt; scores of a given text need a server with `echo`")
+    if len(tokens) != len(values) or not all(isinstance(token, str) for token in tokens):
+        raise MalformedAnswer("tokens and log-probabilities that do not belong together")
+    inside = tokens_of_sample(tokens, prompt, sample)
+    # The very first token follows nothing, so that it alone has no log-probability.
+    chosen = [values[i] for i in inside if values[i] is not None or any(value is not None for value in values[:i])]
+    if not chosen:
+        raise NotEchoed("no log-probability inside the chain")
+    nats = [log_probability(value) for value in chosen]
+    return sum(nats) / len(nats), len(nats)
 
 
-def _first_token(choice: Json) -> dict[str, float]:
+def _log_probabilities(choice: object) -> dict[str, object]:
+    """The object that holds them. Raises: UnusableAnswer without one."""
+    found = choice.get("logprobs") if isinstance(choice, dict) else None
+    if not isinstance(found, dict):
+        raise UnusableAnswer(f"{NOTHING}; another server, or a setting of this one, may")
+    return found
+
+
+def _first_token(choice: object) -> dict[str, float]:
     """Log-probabilities of the most likely first tokens of an answer."""
-    found = choice["logprobs"]
+    found = _log_probabilities(choice)
+    rows = found.get("content") if "content" in found else found.get("top_logprobs")
+    if not isinstance(rows, list) or not rows:
+        raise UnusableAnswer(f"{NOTHING} of its answer's first token; another server, or a setting of this one, may")
     if "content" in found:
-        return {row["token"]: float(row["logprob"]) for row in found["content"][0]["top_logprobs"]}
-    return {token: float(value) for token, value in found["top_logprobs"][0].items()}
+        listed = part(rows[0], "top_logprobs")
+        listed = listed if isinstance(listed, list) else []
+        alternatives = [(part(row, "token"), part(row, "logprob")) for row in listed]
+    else:
+        alternatives = list(rows[0].items()) if isinstance(rows[0], dict) else []
+    likely = {token: log_probability(value) for token, value in alternatives if isinstance(token, str)}
+    if not likely:
+        raise UnusableAnswer(f"{NOTHING} of other first tokens (`top_logprobs`); another server, or a setting, may")
+    return likely
 
 
 def _yes_or_no(likely: dict[str, float], yes: str, no: str) -> float:
-    """log p(yes) - log p(no), case and spaces aside; a word not listed counts as the least likely listed one."""
-    listed = {token: _nats(value) for token, value in likely.items()}
+    """log p(yes) - log p(no), case and spaces aside; NaN if none is listed.
+
+    Of two words, the one that is not listed counts as the least likely listed one.
+    """
+    listed = {token: log_probability(value) for token, value in likely.items()}
     floor = min(listed.values())
 
-    def mass(word: str) -> float:
+    def mass(word: str) -> float | None:
         values = [value for token, value in listed.items() if token.strip().lower() == word.strip().lower()]
-        return _logsumexp(values) if values else floor
+        return _logsumexp(values) if values else None
 
-    return mass(yes) - mass(no)
-
-
-def _nats(value: float) -> float:
-    """A log-probability from LEAST to 0. Raises: ValueError for any other value."""
-    if not value <= ROUNDING:
-        raise ValueError(f"{value} is not a log-probability")
-    return min(max(float(value), LEAST), 0.0)
+    for_yes, for_no = mass(yes), mass(no)
+    if for_yes is None and for_no is None:
+        return math.nan
+    return (floor if for_yes is None else for_yes) - (floor if for_no is None else for_no)
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -1,20 +1,22 @@
-"""JSON over HTTP with time-outs, retries with backoff, and `Retry-After`; errors in one line."""
+"""JSON over HTTP: attempts with backoff and `Retry-After` within one bound, and errors in one line without the key."""
 
-import email.message
 import email.utils
-import functools
 import http.client
 import json
 import math
+import re
+import ssl
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from state_tuning.test_time_scaling.teacher import json_answer
+from state_tuning.test_time_scaling.teacher.foreign_text import RUN, hidden, quoted
+from state_tuning.test_time_scaling.teacher.json_answer import Json, MalformedAnswer, UnusableAnswer
+from state_tuning.test_time_scaling.teacher.transport import Reply, post
 
 T = TypeVar("T")
-Json = dict[str, Any]
-"""An object of JSON, as a server sends it."""
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more is given up."""
 AGAIN = (408, 409, 425, 429)
@@ -22,10 +24,6 @@ AGAIN = (408, 409, 425, 429)
 
 class TeacherError(ValueError):
     """The endpoint gave no usable answer; one line says which, why, and what to do."""
-
-
-class MalformedAnswer(ValueError):
-    """An answer that is not what was asked for."""
 
 
 class _Passing(Exception):
@@ -47,100 +45,87 @@ class Client:
         problem = _problem(url)
         if problem:
             raise ValueError(f"teacher address {_shown(url)!r}: {problem}; write http://HOST/v1 or https://HOST/v1")
-        if timeout <= 0 or retries < 0 or backoff < 0:
+        if not 0 < timeout < math.inf or retries < 0 or not 0 <= backoff < math.inf:
             raise ValueError("timeout must be above 0, retries and backoff not negative")
         self.url, self.timeout, self.retries, self.backoff = url, timeout, retries, backoff
+        self._key = key or ""
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    @property
+    def longest(self) -> float:
+        """Seconds that `post` takes at most: all attempts at their full time, and the backoff between them."""
+        return (self.retries + 1) * self.timeout + self.backoff * (2**self.retries - 1)
 
     def post(self, body: Json, read: Callable[[Json], T]) -> tuple[Json, T]:
         """Returns (answer, read(answer)). `read` raises MalformedAnswer for an answer to be asked for again.
 
+        The key is taken out of the answer, unless the request itself holds it.
+
         Raises:
-          TeacherError: after the last attempt, or at once where no attempt can help (401, 404, ...).
+          TeacherError: after the last attempt, or at once where no attempt can help (401, 404, UnusableAnswer, ...).
         """
+        end = time.monotonic() + self.longest
         for attempt in range(self.retries + 1):
             try:
-                answer = self._attempt(body)
+                answer = self._attempt(body, end)
                 return answer, read(answer)
+            except UnusableAnswer as problem:
+                raise TeacherError(f"{_shown(self.url)}: {self._told(problem)}") from None
             except (_Passing, MalformedAnswer) as problem:
-                if attempt == self.retries:
-                    kind = "malformed answer, " if isinstance(problem, MalformedAnswer) else ""
-                    why = f"{kind}{_short(str(problem))}"
-                    raise TeacherError(f"{_shown(self.url)}: {why}; {attempt + 1} attempts, given up") from problem
+                kind = "malformed answer, " if isinstance(problem, MalformedAnswer) else ""
+                why = f"{_shown(self.url)}: {kind}{self._told(problem)}"
                 wait = getattr(problem, "wait", None)
+                if attempt == self.retries:
+                    raise TeacherError(f"{why}; {attempt + 1} attempts, given up") from None
+                if wait is not None and wait > min(LONGEST_WAIT, end - time.monotonic()):
+                    raise TeacherError(f"{why}; it asks to wait {wait:.0f} s, try again later") from None
                 time.sleep(self.backoff * 2**attempt if wait is None else wait)
         raise AssertionError("the loop returns or raises")
 
-    def _attempt(self, body: Json) -> Json:
-        status, headers, text = self._fetch(json.dumps(body).encode())
-        if not 200 <= status < 300:
-            raise self._refused(status, headers, _short(text))
-        try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MalformedAnswer(f"not JSON: {_short(text)}") from error
-        if not isinstance(answer, dict):
-            raise MalformedAnswer(f"a JSON {type(answer).__name__} instead of an object")
+    def _attempt(self, body: Json, end: float) -> Json:
+        sent = json.dumps(body).encode()
+        reply = self._exchange(sent, min(self.timeout, end - time.monotonic()))
+        if not 200 <= reply.status < 300:
+            raise self._refused(reply)
+        answer = json_answer.parse(reply.body, "" if self._key.encode() in sent else self._key)
         fault = answer.get("error")
         if fault:
             message = fault.get("message", fault) if isinstance(fault, dict) else fault
-            raise MalformedAnswer(f"the server says: {_short(str(message))}")
+            raise MalformedAnswer(f"the server says: {self._quoted(str(message))}")
         return answer
 
-    def _fetch(self, body: bytes) -> tuple[int, email.message.Message, bytes]:
-        """(status, headers, body) of the answer. A refusal counts as one even if its message is cut off."""
-        deadline = time.monotonic() + self.timeout
-        request = urllib.request.Request(self.url, body, self._headers)
+    def _exchange(self, body: bytes, seconds: float) -> Reply:
         try:
-            with _opener().open(request, timeout=self.timeout) as response:
-                try:
-                    text = _read(response, deadline)
-                except (OSError, http.client.HTTPException):
-                    if 200 <= response.status < 300:
-                        raise
-                    text = b"its message is cut off"
-                return response.status, response.headers, text
+            if seconds <= 0:
+                raise TimeoutError
+            return post(self.url, body, self._headers, seconds)
+        except UnusableAnswer:
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise _Passing(
-                "no answer in time" if isinstance(reason, TimeoutError) else str(reason) or "connection lost"
-            ) from error
+            if isinstance(reason, TimeoutError):
+                raise _Passing("no answer in time") from None
+            if isinstance(reason, http.client.IncompleteRead):
+                raise MalformedAnswer("it ends before its announced length") from None
+            ours = isinstance(reason, OSError) and not isinstance(reason, ssl.SSLError | http.client.HTTPException)
+            told = str(reason) if ours else self._quoted(f"{type(reason).__name__}: {reason}")
+            raise _Passing(told or "connection lost") from None
 
-    def _refused(self, status: int, headers: email.message.Message, text: str) -> Exception:
-        where, location = f"{_shown(self.url)}: HTTP {status}", headers.get("Location")
-        if 300 <= status < 400 and location:
-            return TeacherError(f"{where} redirects to {_short(_shown(location))}; give that address")
-        if status not in AGAIN and status < 500:
-            return TeacherError(f"{where}, {text}; check address, model name and key")
-        wait = retry_after(headers.get("Retry-After"), time.time())
-        if wait is not None and wait > LONGEST_WAIT:
-            return TeacherError(f"{where}, {text}; it asks to wait {wait:.0f} s, try again later")
-        return _Passing(f"HTTP {status}, {text}", wait)
+    def _quoted(self, text: str | bytes) -> str:
+        return quoted(text, self._key) if text else "empty"
 
+    def _told(self, problem: Exception) -> str:
+        """An error's message; words of a local server's short key may be our own."""
+        return hidden(str(problem), self._key) if len(self._key) >= RUN else str(problem)
 
-class _AsTheyAre(urllib.request.HTTPErrorProcessor):
-    """Redirects and refusals come back like any answer."""
-
-    def http_response(self, request: object, response: object) -> object:
-        """Returns the response as it is."""
-        return response
-
-    https_response = http_response
-
-
-@functools.cache
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_AsTheyAre)
-
-
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body, as far as it comes. Raises: TimeoutError for bytes that still come at the deadline."""
-    pieces: list[bytes] = []
-    while piece := response.read1(65536):
-        pieces.append(piece)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return b"".join(pieces)
+    def _refused(self, reply: Reply) -> Exception:
+        where, location = f"HTTP {reply.status}", reply.headers.get("Location")
+        if 300 <= reply.status < 400 and location:
+            return UnusableAnswer(f"{where} redirects to {self._quoted(_shown(location))}; give that address")
+        text = self._quoted(reply.body)
+        if reply.status not in AGAIN and reply.status < 500:
+            return UnusableAnswer(f"{where}, {text}; check address, model name and key")
+        return _Passing(f"{where}, {text}", retry_after(reply.headers.get("Retry-After"), time.time()))
 
 
 def _problem(url: str) -> str | None:
@@ -169,18 +154,9 @@ def retry_after(value: str | None, now: float) -> float | None:
     """Returns the seconds to wait by a `Retry-After` header, a number or a date; None without a readable one."""
     if value is None:
         return None
+    if re.fullmatch(r"\s*[0-9]{1,12}(\.[0-9]*)?\s*", value):
+        return float(value)
     try:
-        seconds = float(value)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(value[:100]).timestamp() - now)
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
-
-
-def _short(text: str | bytes) -> str:
-    """At most 200 characters in one line, which any terminal can print."""
-    found = (text.encode(errors="replace") if isinstance(text, str) else text).decode(errors="replace")
-    return " ".join(found.split())[:200] or "empty"

@@ -29,9 +29,9 @@ class Scores(NamedTuple):
     """One entry a sample, on the host."""
 
     log_probability: Float[np.ndarray, "N"]
-    """Mean over the sample's tokens, nats, the teacher's own tokens; NaN where it was not asked for."""
+    """Mean over the sample's tokens, nats, the teacher's own tokens; NaN where there is none or it was not asked."""
     margin: Float[np.ndarray, "N"]
-    """log p(yes) - log p(no); NaN where it was not asked for."""
+    """log p(yes) - log p(no); NaN where there is none or it was not asked."""
     length: Int[np.ndarray, "N"]
     """The sample's tokens; their sum of log-probabilities is `length * log_probability`."""
     tokens: Int[np.ndarray, "N"]

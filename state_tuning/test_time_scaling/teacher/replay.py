@@ -5,7 +5,7 @@ import json
 import threading
 from pathlib import Path
 
-from state_tuning.test_time_scaling.teacher.http_client import Json
+from state_tuning.test_time_scaling.teacher.json_answer import Json
 
 BEGINNING = b'{"key": "'
 """Of every line."""

@@ -17,7 +17,7 @@ from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning.core import surgery
 from state_tuning.test_time_scaling import adaptation, policy_gradient
-from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN, Problem, Session, Student
+from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN, GivenChoices, Problem, Session, Student
 from state_tuning.test_time_scaling.teacher import http as teacher_http
 from state_tuning.test_time_scaling.teacher.http import HttpTeacher
 from state_tuning.test_time_scaling.teacher.http_client import TeacherError, retry_after
@@ -347,7 +347,7 @@ def test_waits_double_and_those_the_server_asks_for_go_before(server, monkeypatc
 
 def test_the_servers_own_message_is_shown(server):
     server.faults = [b'{"error": {"message": "model\\n overloaded"}}']
-    with pytest.raises(TeacherError, match="the server says: model overloaded; 1 attempts"):
+    with pytest.raises(TeacherError, match="the server says: 'model overloaded'; 1 attempts"):
         http(server, retries=0).generate(["p"], 9)
 
 
@@ -356,7 +356,7 @@ def test_redirects_are_named_and_not_followed(server, monkeypatch, code):
     monkeypatch.setenv("TEST_KEY", "secret")
     elsewhere = f"http://user:password@127.0.0.1:{server.server_address[1]}/other"
     server.faults = [refuse(code, b"", Location=elsewhere)]
-    with pytest.raises(TeacherError, match=rf"HTTP {code} redirects to .*/other; give that address") as error:
+    with pytest.raises(TeacherError, match=rf"HTTP {code} redirects to .*/other'; give that address") as error:
         http(server).generate(["p"], 9)
     assert "password" not in str(error.value)
     assert len(server.requests) == 1
@@ -395,7 +395,7 @@ def test_addresses_that_cannot_be_are_refused_at_once(address):
 
 def test_what_no_attempt_can_mend_is_not_tried_again(server):
     server.faults = [refuse(401, b"wrong key")]
-    with pytest.raises(TeacherError, match="HTTP 401, wrong key; check address"):
+    with pytest.raises(TeacherError, match="HTTP 401, 'wrong key'; check address"):
         http(server).generate(["p"], 9)
     assert len(server.requests) == 1
     server.faults = [refuse(429, Retry_After="9999")]
@@ -486,15 +486,42 @@ class Chat:
         raise NotImplementedError
 
 
-def alone(reward):
+class Undecided(Chat):
+    """Has no verdict on the first of all samples, nor on any that is `silent`."""
+
+    def __init__(self, silent=False):
+        self.silent = silent
+
+    def score(self, prompts, chains, margin=False):
+        found = super().score(prompts, chains, margin)
+        found.margin[: None if self.silent else 1] = np.nan
+        return found
+
+
+def session_of(reward, teacher):
     config = policy_gradient.AdaptConfig(samples=2, steps=1, reward=reward)
     three, two = (("a:", " xx"), ("a:", " y"), ("a:", " xyz")), (("b:", " x"), ("b:", " ww"))
     problems = [Problem("a", three), Problem("b", two)]
     student = Student(LM, zero_state(CONFIG, None))
     keys = jax.random.split(jax.random.key(0), 2)
-    return adaptation.teacher_alone(
-        Session(student, policy_gradient.make_program(MODEL, config), Chat(), problems, keys, config)
-    )
+    return Session(student, policy_gradient.make_program(MODEL, config), teacher, problems, keys, config)
+
+
+def alone(reward):
+    return adaptation.teacher_alone(session_of(reward, Chat()))
+
+
+def test_a_missing_verdict_chooses_nothing_and_moves_nothing():
+    session = session_of("margin", Undecided())
+    assert adaptation.teacher_alone(session)[0].results == [NOT_CHOSEN, 0.0, NOT_CHOSEN]
+    examples, _ = GivenChoices(session).teacher_answers()
+    assert [BYTES.decode(example.tokens.tolist()) for example in examples] == ["a: y", "b: x"]
+    weights = GivenChoices(session).explore(session.program.start(2).delta, 0).weights
+    gains = np.asarray(weights[0]).reshape(2, 3)
+    assert not gains[0].any()
+    assert gains[1, :2].all()
+    with pytest.raises(ValueError, match="gives no log_probability of a choice"):
+        adaptation.teacher_alone(session_of("margin", Undecided(silent=True)))
 
 
 def test_without_log_probabilities_the_larger_model_chooses_by_margin():
