@@ -12,6 +12,7 @@ from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 from experiments.evaluation.answering import Answerer
 from experiments.training.metrics_log import progress_bar
 from rwkv7_jax import State, zero_state
+from rwkv7_jax.generation.chat_turns import turn_text
 from rwkv7_jax.generation.generate import SamplingParams, generate_text
 from rwkv7_jax.inference.prefix_tree import MIN_SAVED, ScoredSequence
 from rwkv7_jax.inference.scoring import Answer, PrefixScorer, Tick
@@ -104,9 +105,9 @@ class ForkingLM(LM):
         """The tokenizer, as the harness's cache names it."""
         return self.lm.tokenizer_name
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Returns RWKV's chat format: `User: ...` and `Assistant: ...`, an empty line between."""
-        turns = [f"{turn['role'].capitalize()}: {turn['content'].strip()}" for turn in chat_history]
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Returns RWKV's chat format: `User: ...` and `Assistant: ...`, an empty line between, none inside."""
+        turns = [f"{turn['role'].capitalize()}: {turn_text(turn['content'])}" for turn in chat_history]
         return "\n\n".join([*turns, "Assistant:"] if add_generation_prompt else turns)
 
     def _score(self, asked: list[ScoredSequence]) -> list[Answer]:
