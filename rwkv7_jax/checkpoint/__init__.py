@@ -8,14 +8,16 @@
 """
 
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from rwkv7_jax.checkpoint import pth, rwkv_cpp, safetensors
-from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard
+from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, some
 from rwkv7_jax.checkpoint.import_report import ImportReport
 from rwkv7_jax.checkpoint.layouts import is_folded, to_released, unfold
 from rwkv7_jax.checkpoint.names import (
@@ -23,8 +25,10 @@ from rwkv7_jax.checkpoint.names import (
     expected_shapes,
     flat_to_params,
     infer_config,
+    not_finite,
     params_to_flat,
     weights_hash,
+    with_one_dtype,
 )
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
 from rwkv7_jax.checkpoint.states import (
@@ -82,13 +86,16 @@ class Checkpoint(NamedTuple):
     report: ImportReport
 
 
-def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) -> Checkpoint:
+def load(
+    path: PathLike, *, format: Format | None = None, lazy: bool = False, mixed: DTypeLike | None = None
+) -> Checkpoint:
     """Reads a checkpoint of any supported format.
 
     Args:
       path: a BlinkDL `.pth`, safetensors, a Hugging Face folder, or rwkv.cpp's `.bin`.
       format: which of these it is; None tells it by the content, whatever the name.
       lazy: load no weights; stacked ones are `names.Stacked` (see `rwkv7_jax.sharding.place`).
+      mixed: the dtype of tensors whose layers have different dtypes; None refuses them.
 
     Returns:
       Dimensions, weights in the file's dtype, and a report.
@@ -111,6 +118,7 @@ def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) ->
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
         flat, description, metadata = _read(path, format or detect_format(path))
+        flat = flat if mixed is None else with_one_dtype(flat, mixed)
         notes: tuple[str, ...] = ()
         if "emb.weight" in flat and (merged := [name for name in flat if TIME_STATE.fullmatch(name)]):
             flat = {name: array for name, array in flat.items() if name not in merged}
@@ -121,7 +129,11 @@ def load(path: PathLike, *, format: Format | None = None, lazy: bool = False) ->
         digest = weights_hash(params)
         if metadata.get("weights_hash", digest) != digest:
             raise CheckpointError("the weights do not match the hash stored with them: damaged; copy the file again")
-        return Checkpoint(config, params, _report(path, description, config, flat, digest, notes))
+        if broken := not_finite(params):
+            notes += (f"NaN or infinite numbers in {some(broken)}",)
+    if broken:
+        warnings.warn(f"{path}: NaN or infinite numbers in {some(broken)}", stacklevel=2)
+    return Checkpoint(config, params, _report(path, description, config, flat, digest, notes))
 
 
 def save(path: PathLike, params: Mapping[str, PyTree]) -> None:

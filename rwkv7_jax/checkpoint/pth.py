@@ -8,6 +8,7 @@ bfloat16, next to 0.8 s for the SHA-256 of its weights. Files of `torch.serializ
 all are 0, have none.
 """
 
+import math
 import pathlib
 import struct
 import zipfile
@@ -25,6 +26,9 @@ PICKLE = b"\x80"
 """First byte of a bare pickle: torch's own format before version 1.6."""
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 ALIGNMENT = 64
+MAX_SHARED = 4
+MAX_EXPANDED = 2**26
+"""Tensors may share storages and repeat numbers (stride 0): their bytes are at most 4 times the file's and 64 MiB."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
@@ -46,7 +50,11 @@ def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
     """
     with guard(path, "a torch .pth file"):
         archive = _Archive(path)
-        return {name: archive.tensor(ref) for name, ref in _tensor_refs(read_pickle(archive.pickle())).items()}
+        refs = _tensor_refs(read_pickle(archive.pickle()))
+        numbers = sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in refs.values())
+        if numbers > MAX_SHARED * len(archive.bytes) + MAX_EXPANDED:
+            raise CheckpointError(f"its tensors are {numbers} bytes of views, the file has {len(archive.bytes)}")
+        return {name: archive.tensor(ref) for name, ref in refs.items()}
 
 
 def write(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:

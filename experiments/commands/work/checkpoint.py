@@ -28,7 +28,7 @@ def convert(source: str, target: str, dtype: str | None = None) -> int:
     writer = WRITERS.get(pathlib.Path(target).suffix)
     if writer is None:
         raise CheckpointError(f"{target}: the suffix must be one of {', '.join(WRITERS)}")
-    checkpoint = load(source)
+    checkpoint = load(source, mixed=dtype and DTYPES[dtype])
     print(checkpoint.report)
     flat = params_to_flat(checkpoint.params)
     if dtype == "float16" and writer is _write_rwkv_cpp:

@@ -109,6 +109,7 @@ def test_a_mistake_gets_one_line_and_status_2(options, message, weights, tmp_pat
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite numbers in head.weight")
 def test_weights_of_nan_are_no_silence(params, tmp_path, capsys):
     path = tmp_path / "nan.safetensors"
     checkpoint.save(path, params | {"head": jax.tree.map(lambda x: np.full_like(x, np.nan), params["head"])})

@@ -137,6 +137,31 @@ def test_other_names_of_embedding_norm_and_head(tmp_path, make_flat, prefix):
     assert first.report.weights_hash == second.report.weights_hash
 
 
+def test_layers_of_different_dtypes_name_a_command_that_works(tmp_path, make_flat, one_line_error, capsys):
+    flat = make_flat()
+    flat["blocks.2.ln1.bias"] = flat["blocks.2.ln1.bias"].astype(np.float32)
+    safetensors.write(tmp_path / "a.safetensors", flat)
+    with one_line_error("blocks.2.ln1.bias", "`rwkv7 convert IN OUT --dtype float32`"):
+        load(tmp_path / "a.safetensors")
+    line = ["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.pth"), "--dtype", "float32"]
+    assert cli.main(line) == 0
+    capsys.readouterr()
+    found = pth.read(tmp_path / "b.pth")
+    for name, array in flat.items():
+        np.testing.assert_array_equal(found[name], array.astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_named(tmp_path, make_flat, value, dtype):
+    flat = make_flat(dtype=dtype)
+    flat["blocks.1.att.key.weight"][3, 4] = value
+    pth.write(tmp_path / "x.pth", flat)
+    with pytest.warns(UserWarning, match=r"x\.pth: NaN or infinite numbers in blocks\.1\.att\.key\.weight$"):
+        report = load(tmp_path / "x.pth").report
+    assert "blocks.1.att.key.weight" in str(report)
+
+
 def test_command_line(tmp_path, make_flat, capsys, same_bits):
     flat = make_flat(dtype=np.float32, unused=True)
     pth.write(tmp_path / "a.pth", flat)

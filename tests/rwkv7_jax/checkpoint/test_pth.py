@@ -132,6 +132,14 @@ def test_unsound_views_are_refused(tmp_path, numel, offset, shape, strides, one_
         pth.read_tensors(path)
 
 
+def test_expanded_views_are_read(tmp_path, one_line_error):
+    path = archive(tmp_path / "x.pth", tensor_pickle(24, 2, (3, 40), (1, 0)), SOUND)
+    np.testing.assert_array_equal(pth.read_tensors(path)["w"], np.repeat(NUMBERS[2:5, None], 40, 1))
+    path = archive(tmp_path / "y.pth", tensor_pickle(24, 0, (2**15, 2**15), (0, 0)), SOUND)
+    with one_line_error(str(path), "views"):
+        pth.read_tensors(path)
+
+
 class Run:
     """Pickles into a call of `function(*arguments)`."""
 
