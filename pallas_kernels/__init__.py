@@ -5,7 +5,9 @@ import sys
 from pallas_kernels.moved import refuse_moved
 from pallas_kernels.op import IMPLEMENTATIONS, wkv7, wkv7_step
 
-__all__ = ["IMPLEMENTATIONS", "wkv7", "wkv7_step"]
+__version__ = "0.2.0"
+
+__all__ = ["IMPLEMENTATIONS", "__version__", "wkv7", "wkv7_step"]
 
 refuse_moved(sys.argv, sys.orig_argv)
 

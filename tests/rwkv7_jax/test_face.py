@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pallas_kernels
 import rwkv7_jax
+import state_tuning
 from rwkv7_jax import functional, zero_state
 from tests.helpers import CONFIG, MODEL, random_state, weights
 
@@ -40,7 +42,7 @@ def test_every_name_has_a_docstring():
 
 def test_the_version_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert rwkv7_jax.__version__ == project["version"]
+    assert rwkv7_jax.__version__ == pallas_kernels.__version__ == state_tuning.__version__ == project["version"]
 
 
 def test_the_package_runs_as_the_command():

@@ -22,7 +22,7 @@ def run(config: PocketText | PocketBenchmark | PocketTokenizer) -> int:
     if isinstance(config, PocketTokenizer):
         return _write([build_tokenizer(config.size or VOCAB_SIZE).to_str(pretty=True)], config.output)
     name = config.task.removeprefix(POCKET)
-    if name not in TASKS:
+    if name not in TASKS or name == config.task:
         known = [f"{POCKET}{task}" for task in TASKS]
         raise UsageError(f"task: no pocket benchmark {config.task!r}{suggest(config.task, known)} ({', '.join(known)})")
     records = benchmarks.load(name, config.split, config.seed)

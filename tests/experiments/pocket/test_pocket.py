@@ -314,6 +314,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [json.loads(line) for line in out.read_text().splitlines()] == benchmarks.load("gsm8k", "test")
     assert main(["pocket", "text", "--n", "2"]) == 0
     assert capsys.readouterr().out == "".join(f"{doc}\n" for doc in documents(2))
+    assert main(["pocket", "benchmark", "gsm8k"]) == 2
+    assert "did you mean pocket:gsm8k" in capsys.readouterr().err
     assert main(["pocket", "benchmark", "pocket:gms8k"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
