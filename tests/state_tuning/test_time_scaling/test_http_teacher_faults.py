@@ -207,8 +207,8 @@ def fit_to_show(message):
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_hostile_servers_are_given_up_in_time_in_one_line(serve, name):
     server = serve(HOSTILE[name])
-    teacher = http(server, timeout=0.25)
-    message = ends(lambda: teacher.generate(["p"], 9), 2 * 0.25 + 0.01)
+    teacher = http(server, timeout=0.15)
+    message = ends(lambda: teacher.generate(["p"], 9), 2 * 0.15 + 0.01)
     assert server.address.removesuffix("/v1") in message
 
 
