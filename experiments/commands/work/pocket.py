@@ -24,7 +24,8 @@ def run(config: PocketText | PocketBenchmark | PocketTokenizer) -> int:
     name = config.task.removeprefix(POCKET)
     if name not in TASKS or name == config.task:
         known = [f"{POCKET}{task}" for task in TASKS]
-        raise UsageError(f"task: no pocket benchmark {config.task!r}{suggest(config.task, known)} ({', '.join(known)})")
+        near = f"; did you mean {POCKET}{name}?" if name in TASKS else suggest(config.task, known)
+        raise UsageError(f"task: no pocket benchmark {config.task!r}{near} ({', '.join(known)})")
     records = benchmarks.load(name, config.split, config.seed)
     return _write([json.dumps(record) for record in records], config.output)
 

@@ -336,6 +336,7 @@ def test_truncation_anywhere_is_one_line(tmp_path, make_flat, one_line_error):
             load(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite numbers")
 def test_bit_flips_never_crash(tmp_path, make_flat, survives):
     path = tmp_path / "x.pth"
     data = small_file(path, make_flat)

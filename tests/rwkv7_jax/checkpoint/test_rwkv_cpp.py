@@ -61,6 +61,7 @@ def test_quantised_types_are_named(tmp_path, make_flat, kind, name, one_line_err
         load(tmp_path / "x.bin")
 
 
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite numbers")
 def test_damage_is_one_line(tmp_path, make_flat, one_line_error, survives):
     path = tmp_path / "x.bin"
     rwkv_cpp.write(path, make_flat())
