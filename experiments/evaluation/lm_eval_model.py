@@ -3,17 +3,19 @@
 results = lm_eval.simple_evaluate(model=ForkingLM(lm, state), tasks=["hellaswag"])
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
 from experiments.evaluation.answering import Answerer
+from experiments.evaluation.generation_settings import Settings, read_settings
 from experiments.training.metrics_log import progress_bar
 from rwkv7_jax import State, zero_state
 from rwkv7_jax.generation.chat_turns import turn_text
-from rwkv7_jax.generation.generate import SamplingParams, generate_text
+from rwkv7_jax.generation.generate import generate_text
+from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.inference.prefix_tree import MIN_SAVED, ScoredSequence
 from rwkv7_jax.inference.scoring import Answer, PrefixScorer, Tick
 from rwkv7_jax.language_model import LanguageModel
@@ -28,24 +30,11 @@ class Instance(Protocol):
     args: tuple[Any, ...]
 
 
-class Sampling(NamedTuple):
-    """How texts are sampled."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-
-class Settings(NamedTuple):
-    """How texts are generated: up to a stop text, of at most `limit` tokens, greedily unless `sampling` is given."""
-
-    stops: tuple[str, ...]
-    limit: int
-    sampling: Sampling | None
-
-
 class ForkingLM(LM):
-    """A model from one unbatched initial state, the zero state if none is given."""
+    """A model from one unbatched initial state, the zero state if none is given.
+
+    prefix: token ids before every context. max_new_tokens: of a text, where a task does not say it.
+    """
 
     def __init__(
         self,
@@ -54,10 +43,12 @@ class ForkingLM(LM):
         batch_size: int = 32,
         prefix: Sequence[int] = (),
         min_saved: int = MIN_SAVED,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ):
         super().__init__()
         self.lm, self.prefix = lm, tuple(prefix)
         self.state = zero_state(lm.model.config, None) if state is None else state
+        self.max_new_tokens = max_new_tokens
         self.answerer = Answerer(lm, batch_size, min_saved)
 
     @property
@@ -88,7 +79,7 @@ class ForkingLM(LM):
         texts = [""] * len(requests)
         groups: dict[Settings, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(_settings(request.args[1]), []).append(index)
+            groups.setdefault(read_settings(request.args[1], self.max_new_tokens), []).append(index)
         for settings, members in groups.items():
             contexts = [requests[i].args[0] for i in members]
             with progress_bar(len(members), "generate_until", "texts") as bar:
@@ -118,23 +109,17 @@ class ForkingLM(LM):
         prompts = [(context, 0) for context in contexts]
         return self.answerer.texts(prompts, [self.state], settings.stops, settings.limit, self.prefix, tick)
 
-    def _sampled(self, contexts: list[str], settings: Settings, sampling: Sampling, tick: Tick) -> list[str]:
-        """Each batch with the key of its place among all."""
-        config = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_new_tokens=settings.limit,
-        )
+    def _sampled(self, contexts: list[str], settings: Settings, sampling: SamplingParams, tick: Tick) -> list[str]:
+        """Each batch with the key of its place among all, from the state after the prefix."""
         texts, size = [], self.scorer.batch_size
+        start = self.lm.logits(self.prefix, state=self.state)[1] if self.prefix else self.state
         for begin in range(0, len(contexts), size):
             part = contexts[begin : begin + size]
-            key = jax.random.fold_in(jax.random.key(0), begin)
+            key = jax.random.fold_in(jax.random.key(settings.seed), begin)
             batch = part + part[-1:] * (size - len(part))
-            found = generate_text(
-                self.lm.model, self.lm.params, self.lm.tokenizer, batch, self.state, key, config, stop=settings.stops
-            )
-            texts += found.texts[: len(part)]
+            texts += generate_text(
+                self.lm.model, self.lm.params, self.lm.tokenizer, batch, start, key, sampling, stop=settings.stops
+            ).texts[: len(part)]
             tick(len(part))
         return texts
 
@@ -144,18 +129,3 @@ class ForkingLM(LM):
         for request, answer in zip(requests, answers, strict=True):
             add(kind, request.args, answer)
         return answers
-
-
-def _settings(arguments: Mapping[str, Any]) -> Settings:
-    """The harness's generation arguments. Raises: ValueError for one that is not known."""
-    rest = dict(arguments)
-    until = rest.pop("until", None) or []
-    stops = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-    limit = int(rest.pop("max_gen_toks", MAX_NEW_TOKENS))
-    temperature = float(rest.pop("temperature", 0.0) or 0.0)
-    sampled = rest.pop("do_sample", temperature > 0) and temperature > 0
-    top_p, top_k = float(rest.pop("top_p", 1.0)), int(rest.pop("top_k", 0))
-    if rest:
-        raise ValueError(f"generation settings {', '.join(rest)} are not known: until, max_gen_toks, do_sample, "
-                         "temperature, top_p, top_k are")  # fmt: skip
-    return Settings(stops, limit, Sampling(temperature, top_p, top_k) if sampled else None)

@@ -36,7 +36,8 @@ def run(config: Evaluate, tasks: Sequence[str]) -> int:
     lm = load_model(config.model)
     print(f"{config.model.checkpoint}: {lm.summary}", flush=True)
     file = config.states[0] if config.states else NONE
-    model = ForkingLM(lm, _state(file, config, lm), config.batch_size, list(prefix_tokens(config.prefix_token) or ()))
+    prefix = prefix_tokens(config.prefix_token) or ()
+    model = ForkingLM(lm, _state(file, config, lm), config.batch_size, prefix, max_new_tokens=config.max_new_tokens)
     with local_datasets(config.data.dir) if config.data.dir else nullcontext():
         simple_evaluate: Any = lm_eval.simple_evaluate
         found = simple_evaluate(
