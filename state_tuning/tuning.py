@@ -1,7 +1,9 @@
 """State tuning of one model on a list of examples, in one call."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +17,16 @@ from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 from state_tuning.core import non_finite, train
-from state_tuning.core.objective import Batch, Example, collate, encode_example, encode_text
+from state_tuning.core.conversations import Learn, encode_record, from_messages
+from state_tuning.core.objective import Batch, Example, collate
 from state_tuning.core.train import Method, Metrics, TuneConfig
 from state_tuning.dbp.correlations import make_correlate
 
-Text = str | Sequence[str] | Mapping[str, str]
-"""A plain text, a (prompt, completion) pair, or a dict {"prompt", "completion"} or {"text"}."""
+Text = str | Sequence[str] | Mapping[str, object]
+"""A plain text, a (prompt, completion) pair, or a dict {"prompt", "completion"}, {"text"} or {"messages"}."""
+
+FORMS = (("prompt", "completion"), ("text",), ("messages",))
+"""Keys of an example that is a dict; it has those of one form."""
 
 
 class TuneResult(NamedTuple):
@@ -49,13 +55,15 @@ def tune(
     batch_size: int = 16,
     seed: int = 0,
     max_length: int = 512,
+    learn: Learn = "answers",
     validation: Sequence[Text] | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callable[[int, Metrics], object] | None = None,
 ) -> TuneResult:
     """Tunes an initial state of a frozen model on examples.
 
-    The loss is the cross-entropy of completions (of a plain text, all of it). Same seed, same numbers.
+    The loss is the cross-entropy of completions: of a conversation its answers, of another plain text all of it. Same
+    seed, same numbers.
 
         lm = rwkv7_jax.LanguageModel.load("model.pth")
         result = state_tuning.tune(lm, [("User: hi\\n\\nAssistant:", " Hello!")], steps=200)
@@ -64,13 +72,15 @@ def tune(
 
     Args:
       lm: the model; its weights stay as they are.
-      examples: (prompt, completion) pairs, dicts {"prompt", "completion"} or {"text"}, or plain texts.
+      examples: (prompt, completion) pairs, dicts {"prompt", "completion"}, {"text"} or {"messages"}, or plain texts.
       method: what is trained; None: `standard(lm)`.
       steps: updates.
       learning_rate: peak step size of Adam, for the default optimiser.
       batch_size: sequences a step; all examples if there are fewer.
       seed: of the order of the examples.
-      max_length: tokens of a sequence; a longer prompt loses its oldest tokens, a longer text is cut into windows.
+      max_length: tokens of a sequence; a longer prompt loses its oldest tokens, then the completion its end, with a
+        warning; a longer text is cut into windows, a conversation between its exchanges.
+      learn: what is learnt of conversations (`User: ...`, an empty line, `Assistant: ...`), "answers" or "all".
       validation: held-out examples, whose loss is measured at the end.
       optimizer: any optax transform instead of Adam with warm-up and cosine decay; `decorrelated(...)` and
         `whitened(...)` get the correlations that they learn from.
@@ -90,8 +100,9 @@ def tune(
     config = TuneConfig(learning_rate=learning_rate, steps=steps, warmup=min(TuneConfig.warmup, steps))
     method = method or train.standard(lm, config)
     start, full = _start(lm, method)
-    encoded = _encoded(lm.tokenizer, examples, max_length, "example")
-    held_out = _encoded(lm.tokenizer, validation, max_length, "validation example") if validation is not None else []
+    encode = partial(_encoded, lm.tokenizer, max_length=max_length, learn=learn)
+    encoded = encode(examples, what="example")
+    held_out = [] if validation is None else encode(validation, what="validation example")
     length = padded_length(max(len(example.tokens) for example in [*encoded, *held_out]) - 1)
     optimizer = optax.with_extra_args_support(optimizer or train.make_optimizer(config))
     step = train.make_train_step(lm.model, optimizer, config, method, make_correlate(lm.model, method))
@@ -129,38 +140,41 @@ def _start(lm: LanguageModel, method: Method) -> tuple[PyTree, Callable[[PyTree]
     return start, method.full
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], max_length: int, what: str) -> list[Example]:
-    """Token examples. Raises: ValueError in one line."""
+def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], *, max_length: int, learn: Learn, what: str) -> list[Example]:
+    """Token examples; warns of those that were cut. Raises: ValueError in one line."""
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"tune: there is no {what}; give a list of (prompt, completion) pairs or of texts")
     found: list[Example] = []
     for index, text in enumerate(texts):
-        pair = _pair(text)
-        if pair is None:
-            raise ValueError(
-                f'tune: {what} {index} is neither a text, nor (prompt, completion), nor {{"prompt", "completion"}}, '
-                'nor {"text"}'
-            )
-        prompt, completion = pair
-        if prompt:
-            found.append(encode_example(tokenizer, prompt, completion, max_length))
-        else:
-            found.extend(encode_text(tokenizer, completion, max_length))
+        try:
+            found.extend(encode_record(tokenizer, *_pair(text), max_length, learn))
+        except ValueError as error:
+            raise ValueError(f"tune: {what} {index} {error}") from None
+    if cut := [len(example.tokens) + example.truncated for example in found if example.truncated]:
+        longest = f"the longest has {max(cut)} tokens"
+        warnings.warn(f"tune: max_length {max_length} cuts {len(cut)} of {len(found)} {what}s; {longest}", stacklevel=3)
     return found
 
 
-def _pair(text: Text) -> tuple[str, str] | None:
-    """(prompt, completion), an empty prompt for a plain text; None for anything else."""
+def _pair(text: Text) -> tuple[str, str]:
+    """(prompt, completion), an empty prompt for a plain text. Raises: ValueError in one line."""
     if isinstance(text, str):
         return "", text
-    if isinstance(text, Mapping):
-        parts = ["", text["text"]] if "text" in text else [text.get(name) for name in ("prompt", "completion")]
-    else:
+    parts: list[object] = []
+    if not isinstance(text, Mapping):
         parts = list(text)
+    elif forms := [form for form in FORMS if any(text.get(name) is not None for name in form)]:
+        if len(forms) > 1:
+            raise ValueError(f"has {' and '.join(map(repr, (form[-1] for form in forms)))}; give one of them")
+        if forms[0] == ("messages",):
+            return "", from_messages(text["messages"])
+        parts = ["", text["text"]] if forms[0] == ("text",) else [text.get(name) for name in forms[0]]
     match parts:
         case [str(prompt), str(completion)]:
             return prompt, completion
-    return None
+    raise ValueError(
+        'is neither a text, nor (prompt, completion), nor {"prompt", "completion"}, nor {"text"}, nor {"messages"}'
+    )
 
 
 def _batches(examples: Sequence[Example], length: int, batch_size: int, seed: int) -> Iterator[Batch]:

@@ -37,6 +37,8 @@ class Example(NamedTuple):
     tokens: Int[np.ndarray, "N"]
     completion_start: int
     truncated: int
+    learnt: Bool[np.ndarray, "N"] | None = None
+    """Which tokens are predicted; None: all from `completion_start` on."""
 
 
 def encode_example(
@@ -58,7 +60,7 @@ def encode_example(
       prompt: text before the completion; it has no loss.
       completion: text to predict.
       max_len: bound of the model's input positions, that is N - 1. Too long an example loses its oldest prompt tokens
-        first (one stays, to predict from), then the end of its completion.
+        first (a quarter of `max_len` stays), then the end of its completion.
       prefix: token ids before the prompt.
       eos: whether the end token is predicted after the completion.
 
@@ -82,7 +84,7 @@ def encode_example(
         raise ValueError(f"encode_example: max_len is {max_len}, it must be at least 1")
     total = len(context) + len(answer)
     if max_len is not None and total > max_len + 1:
-        context = context[-max(1, max_len + 1 - len(answer)) :]
+        context = context[-max(1, max_len // 4, max_len + 1 - len(answer)) :]
         answer = answer[: max_len + 1 - len(context)]
     tokens = np.asarray(context + answer, np.int32)
     return Example(tokens, completion_start=len(context), truncated=total - len(tokens))
@@ -148,6 +150,8 @@ def collate(examples: Sequence[Example], length: int, batch_size: int | None = N
         tokens[row, :n] = example.tokens[:-1]
         targets[row, :n] = example.tokens[1:]
         loss_mask[row, example.completion_start - 1 : n] = 1.0
+        if example.learnt is not None:
+            loss_mask[row, :n] = example.learnt[1:]
         valid[row, :n] = True
     return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, valid=valid)
 

@@ -70,6 +70,9 @@ def test_dbp_gets_the_correlations_that_it_learns_from(lm):
         (EXAMPLES, {"validation": []}, "^tune: there is no validation example"),
         ([("a", "b"), ("a", "b", "c")], {}, "^tune: example 1 is neither a text, nor"),
         ([{"prompt": "a"}], {}, "^tune: example 0 is neither"),
+        ([{"prompt": "a", "text": "b"}], {}, "^tune: example 0 has 'completion' and 'text'; give one of them"),
+        (["a", {"text": "Q: a\nA:"}], {}, "^tune: example 1 the conversation has no answer to learn"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], {}, "^tune: example 0 no assistant message"),
         (EXAMPLES, {"steps": 0}, "^steps is 0"),
         (EXAMPLES, {"batch_size": 0}, "^tune: batch_size is 0"),
         (EXAMPLES, {"learning_rate": float("nan")}, "^learning_rate is nan, it must be finite"),
@@ -89,6 +92,17 @@ def test_errors_are_one_line(lm, examples, options, line):
     with pytest.raises(ValueError, match=line) as error:
         state_tuning.tune(lm, examples, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_conversation_learns_its_answers_alone_and_a_cut_is_told(lm):
+    short = {"steps": 1, "batch_size": 1}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    as_pair = state_tuning.tune(lm, [("User: a\n\nAssistant:", " b")], **short).losses
+    assert state_tuning.tune(lm, [{"messages": messages, "prompt": None}], **short).losses == as_pair
+    assert state_tuning.tune(lm, ["User: a\n\nAssistant: b"], **short).losses == as_pair
+    assert state_tuning.tune(lm, ["User: a\n\nAssistant: b"], learn="all", **short).losses != as_pair
+    with pytest.warns(UserWarning, match="^tune: max_length 16 cuts 1 of 1 examples; the longest has 24 tokens$"):
+        state_tuning.tune(lm, [("a" * 20, "bcd")], max_length=16, **short)
 
 
 def test_what_is_no_method_is_refused(lm):

@@ -72,15 +72,16 @@ def test_prefix_comes_first_and_is_never_predicted():
 
 
 @given(texts, st.text("ab c", min_size=1, max_size=12), st.integers(1, 12))
-def test_truncation_spares_the_completion(prompt, completion, max_len):
+def test_truncation_spares_the_completion_and_a_quarter_for_the_prompt(prompt, completion, max_len):
     whole = objective.encode_example(tokenizer, prompt, completion)
     cut = objective.encode_example(tokenizer, prompt, completion, max_len)
     positions = len(whole.tokens) - 1
     assert len(cut.tokens) - 1 == min(positions, max_len)
     assert cut.truncated == len(whole.tokens) - len(cut.tokens)
     answer, kept = whole.tokens[whole.completion_start :], cut.tokens[cut.completion_start :]
-    assert kept.tolist() == answer[:max_len].tolist()
     context = whole.tokens[: whole.completion_start].tolist()
+    assert cut.completion_start >= min(len(context), max(1, max_len // 4))
+    assert kept.tolist() == answer[: max_len + 1 - cut.completion_start].tolist()
     assert cut.tokens[: cut.completion_start].tolist() == context[-cut.completion_start :]
 
 
