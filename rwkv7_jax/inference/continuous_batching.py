@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from rwkv7_jax import functional
+from rwkv7_jax.finite import not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.inference.stop_automaton import HIT, START
 from rwkv7_jax.model import RWKV7
@@ -50,6 +51,8 @@ class Answers(NamedTuple):
     length: Int[Array, "M"]
     steps: Int[Array, ""]
     """Passes of the loop, each over all rows."""
+    finite: Bool[Array, ""]
+    """Whether all logits were, of which a token was chosen; the loop ends as soon as one is not."""
 
 
 class Ends(NamedTuple):
@@ -65,13 +68,14 @@ Carry = tuple[Rows, Queue, Answers]
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("rows", "answers"))
 def run(model: RWKV7, params: Params, rows: Rows, queue: Queue, answers: Answers, ends: Ends) -> Carry:
-    """Decodes until all is done or, if the queue is not the last, until a row finds it empty."""
+    """Decodes until all is done, until logits are not finite or, if the queue is not the last, until a row finds it
+    empty."""
 
     def going(carry: Carry) -> Bool[Array, ""]:
-        rows, queue, _ = carry
+        rows, queue, answers = carry
         waiting = queue.taken < queue.count
         starving = (rows.owner == IDLE).any() & ~waiting & ~queue.last
-        return ((rows.owner != IDLE).any() | waiting) & ~starving
+        return ((rows.owner != IDLE).any() | waiting) & ~starving & answers.finite
 
     def body(carry: Carry) -> Carry:
         rows, queue, answers = carry
@@ -118,7 +122,8 @@ def _step(model: RWKV7, params: Params, rows: Rows, answers: Answers, ends: Ends
     logits, state = functional.forward(model, params, rows.token[:, None], rows.state, valid=feed[:, None])
     best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
     after = Rows(state, best, jnp.where(feed, rows.owner, IDLE), length, stop)
-    return after, Answers(tokens, lengths, answers.steps + 1)
+    wrong = (feed & not_finite(logits[:, 0])).any()
+    return after, Answers(tokens, lengths, answers.steps + 1, answers.finite & ~wrong)
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rwkv7_jax.bucketing import padded_prompt_length
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
 from rwkv7_jax.generation.stop_strings import cut_at_earliest_start
@@ -17,6 +18,7 @@ from rwkv7_jax.inference.scoring import PlacedNode, PrefixScorer, Tick
 from rwkv7_jax.inference.state_pool import group_by_structure, stack_states
 from rwkv7_jax.inference.stop_automaton import token_table
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.sharding import host
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
@@ -58,6 +60,7 @@ class GreedyGenerator:
 
         Raises:
           ValueError: a prompt has no token.
+          NonFiniteLogitsError: a `ValueError`; the model's logits are not finite.
         """
         if not all(prompt.tokens for prompt in prompts):
             raise ValueError("a prompt has no token: give a prefix token")
@@ -69,7 +72,8 @@ class GreedyGenerator:
         texts = [""] * len(prompts)
         for members in group_by_structure(list(states)):
             chosen = [i for i, prompt in enumerate(prompts) if prompt.state in members]
-            found = self._in_one_pool(prompts, chosen, states, members, ends, tick) if chosen else []
+            with cause_named(self.params, states):
+                found = self._in_one_pool(prompts, chosen, states, members, ends, tick) if chosen else []
             for index, ids in zip(chosen, found, strict=True):
                 texts[index] = cut_at_earliest_start(self.tokenizer.decode(ids), stops)
         return texts
@@ -97,6 +101,7 @@ class GreedyGenerator:
             jnp.zeros((room, padded_prompt_length(int(ends.limit))), jnp.int32),
             jnp.zeros(room, jnp.int32),
             jnp.zeros((), jnp.int32),
+            jnp.ones((), jnp.bool_),
         )
         done = 0
         for begin in range(0, len(order), size):
@@ -106,6 +111,8 @@ class GreedyGenerator:
             first, count = (jnp.asarray(x, jnp.int32) for x in (begin, len(part)))
             queue = continuous_batching.Queue(state, token, first, count, jnp.zeros((), jnp.int32), jnp.asarray(last))
             rows, queue, answers = continuous_batching.run(self.model, self.params, rows, queue, answers, ends)
+            if not host(answers.finite):
+                raise NonFiniteLogitsError("the model's logits are not finite")
             finished = min(begin + size, len(order)) - int((host(rows.owner) != continuous_batching.IDLE).sum())
             tick(finished - done)
             done = finished

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rwkv7_jax.bucketing import padded_length, padded_queries, padded_rows
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
 from rwkv7_jax.inference.prefix_tree import MIN_SAVED, Node, Query, ScoredSequence, forest
 from rwkv7_jax.inference.state_pool import advance, fork, group_by_structure, stack_states
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.sharding import host
 from rwkv7_jax.state import State
 
@@ -70,6 +72,7 @@ class PrefixScorer:
 
         Raises:
           ValueError: a sequence has no token before the scored ones, or none to score.
+          NonFiniteLogitsError: a `ValueError`; the model's logits are not finite.
         """
         for one in sequences:
             if not 1 <= one.start < len(one.tokens):
@@ -87,14 +90,19 @@ class PrefixScorer:
             roots = forest([sequences[i] for i in chosen], self.min_saved)
             renumbered = _renumbered(found, chosen)
             placed = [PlacedNode(place[root.state], root) for root in roots]
-            for nodes, _ in self.visit(placed, pool, renumbered):
-                tick(sum(len(one.node.ending) for one in nodes))
+            with cause_named(self.params, states):
+                for nodes, _ in self.visit(placed, pool, renumbered):
+                    tick(sum(len(one.node.ending) for one in nodes))
         return [Answer(float(x), bool(g)) for x, g in zip(totals, greedy, strict=True)]
 
     def visit(
         self, placed: Sequence[PlacedNode], pool: State, found: Found
     ) -> Iterator[tuple[list[PlacedNode], State]]:
-        """Feeds the nodes and yields each batch of them with the states after it, parents before children."""
+        """Feeds the nodes and yields each batch of them with the states after it, parents before children.
+
+        Raises:
+          NonFiniteLogitsError: the model's logits are not finite.
+        """
         order = sorted(range(len(placed)), key=lambda i: (len(placed[i].node.tokens), i))
         for begin in range(0, len(order), self.batch_size):
             batch = [placed[i] for i in order[begin : begin + self.batch_size]]
@@ -133,7 +141,9 @@ class PrefixScorer:
         self.cost.passes += 1
         scores, after = advance(self.model, self.params, start, *map(jnp.asarray, (tokens, valid, positions, targets)))
         if any(queries):
-            log_probability, best = host(scores)
+            log_probability, best, finite = host(scores)
+            if not all(finite[row, : len(wanted)].all() for row, wanted in enumerate(queries)):
+                raise NonFiniteLogitsError("the model's logits are not finite")
             for row, wanted in enumerate(queries):
                 for column, query in enumerate(wanted):
                     found(query, float(log_probability[row, column]), int(best[row, column]))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rwkv7_jax import functional
+from rwkv7_jax.finite import not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State, zero_state
@@ -24,6 +25,8 @@ class NextTokenScores(NamedTuple):
 
     log_probability: Float[Array, "B K"]
     best: Int[Array, "B K"]
+    finite: Bool[Array, "B K"]
+    """Whether all logits are; without that the other two say nothing."""
 
 
 @partial(jax.jit, static_argnames="model")
@@ -48,7 +51,8 @@ def advance(
         x = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
         logits = functional.logits(model, params, x)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], axis=1)[:, 0]
-        return NextTokenScores(chosen, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return NextTokenScores(chosen, best, ~not_finite(logits))
 
     with jax.named_scope("queries"):
         scores = jax.lax.map(score, (positions.T, targets.T), batch_size=min(QUERIES_AT_ONCE, targets.shape[1]))
