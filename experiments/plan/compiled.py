@@ -1,7 +1,6 @@
 """What the compiler says of a step on a mesh: memory of one chip, what is sent, and what other meshes would hold."""
 
 import math
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 
 from experiments.config.overrides import UsageError
 from experiments.plan import hlo
+from experiments.plan.refusal import out_of_memory
 from experiments.plan.step import Step
 from experiments.plan.topology import GIB, Topology, whole_hosts
 from pallas_kernels.aot import nvidia
@@ -22,12 +22,14 @@ from rwkv7_jax import sharding
 
 
 class Memory(NamedTuple):
-    """Bytes on one chip. needed: all of it; where the compiler gave up, what it asked for, the parts unknown."""
+    """Bytes on one chip. needed: all of it; where the compiler gave up, what it asked for, without the code; available:
+    what the compiler gives a program, 0 where it does not say."""
 
     needed: int
     arguments: int = 0
     temporaries: int = 0
     code: int = 0
+    available: int = 0
 
 
 class Plan(NamedTuple):
@@ -48,10 +50,18 @@ class Plan(NamedTuple):
     seconds: float
     """That compiling took here."""
 
+    refused: bool = False
+    """Whether the compiler gave up, for want of memory."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a chip that a program may take."""
+        return self.memory.available or self.topology.chip.memory
+
     @property
     def fits(self) -> bool:
         """Whether a chip holds what it needs."""
-        return self.memory.needed <= self.topology.chip.memory
+        return not self.refused and self.memory.needed <= self.limit
 
 
 class Readable(Protocol):
@@ -97,7 +107,7 @@ def compile_step(
       (the plan, the step).
 
     Raises:
-      RuntimeError: the compiler refused for another reason than memory.
+      UsageError: the compiler refused for another reason than the memory of a chip.
     """
     mesh = sharding.make_mesh(*sizes, devices=devices)
     start = time.perf_counter()
@@ -110,8 +120,9 @@ def compile_step(
         try:
             compiled = lowered.compile(compiler_options=dump_options(topology, dump))
         except jax.errors.JaxRuntimeError as error:
-            memory = Memory(asked_for(str(error)), _held(step, mesh))
-            return Plan(topology, shape, tokens, memory, [], [], {}, 0, False, time.perf_counter() - start), step
+            memory = asked_for(str(error), held(step.groups, mesh.shape))
+            seconds = time.perf_counter() - start
+            return Plan(topology, shape, tokens, memory, [], [], {}, 0, False, seconds, refused=True), step
         text = text_of(compiled, dump)
     told = compiled.memory_analysis()
     kept = told.output_size_in_bytes - told.alias_size_in_bytes
@@ -149,20 +160,26 @@ def kernels(text: str) -> int:
     return sum(text.count(f'custom_call_target="{name}"') for name in KERNEL_CALLS)
 
 
-def asked_for(message: str) -> int:
-    """Returns the bytes that a step would need, from the compiler's refusal.
+def asked_for(message: str, arguments: int) -> Memory:
+    """Returns what a step would need, from the compiler's refusal; what it does not say is left out.
 
-    Raises: RuntimeError with its first line if it refused for another reason.
+    Raises:
+      UsageError: it refused for another reason, which is quoted.
     """
-    found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", message)
-    if not found:
-        raise RuntimeError(" ".join(message.split())[:300])
-    return int(float(found[1]) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[found[2]])
+    refusal = out_of_memory(message)
+    if refusal is None:
+        raise UsageError(f"the compiler refused the step: {' '.join(message.split())[:300]}")
+    temporaries = refusal.temporaries or max(refusal.total - arguments, 0)
+    return Memory(refusal.total or arguments + temporaries, arguments, temporaries, 0, refusal.available)
 
 
-def _held(step: Step, mesh: Mesh) -> int:
-    """Bytes of one chip's part of all arguments of a step."""
-    return sum(part_bytes(leaf, leaf.sharding.spec, mesh.shape) for leaf in jax.tree.leaves(step.arguments))
+def held(groups: Mapping[str, PyTree], axis_sizes: Mapping[str, int]) -> int:
+    """Returns the bytes of one chip's part of all arguments of a step on a mesh of these sizes."""
+    return sum(
+        part_bytes(leaf, spec, axis_sizes)
+        for group in groups.values()
+        for leaf, spec in zip(jax.tree.leaves(group), _specs(group, axis_sizes), strict=True)
+    )
 
 
 def part_bytes(leaf: jax.ShapeDtypeStruct, spec: PartitionSpec, axis_sizes: Mapping[str, int]) -> int:
@@ -190,14 +207,9 @@ def options(plan: Plan, step: Step) -> list[Option]:
         if step.batch_size % (sizes[0] * sizes[1]) or step.model.n_head % sizes[2]:
             continue
         axis_sizes: dict[str, int] = dict(zip(sharding.AXES, sizes, strict=True))
-        held = sum(
-            part_bytes(leaf, spec, axis_sizes)
-            for group in step.groups.values()
-            for leaf, spec in zip(jax.tree.leaves(group), _specs(group, axis_sizes), strict=True)
-        )
         temporaries = plan.memory.temporaries * data * fsdp / (sizes[0] * sizes[1])
-        found.append(Option(sizes, int(held + temporaries + plan.memory.code)))
-    fitting = [option for option in found if option.needed <= plan.topology.chip.memory - GIB]
+        found.append(Option(sizes, int(held(step.groups, axis_sizes) + temporaries + plan.memory.code)))
+    fitting = [option for option in found if option.needed <= plan.limit - GIB]
     return sorted(fitting, key=lambda option: (option.mesh[1] * option.mesh[2], option.mesh[2]))
 
 

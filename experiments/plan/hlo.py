@@ -1,9 +1,11 @@
 """What a compiled program sends between chips, read from its text: operations that move data, by kind, with loops
 counted as often as they run."""
 
+import itertools
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -16,6 +18,7 @@ _CALLED = re.compile(
     r"(?:body|to_apply|calls|branch_computations|true_computation|false_computation)=\{?(%?[\w., %-]+)"
 )
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -36,28 +39,53 @@ class Largest(NamedTuple):
 
 
 def collectives(text: str) -> tuple[list[Moved], list[Largest]]:
-    """Returns the operations of an optimised HLO module, and the largest of each kind."""
-    bodies, entry = _computations(text)
-    counts: dict[str, int] = defaultdict(int)
-    totals: dict[str, int] = defaultdict(int)
-    largest: dict[str, Largest] = {}
+    """Returns the operations of an optimised HLO module, and the largest of each kind.
 
-    def visit(name: str, times: int) -> None:
+    The compiler writes an asynchronous operation into each computation that carries a part of it, with one channel: in
+    a loop's body, or outside of all loops, a channel counts once.
+    """
+    bodies, entry = _computations(text)
+    found: dict[tuple[str, int, str], _Sent] = {}
+    fresh = itertools.count(1)
+
+    def visit(name: str, times: int, loop: int) -> None:
         for line in bodies.get(name, ()):
-            if found := _OPERATION.search(line):
-                shape, kind = found[1], found[2]
-                size = _size(shape, bool(found[3]))
-                counts[kind] += times
-                totals[kind] += times * size
-                if size > largest.get(kind, Largest(kind, "", -1)).bytes:
-                    largest[kind] = Largest(kind, shape, size)
-            trips = _trips(line, bodies) if " while(" in line else 1
+            if match := _OPERATION.search(line):
+                channel = _CHANNEL.search(line)
+                key = (match[2], loop, channel[1]) if channel else (match[2], next(fresh), "")
+                sent = _Sent(times, match[1], _size(match[1], bool(match[3])))
+                found[key] = max(found.get(key, sent), sent, key=lambda one: one.bytes)
+            looping = " while(" in line
+            trips = _trips(line, bodies) if looping else 1
+            within = next(fresh) if looping else loop
             for group in _CALLED.findall(line):
                 for called in group.replace("%", "").split(","):
-                    visit(called.strip(), times * trips)
+                    visit(called.strip(), times * trips, within)
 
-    visit(entry, 1)
-    return [Moved(kind, counts[kind], totals[kind]) for kind in KINDS if counts[kind]], list(largest.values())
+    visit(entry, 1, 0)
+    return _summed(found)
+
+
+class _Sent(NamedTuple):
+    """An operation that runs `times` times."""
+
+    times: int
+    shape: str
+    bytes: int
+
+
+def _summed(found: Mapping[tuple[str, int, str], _Sent]) -> tuple[list[Moved], list[Largest]]:
+    """The operations of each kind together, and the largest of each."""
+    by_kind: dict[str, list[_Sent]] = defaultdict(list)
+    for (kind, _, _), sent in found.items():
+        by_kind[kind].append(sent)
+    moved = [
+        Moved(kind, sum(one.times for one in by_kind[kind]), sum(one.times * one.bytes for one in by_kind[kind]))
+        for kind in KINDS
+        if kind in by_kind
+    ]
+    top = {kind: max(sent, key=lambda one: one.bytes) for kind, sent in by_kind.items()}
+    return moved, [Largest(kind, one.shape, one.bytes) for kind, one in top.items()]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
+from experiments.plan.advice import Advice
 from experiments.plan.compiled import Option, Plan, part_bytes
 from experiments.plan.step import Step
 from experiments.plan.topology import GIB
@@ -24,30 +25,35 @@ class Label(NamedTuple):
     """Overrides of the config."""
 
 
-UNREAD = "not known, JAX could not read the program back"
+def _unread(plan: Plan) -> str:
+    """Why nothing is known of the program."""
+    return "not known, there is no program" if plan.refused else "not known, JAX could not read the program back"
 
 
-def text(plan: Plan, step: Step, better: list[Option]) -> str:
-    """Returns the plan for people."""
-    chip, memory = plan.topology.chip, plan.memory
+def text(plan: Plan, step: Step, better: Sequence[Option], changes: Sequence[Advice]) -> str:
+    """Returns the plan for people.
+
+    Args:
+      plan: what the compiler says.
+      step: what was compiled.
+      better: other meshes.
+      changes: what would make it fit.
+    """
+    chip = plan.topology.chip
     own = step.flops / plan.topology.chips
-    left = (chip.memory - memory.needed) / GIB
-    verdict = f"FITS, {left:.2f} GiB left" if plan.fits else f"DOES NOT FIT, {-left:.2f} GiB too much"
-    parts = f"arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, code {gib(memory.code)}"
-    if not memory.temporaries:
-        parts = f"arguments {gib(memory.arguments)}, the rest not said"
     lines = [
         f"{plan.topology.name}: {plan.topology.chips} chips of {chip.memory / GIB:.0f} GiB, mesh {mesh(plan.mesh)}, "
         f"{plan.tokens} tokens a step",
-        f"a chip needs {gib(memory.needed)} ({parts}): {verdict}",
-        f"compiled in {plan.seconds:.0f} s; hand-written kernels in it: {plan.kernels if plan.read else UNREAD}",
+        *_verdict(plan),
+        *_changes(plan, changes),
+        f"compiled in {plan.seconds:.0f} s; hand-written kernels in it: {plan.kernels if plan.read else _unread(plan)}",
         f"model FLOPs of a chip: {own:.3g}, {1e3 * own / PEAK_FLOPS[chip.kind]:.1f} ms at its peak rate",
     ]
     lines += [f"compiler's {name}, loop bodies counted once: {value:.4g}" for name, value in plan.cost.items()]
     lines += ["", "sent in one step, bytes of the results on one chip:"]
     for moved, largest in zip(plan.collectives, plan.largest, strict=False):
         lines.append(f"  {moved.kind:<20} {moved.count:>6} x  {gib(moved.bytes):>12}   largest {gib(largest.bytes)}")
-    lines += [] if plan.collectives else ["  nothing"] if plan.read else [f"  {UNREAD}"]
+    lines += [] if plan.collectives else ["  nothing"] if plan.read else [f"  {_unread(plan)}"]
     lines += ["", "partitions:"]
     lines += [f"  {line}" for line in partition_lines(step, dict(zip(sharding.AXES, plan.mesh, strict=True)))]
     named = [option for option in better if option.mesh != plan.mesh][:3]
@@ -55,6 +61,30 @@ def text(plan: Plan, step: Step, better: list[Option]) -> str:
         lines += ["", "meshes that should fit, those that cut the weights least first (estimates):"]
         lines += [f"  {mesh(option.mesh)}: about {gib(option.needed)} a chip" for option in named]
     return "\n".join(lines)
+
+
+def _verdict(plan: Plan) -> list[str]:
+    """Whether it fits, and by how much."""
+    memory, left = plan.memory, (plan.limit - plan.memory.needed) / GIB
+    if plan.fits:
+        parts = f"arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, code {gib(memory.code)}"
+        return [f"a chip needs {gib(memory.needed)} ({parts}): FITS, {left:.2f} GiB left"]
+    limit = f"{gib(plan.limit)} that a program may take" if memory.available else gib(plan.limit)
+    if plan.refused and not memory.temporaries:
+        return [f"a chip needs more than {limit}: DOES NOT FIT; the arguments alone are {gib(memory.arguments)}"]
+    parts = f"arguments {gib(memory.arguments)}, temporaries {gib(memory.temporaries)}"
+    return [f"a chip needs {gib(memory.needed)} ({parts}) of {limit}: DOES NOT FIT, {-left:.2f} GiB too much"]
+
+
+def _changes(plan: Plan, changes: Sequence[Advice]) -> list[str]:
+    """What would make it fit."""
+    if plan.fits:
+        return []
+    lines = ["what would fit, each alone (estimates; plan again with it):"] if changes else []
+    for change in changes:
+        size = "less; how much only compiling tells" if change.needed is None else f"about {gib(change.needed)} a chip"
+        lines.append(f"  {change.settings}: {size}")
+    return lines or ["no smaller batch and no slice of these chips would do"]
 
 
 def as_json(plan: Plan, step: Step, label: Label) -> dict[str, object]:

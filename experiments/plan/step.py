@@ -38,6 +38,17 @@ SIZES: dict[str, tuple[int, int, tuple[int, int, int, int]]] = {
 NEEDS_TEXT = "method: an upscaling map is fitted to text with real weights: plan standard, dbp or baseline"
 
 
+class Knobs(NamedTuple):
+    """How a config calls the settings that change a step's memory."""
+
+    batch: str
+    length: str
+    remat: str
+    accumulate: str
+    accumulated: int
+    """Micro-batches of a step."""
+
+
 class Step(NamedTuple):
     """A jitted step, its abstract arguments with shardings, and these in named groups for the table."""
 
@@ -49,6 +60,7 @@ class Step(NamedTuple):
     length: int
     flops: float
     """Model FLOPs (`rwkv7_jax.flops`)."""
+    knobs: Knobs
 
 
 def dimensions(size: str, dtype: Dtype, remat: Remat, implementation: str | None) -> RWKV7Config:
@@ -98,7 +110,8 @@ def tuning(
     batch = {name: _batched(mesh, (data.batch_size, length), dtype) for name, dtype in dtypes.items()}
     groups = {"frozen weights": weights, "state and optimiser": tuned, "batch": batch}
     cost = flops.tuning(config) * data.batch_size * length
-    return Step(function, (weights, tuned, batch), groups, config, data.batch_size, length, cost)
+    knobs = Knobs("data.batch_size", "data.max_length", "model.remat", "tune.accumulate", tune.accumulate)
+    return Step(function, (weights, tuned, batch), groups, config, data.batch_size, length, cost, knobs)
 
 
 def pretraining(config: PretrainConfig, size: str | None, mesh: Mesh) -> Step:
@@ -116,7 +129,8 @@ def pretraining(config: PretrainConfig, size: str | None, mesh: Mesh) -> Step:
     batch = {name: _batched(mesh, (config.batch_size, config.length + 1), jnp.int32) for name in names}
     groups = {"weights": state.params, "optimiser": state.opt_state, "batch": batch}
     cost = flops.training(model) * config.batch_size * config.length
-    return Step(program.step, (state, batch), groups, model, config.batch_size, config.length, cost)
+    knobs = Knobs("batch_size", "length", "remat", "accumulate", config.accumulate)
+    return Step(program.step, (state, batch), groups, model, config.batch_size, config.length, cost, knobs)
 
 
 def abstract(tree: PyTree, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:

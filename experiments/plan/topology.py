@@ -10,23 +10,25 @@ GIB = 1 << 30
 
 
 class Chip(NamedTuple):
-    """memory: bytes; kind: in `rwkv7_jax.flops`; name_counts: cores that the rented name counts for a chip."""
+    """memory: bytes; kind: in `rwkv7_jax.flops`; name_counts: cores that the rented name counts for a chip; most: chips
+    of the largest slice or host."""
 
     platform: str
     memory: int
     kind: str
     name_counts: int
     axes: int
+    most: int
 
 
 CHIPS = {
-    "v4": Chip("tpu", 32 * GIB, "TPU v4", 2, 3),
-    "v5e": Chip("tpu", 16 * GIB, "TPU v5e", 1, 2),
-    "v5p": Chip("tpu", 95 * GIB, "TPU v5p", 2, 3),
-    "v6e": Chip("tpu", 32 * GIB, "TPU v6e", 1, 2),
-    "a100": Chip("cuda", 80 * GIB, "NVIDIA A100", 1, 1),
-    "h100": Chip("cuda", 80 * GIB, "NVIDIA H100", 1, 1),
-    "h200": Chip("cuda", 141 * 10**9, "NVIDIA H200", 1, 1),
+    "v4": Chip("tpu", 32 * GIB, "TPU v4", 2, 3, 4096),
+    "v5e": Chip("tpu", 16 * GIB, "TPU v5e", 1, 2, 256),
+    "v5p": Chip("tpu", 95 * GIB, "TPU v5p", 2, 3, 8192),
+    "v6e": Chip("tpu", 32 * GIB, "TPU v6e", 1, 2, 256),
+    "a100": Chip("cuda", 80 * GIB, "NVIDIA A100", 1, 1, 8),
+    "h100": Chip("cuda", 80 * GIB, "NVIDIA H100", 1, 1, 8),
+    "h200": Chip("cuda", 141 * 10**9, "NVIDIA H200", 1, 1, 8),
 }
 """Memory from Google's pages of the chips and NVIDIA's data sheets (SXM)."""
 
@@ -62,6 +64,11 @@ def parse(name: str) -> Topology:
     return Topology(name, kind, count, _grid(count, chip.axes))
 
 
+def name(kind: str, chips: int) -> str:
+    """Returns the rented name of a slice or host, as `parse` reads it."""
+    return f"{kind}{'-' if CHIPS[kind].platform == 'tpu' else 'x'}{chips * CHIPS[kind].name_counts}"
+
+
 def _grid(count: int, axes: int) -> tuple[int, ...]:
     """The most even grid of powers of two."""
     sizes = [1] * axes
@@ -81,9 +88,10 @@ def whole_hosts(topology: Topology) -> tuple[int, ...]:
 
 def prepare(topology: Topology) -> None:
     """Sets the environment that the compiler needs; call it before JAX is imported."""
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", JAX_ENABLE_COMPILATION_CACHE="false")
+    os.environ.update(JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="false")
     if topology.chip.platform == "tpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"
+        # No search for a TPU, and no lock that lets one process alone use the compiler.
+        os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
         os.environ.update(TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
     else:
-        os.environ["JAX_PLATFORMS"] = ""
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"

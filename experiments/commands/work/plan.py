@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from experiments.config.commands import Plan
 from experiments.config.schema import MeshConfig
-from experiments.plan import compiled, report, step
+from experiments.plan import advice, compiled, report, step
 from experiments.plan.step import Step
 from experiments.plan.topology import Topology
 
@@ -36,7 +36,8 @@ def run(
     """
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     made, parts = compiled.compile_step(make, target, compiled.devices(target), sizes)
-    print(report.text(made, parts, compiled.options(made, parts)))
+    changes = [] if made.fits else advice.advice(made, parts)
+    print(report.text(made, parts, compiled.options(made, parts), changes))
     if own.json:
         label = report.Label(name, own.size, list(overrides))
         Path(own.json).write_text(json.dumps(report.as_json(made, parts, label), indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Plans: names of slices, what a program sends, and a whole step compiled for a mesh."""
 
+import json
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ from experiments.commands import plan as command
 from experiments.config.methods import StandardMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, TuneConfig
-from experiments.plan import compiled, hlo, report, step, table, topology
+from experiments.plan import advice, compiled, hlo, report, step, table, topology
 
 TEXT = """HloModule m
 
@@ -68,6 +69,37 @@ def test_what_is_sent_is_counted_with_its_loops():
     assert {one.kind: one.bytes for one in largest}["all-gather"] == 128
 
 
+ASYNCHRONOUS = """HloModule a
+
+%first (x: bf16[8]) -> bf16[16] {
+  ROOT %start = bf16[16]{0} all-gather(%x), channel_id=5, dimensions={0}
+}
+
+%second (x: bf16[8]) -> bf16[16] {
+  ROOT %rest = bf16[16]{0} all-gather(%x), channel_id=5, dimensions={0}
+}
+
+%body (p: (s32[], bf16[16])) -> (s32[], bf16[16]) {
+  %one = bf16[16]{0} fusion(%x), kind=kCustom, calls=%first
+  %two = bf16[16]{0} fusion(%x), kind=kCustom, calls=%second
+  %other = bf16[16]{0} all-gather(%y), channel_id=6, dimensions={0}
+}
+
+ENTRY %main (x: bf16[8]) -> bf16[16] {
+  %loop = (s32[], bf16[16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %again = (s32[], bf16[16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"2"}}
+  %peeled = bf16[16]{0} fusion(%x), kind=kCustom, calls=%first
+  %end = bf16[16]{0} fusion(%x), kind=kCustom, calls=%second
+}
+"""
+
+
+def test_an_asynchronous_operation_counts_once_in_each_loop():
+    (moved,), (largest,) = hlo.collectives(ASYNCHRONOUS)
+    assert moved == ("all-gather", 2 * 4 + 2 * 2 + 1, (2 * 4 + 2 * 2 + 1) * 32)
+    assert largest.bytes == 32
+
+
 def tuning(mesh, **data):
     return step.tuning(ModelConfig(), DataConfig(tasks=("arc",), **data), TuneConfig(), StandardMethod(), None, mesh)
 
@@ -87,7 +119,7 @@ def test_a_step_of_the_student(planned):
     axis_sizes = {"data": 4, "fsdp": 1, "tensor": 2}
     held = sum(compiled.part_bytes(leaf, leaf.sharding.spec, axis_sizes) for leaf in jax.tree.leaves(parts.arguments))
     assert plan.memory.arguments == pytest.approx(held, rel=0.02)
-    text = report.text(plan, parts, compiled.options(plan, parts))
+    text = report.text(plan, parts, compiled.options(plan, parts), [])
     assert "FITS" in text
     assert "frozen weights" in text
     assert report.as_json(plan, parts, report.Label("x"))["mesh"] == axis_sizes
@@ -107,10 +139,97 @@ def test_other_meshes_fit_by_their_own_sizes(planned):
     assert all(option.mesh[2] in (1, 2) for option in found)
 
 
-def test_what_the_compiler_asked_for():
-    assert compiled.asked_for("Ran out of memory. Used 17.50G of 15.75G hbm. Exceeded") == int(17.5 * (1 << 30))
-    with pytest.raises(RuntimeError, match="something else"):
-        compiled.asked_for("something else")
+OLD = "Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G."
+NEW = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (18.65G) exceeds available HBM (15.75G). HLO module: jit_step."
+)
+G = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (OLD, compiled.Memory(int(17.5 * G), G, int(17.5 * G) - G, 0, int(15.75 * G))),
+        (NEW, compiled.Memory(G + int(18.65 * G), G, int(18.65 * G), 0, int(15.75 * G))),
+        (
+            "RESOURCE_EXHAUSTED: the memory required for program arguments (33.50GiB) exceeds available HBM (15.75GiB)",
+            compiled.Memory(int(33.5 * G), G, int(33.5 * G) - G, 0, int(15.75 * G)),
+        ),
+        ("RESOURCE_EXHAUSTED: in words that no release has used yet", compiled.Memory(G, G)),
+    ],
+)
+def test_what_the_compiler_asked_for(message, wanted):
+    assert compiled.asked_for(message, G) == wanted
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["INTERNAL: something else", "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 33M of 16M"],
+)
+def test_another_refusal_is_one_line(message):
+    with pytest.raises(UsageError, match="the compiler refused the step: "):
+        compiled.asked_for(message + "\nmore", G)
+
+
+def refused(plan, parts, message=NEW):
+    memory = compiled.asked_for(message, compiled.held(parts.groups, {"data": 4, "fsdp": 1, "tensor": 2}))
+    return plan._replace(memory=memory, refused=True, read=False, collectives=[], largest=[])
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(planned):
+    plan, parts = planned
+    large = refused(plan, parts)
+    assert not large.fits
+    changes = advice.advice(large, parts)
+    assert [change.settings for change in changes] == [
+        "--model.remat block",
+        "--tune.accumulate 2",
+        "--data.batch_size 4",
+        "--topology v5e-16 --mesh.tensor 2",
+        "--topology v4-16",
+    ]
+    rest = [change.needed for change in changes[1:4]]
+    assert rest == pytest.approx([9.33 * G] * 3, rel=0.01)
+    text = report.text(large, parts, [], changes)
+    assert "of 15.75 GiB that a program may take: DOES NOT FIT, 2.90 GiB too much" in text
+    assert "  --tune.accumulate 2: about 9.33 GiB a chip" in text
+    unsaid = refused(plan, parts, "RESOURCE_EXHAUSTED: unsaid")
+    assert [change.needed for change in advice.advice(unsaid, parts)] == [None, None]
+    assert "DOES NOT FIT; the arguments alone are" in report.text(unsaid, parts, [], [])
+
+
+def test_weights_larger_than_a_chip_are_cut_over_more(planned):
+    plan, parts = planned
+    tight = refused(plan, parts)
+    tight = tight._replace(memory=tight.memory._replace(available=tight.memory.arguments * 3 // 4))
+    assert [change.settings for change in advice.advice(tight, parts)][:1] == ["--topology v4-16"]
+
+
+def test_a_plan_that_the_compiler_refuses_is_a_result(capsys, monkeypatch, tmp_path):
+    def out_of_memory(self, *args, **kwargs):
+        raise jax.errors.JaxRuntimeError(NEW)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", out_of_memory)
+    monkeypatch.setattr(compiled, "devices", lambda target: jax.devices()[:1])
+    for name in ("JAX_PLATFORMS", "JAX_ENABLE_COMPILATION_CACHE", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "cpu" if name == "JAX_PLATFORMS" else "")
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_ACCELERATOR_TYPE"):
+        monkeypatch.setenv(name, "")
+    written = tmp_path / "plan.json"
+    words = ["--config", "quickstart", "--topology", "v5e-1", "--data.batch_size", "8", "--json", str(written)]
+    assert command.main(words) == 1
+    out, error = capsys.readouterr()
+    assert "DOES NOT FIT, 2.9" in out
+    assert "--tune.accumulate 2" in out
+    assert "Traceback" not in error
+    assert json.loads(written.read_text())["fits"] is False
+
+
+def test_two_plans_may_run_at_once(monkeypatch):
+    monkeypatch.setattr(topology.os, "environ", {})
+    topology.prepare(topology.parse("v5e-1"))
+    assert topology.os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
 
 
 @pytest.mark.parametrize(
