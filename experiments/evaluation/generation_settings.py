@@ -9,8 +9,9 @@ LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 """Names of the longest answer, the first that is given goes before the others."""
 NEUTRAL = {
     "num_beams": 1, "n": 1, "best_of": 1, "num_return_sequences": 1, "repetition_penalty": 1, "length_penalty": 1,
-    "min_p": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "min_length": 0, "typical_p": 1, "early_stopping": False,
-    "presence_penalty": 0, "frequency_penalty": 0, "use_cache": True, "stream": False, "num_beam_groups": 1,
+    "min_p": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0, "min_length": 0, "typical_p": 1,
+    "early_stopping": False, "presence_penalty": 0, "frequency_penalty": 0, "use_cache": True, "stream": False,
+    "num_beam_groups": 1,
 }  # fmt: skip
 """Settings that change nothing at this value, the only one that they may have."""
 

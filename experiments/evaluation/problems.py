@@ -1,7 +1,7 @@
 """Problems for test-time scaling, from a pocket benchmark or a jsonl file; gold labels stay behind `Item.correct`."""
 
-import re
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
@@ -9,13 +9,11 @@ from experiments.config.schema import POCKET, DataConfig, check_tasks
 from experiments.data import load as sources
 from experiments.data.jobs import find_task
 from experiments.data.jsonl import Line, read_lines, to_pair
+from experiments.evaluation import numbers
 from experiments.pocket import benchmarks
 from experiments.tasks import Generate, Record, Task
-from experiments.tasks.gsm8k import NO_MATCH, flexible
 from experiments.tasks.types import Result
 from state_tuning.test_time_scaling.rollouts import Problem
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 class Item(NamedTuple):
@@ -75,7 +73,7 @@ def from_record(task: Task, record: Record) -> Item:
         return task.score(record, results)[task.headline]
 
     if isinstance(first, Generate):
-        return Item(Problem(first.context, (), first.stop), correct, _number)
+        return Item(Problem(first.context, (), first.stop), correct, last_value)
     choices = tuple((r.context, r.continuation) for r in requests if not isinstance(r, Generate))
     return Item(Problem(first.context, choices), correct, str.strip)
 
@@ -83,7 +81,7 @@ def from_record(task: Task, record: Record) -> Item:
 def from_pair(line: Line, match: str) -> Item:
     """Returns a {"prompt", "completion"} line as a problem.
 
-    match: `text` compares whole answers, `number` the last number of each.
+    match: `text` compares whole answers, `number` the value of the last number of each.
 
     Raises:
       UsageError: there is no prompt, or no number in the completion.
@@ -91,11 +89,12 @@ def from_pair(line: Line, match: str) -> Item:
     prompt, completion = to_pair(line)
     if not prompt:
         raise UsageError(f'{line.where}: a problem needs a "prompt"')
-    read: Callable[[str], Hashable] = last_number if match == "number" else plain
-    gold = read(completion)
+    if match != "number":
+        return Item(Problem(prompt), lambda results: float(plain(str(results[0])) == plain(completion)), plain)
+    gold = numbers.last_number(completion)
     if gold is None:
         raise UsageError(f"{line.where}: the completion has no number to compare; use --data.match text")
-    return Item(Problem(prompt), lambda results: float(read(str(results[0])) == gold), read)
+    return Item(Problem(prompt), lambda results: float(gold.same(numbers.last_number(str(results[0])))), last_value)
 
 
 def plain(text: str) -> str:
@@ -103,15 +102,10 @@ def plain(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def last_number(text: str) -> str | None:
-    """Returns the last number in a text, without commas and a trailing `.0`; None if there is none."""
-    found = NUMBER.findall(text)
-    return re.sub(r"\.0+$", "", found[-1].replace(",", "")) if found else None
-
-
-def _number(text: str) -> str | None:
-    found = flexible(text)
-    return None if found == NO_MATCH else re.sub(r"[,$]|\.$", "", found)
+def last_value(text: str) -> Fraction | None:
+    """Returns the value of the last number in a text, by which votes are counted; None if there is none."""
+    found = numbers.last_number(text)
+    return None if found is None else found.value
 
 
 def _checked(task: Task, line: Line) -> Item:

@@ -12,9 +12,11 @@ from experiments.config.loading import parse
 from experiments.config.overrides import UsageError
 from experiments.evaluation import problems, scaling
 from experiments.pocket import benchmarks
-from experiments.reporting import accuracy_curve
+from experiments.reporting import accuracy_curve, jsonl_store
 from experiments.reporting.plots import pyplot
+from experiments.tasks import TASKS
 from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN
+from state_tuning.test_time_scaling.selection import majority
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
 
 def rows(folder: Path) -> list[dict]:
     """Without seconds, which are the only thing that may differ."""
-    found = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    found = jsonl_store.read(folder / "answers.jsonl")
     for row in found:
         for line in row["lines"]:
             assert line.pop("seconds") > 0
@@ -110,6 +112,17 @@ def test_benchmark_records_become_problems_that_judge_themselves(name):
         assert sorted(judged) == [0.0] * (count - 1) + [1.0]
 
 
+def test_votes_are_counted_by_value(tmp_path: Path):
+    data = tmp_path / "my.jsonl"
+    data.write_text('{"prompt": "9+9?", "completion": "18"}\n')
+    (mine,) = problems.load(None, str(data), "number", "test", 9)
+    gsm8k = problems.from_record(TASKS["gsm8k"], {"question": "9+9?", "answer": "so #### 18"})
+    texts = ["it is 7", "so 18", "no idea", "#### 18.00", "$18."]
+    for item in (mine, gsm8k):
+        assert majority([item.answer(text) for text in texts]) == 1
+    assert gsm8k.correct(["#### 18.00"]) == 0.0, "the score stays that of lm-evaluation-harness"
+
+
 def test_answers_of_a_file_are_compared_as_text_or_by_their_last_number(tmp_path: Path):
     data = tmp_path / "my.jsonl"
     data.write_text('{"prompt": "2+2?", "completion": " It is  4.0"}\n')
@@ -119,6 +132,8 @@ def test_answers_of_a_file_are_compared_as_text_or_by_their_last_number(tmp_path
     assert text.correct(["4"]) == 0.0
     assert number.correct(["3 or 4"]) == 1.0
     assert number.correct(["none"]) == 0.0
+    assert number.correct(["it is 4.00"]) == number.correct(["$4"]) == 1.0
+    assert number.correct(["it is .4"]) == number.correct(["\u22124"]) == number.correct(["14"]) == 0.0
     data.write_text('{"prompt": "?", "completion": "none"}\n')
     with pytest.raises(UsageError, match=r"my\.jsonl:1: the completion has no number"):
         problems.load(None, str(data), "number", "test", 9)
