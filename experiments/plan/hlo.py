@@ -1,11 +1,9 @@
 """What a compiled program sends between chips, read from its text: operations that move data, by kind, with loops
 counted as often as they run."""
 
-import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -41,51 +39,32 @@ class Largest(NamedTuple):
 def collectives(text: str) -> tuple[list[Moved], list[Largest]]:
     """Returns the operations of an optimised HLO module, and the largest of each kind.
 
-    The compiler writes an asynchronous operation into each computation that carries a part of it, with one channel: in
-    a loop's body, or outside of all loops, a channel counts once.
+    An asynchronous operation stands, with one channel, in the computation that starts it and in those that carry on with
+    it beside other work or end it; it counts where it starts, which comes first.
     """
     bodies, entry = _computations(text)
-    found: dict[tuple[str, int, str], _Sent] = {}
-    fresh = itertools.count(1)
+    counts: dict[str, int] = defaultdict(int)
+    totals: dict[str, int] = defaultdict(int)
+    largest: dict[str, Largest] = {}
+    starts: dict[str, str] = {}
 
-    def visit(name: str, times: int, loop: int) -> None:
+    def visit(name: str, times: int) -> None:
         for line in bodies.get(name, ()):
-            if match := _OPERATION.search(line):
-                channel = _CHANNEL.search(line)
-                key = (match[2], loop, channel[1]) if channel else (match[2], next(fresh), "")
-                sent = _Sent(times, match[1], _size(match[1], bool(match[3])))
-                found[key] = max(found.get(key, sent), sent, key=lambda one: one.bytes)
-            looping = " while(" in line
-            trips = _trips(line, bodies) if looping else 1
-            within = next(fresh) if looping else loop
+            found, channel = _OPERATION.search(line), _CHANNEL.search(line)
+            if found and (channel is None or starts.setdefault(channel[1], name) == name):
+                shape, kind = found[1], found[2]
+                size = _size(shape, bool(found[3]))
+                counts[kind] += times
+                totals[kind] += times * size
+                if size > largest.get(kind, Largest(kind, "", -1)).bytes:
+                    largest[kind] = Largest(kind, shape, size)
+            trips = _trips(line, bodies) if " while(" in line else 1
             for group in _CALLED.findall(line):
                 for called in group.replace("%", "").split(","):
-                    visit(called.strip(), times * trips, within)
+                    visit(called.strip(), times * trips)
 
-    visit(entry, 1, 0)
-    return _summed(found)
-
-
-class _Sent(NamedTuple):
-    """An operation that runs `times` times."""
-
-    times: int
-    shape: str
-    bytes: int
-
-
-def _summed(found: Mapping[tuple[str, int, str], _Sent]) -> tuple[list[Moved], list[Largest]]:
-    """The operations of each kind together, and the largest of each."""
-    by_kind: dict[str, list[_Sent]] = defaultdict(list)
-    for (kind, _, _), sent in found.items():
-        by_kind[kind].append(sent)
-    moved = [
-        Moved(kind, sum(one.times for one in by_kind[kind]), sum(one.times * one.bytes for one in by_kind[kind]))
-        for kind in KINDS
-        if kind in by_kind
-    ]
-    top = {kind: max(sent, key=lambda one: one.bytes) for kind, sent in by_kind.items()}
-    return moved, [Largest(kind, one.shape, one.bytes) for kind, one in top.items()]
+    visit(entry, 1)
+    return [Moved(kind, counts[kind], totals[kind]) for kind in KINDS if counts[kind]], list(largest.values())
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

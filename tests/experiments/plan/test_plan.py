@@ -79,24 +79,32 @@ ASYNCHRONOUS = """HloModule a
   ROOT %rest = bf16[16]{0} all-gather(%x), channel_id=5, dimensions={0}
 }
 
+%third (x: bf16[8]) -> bf16[16] {
+  ROOT %done = bf16[16]{0} all-gather(%x), channel_id=5, dimensions={0}
+}
+
+%steps (p: (s32[], bf16[16])) -> (s32[], bf16[16]) {
+  %other = bf16[16]{0} all-gather(%y), channel_id=6, dimensions={0}
+  %two = bf16[16]{0} fusion(%x), kind=kOutput, calls=%second
+}
+
 %body (p: (s32[], bf16[16])) -> (s32[], bf16[16]) {
   %one = bf16[16]{0} fusion(%x), kind=kCustom, calls=%first
-  %two = bf16[16]{0} fusion(%x), kind=kCustom, calls=%second
-  %other = bf16[16]{0} all-gather(%y), channel_id=6, dimensions={0}
+  %inner = (s32[], bf16[16]) while(%t), condition=%c, body=%steps, backend_config={"known_trip_count":{"n":"3"}}
+  %end = bf16[16]{0} fusion(%x), kind=kCustom, calls=%third
 }
 
 ENTRY %main (x: bf16[8]) -> bf16[16] {
   %loop = (s32[], bf16[16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"4"}}
   %again = (s32[], bf16[16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"2"}}
-  %peeled = bf16[16]{0} fusion(%x), kind=kCustom, calls=%first
-  %end = bf16[16]{0} fusion(%x), kind=kCustom, calls=%second
 }
 """
 
 
-def test_an_asynchronous_operation_counts_once_in_each_loop():
+def test_an_asynchronous_operation_counts_where_it_starts():
     (moved,), (largest,) = hlo.collectives(ASYNCHRONOUS)
-    assert moved == ("all-gather", 2 * 4 + 2 * 2 + 1, (2 * 4 + 2 * 2 + 1) * 32)
+    started, within = 4 + 2, 3 * (4 + 2)
+    assert moved == ("all-gather", started + within, (started + within) * 32)
     assert largest.bytes == 32
 
 
