@@ -39,7 +39,7 @@ class Largest(NamedTuple):
 def collectives(text: str) -> tuple[list[Moved], list[Largest]]:
     """Returns the operations of an optimised HLO module, and the largest of each kind.
 
-    An asynchronous operation stands, with one channel, in the computation that starts it and in those that carry on with
+    An asynchronous operation stands, with one channel, in the computation that starts it and in those that go on with
     it beside other work or end it; it counts where it starts, which comes first.
     """
     bodies, entry = _computations(text)
