@@ -5,6 +5,9 @@ import sys
 import warnings
 from collections.abc import Callable
 
+LONGEST = 1500
+"""Characters of a message."""
+
 
 def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
     """Runs the body of a command; its warnings are shown as a line each.
@@ -26,7 +29,7 @@ def exit_status(body: Callable[[], int], interrupted: str = "") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more may be flushed to the reader
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(_reason(error).split())}", file=sys.stderr)
+        print(f"error: {readable(_reason(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if interrupted:
@@ -45,4 +48,20 @@ def _reason(error: ValueError | OSError) -> str:
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {' '.join(str(message).split())}\n"
+    return f"warning: {readable(str(message))}\n"
+
+
+def readable(text: str, limit: int = LONGEST) -> str:
+    """Returns a text as one line that a terminal shows as it is.
+
+    Args:
+      text: with line ends, control characters and marks of direction, maybe from outside.
+      limit: characters; of a longer text the beginning and the end are left.
+
+    Returns:
+      The line, in which characters that are not printable stand as escapes.
+    """
+    line = " ".join(text[: 16 * limit].split())
+    if not line.isprintable():
+        line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return line if len(line) <= limit else f"{line[: limit * 3 // 4]} ... {line[len(line) - limit // 4 :]}"

@@ -38,10 +38,9 @@ def read_arrow(path: Path) -> list[Line]:
 
 
 def _rows(path: Path, table: Callable[[], Table]) -> list[Line]:
-    lib = _pyarrow("lib")
     try:
         rows = table().to_pylist()
-    except (lib.ArrowException, OSError) as error:
+    except Exception as error:  # of a damaged file the library raises SystemError and UnicodeDecodeError too
         raise UsageError(f"{path}: not readable ({' '.join(str(error).split())[:200]})") from None
     return [Line(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
 

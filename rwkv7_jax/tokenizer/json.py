@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Library
 
+from rwkv7_jax.terminal import readable
 from rwkv7_jax.tokenizer.protocol import REPLACEMENT, checked_ids
 
 
@@ -30,7 +31,8 @@ class JsonTokenizer:
         try:
             self._library = Library.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
+            what = readable(str(error), 200)
+            raise ValueError(f"{path}: not a tokenizer.json of the tokenizers library ({what})") from None
         self._library.no_truncation()
         self._library.no_padding()
         self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -96,7 +98,7 @@ def _named_eos(path: Path) -> str | None:
 
 def _byte_pieces(library: Library) -> dict[int, bytes] | None:
     """Returns the bytes of every id of a byte-level tokenizer ({special id: b""}), None for other kinds."""
-    decoder = json.loads(library.to_str()).get("decoder") or {}
+    decoder = json.loads(library.decoder.__getstate__()) if library.decoder else {}
     kinds = {part.get("type") for part in [decoder, *decoder.get("decoders", [])]}
     if kinds != {"ByteLevel"}:
         return None
