@@ -1,6 +1,5 @@
 """Test-time scaling: each problem answered by the adapted model and its controls at every budget, kept on disk."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -12,13 +11,13 @@ from experiments.build import load_model
 from experiments.config.overrides import UsageError
 from experiments.config.schema import ModelConfig
 from experiments.evaluation.problems import Item
-from experiments.reporting import jsonl_store
+from experiments.reporting import json_file, jsonl_store
 from experiments.reporting.accuracy_curve import FILES, BudgetOutcome, Problem
 from experiments.training.checkpoint import check_identity
 from experiments.training.metrics_log import progress_bar
 from experiments.training.preemption import Interrupt
 from experiments.training.run_folder import RUN_FILE, read, throw_away
-from rwkv7_jax import zero_state
+from rwkv7_jax import locks, zero_state
 from rwkv7_jax.checkpoint import load_state
 from state_tuning.test_time_scaling import adaptation
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, make_program
@@ -101,7 +100,7 @@ class AnswerLog:
     def _claim(self) -> None:
         """Throws away what an earlier run wrote, and nothing else, and describes this one."""
         throw_away(self.folder, (ANSWERS, *FILES))
-        (self.folder / RUN_FILE).write_text(json.dumps(self._described, indent=1) + "\n")
+        json_file.write(self.folder / RUN_FILE, self._described)
 
 
 def _earlier(folder: Path, identity: str, overwrite: bool, option: str) -> dict[int, Answered]:
@@ -111,12 +110,14 @@ def _earlier(folder: Path, identity: str, overwrite: bool, option: str) -> dict[
       UsageError: the folder holds something else.
     """
     log = folder / ANSWERS
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / RUN_FILE).is_file()):
+    found = {path.name for path in folder.iterdir()} - {locks.NAME} if folder.is_dir() else set()
+    if folder.is_file() or (found and RUN_FILE not in found):
         raise UsageError(f"{option}: {folder} holds other files; choose another folder")
-    answered = [] if overwrite else cast(list[Answered], jsonl_store.read(log))
-    if answered:
-        check_identity(folder, read(folder).get("identity"), identity, option)
-        jsonl_store.recover(log)
+    fields = {"index": int, "lines": list}
+    if overwrite or not any(jsonl_store.scan(log, fields)):
+        return {}
+    check_identity(folder, read(folder).get("identity"), identity, option)
+    answered = cast(list[Answered], jsonl_store.recover(log, fields, "their problems are answered again"))
     return {one["index"]: one for one in answered}
 
 

@@ -1,27 +1,79 @@
-"""Records as JSON, a line each, in a file that only grows: what a crash leaves of the last line is dropped."""
+"""Records as JSON, a line each with its checksum, in a file that only grows.
 
-import json
+What a crash leaves of the last line is dropped. A damaged line is left out, with a warning that names it, so that what
+it held is computed again.
+"""
+
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+from experiments.reporting.json_text import json_text
+from rwkv7_jax import checksums
+from rwkv7_jax.checkpoint.files import write_text
 
 Record: TypeAlias = dict[str, object]
+Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
+"""What every record has to have, by type."""
 
 
-def read(path: Path) -> list[Record]:
-    """Returns the complete records of a file in order; none if there is no file.
+class Found(NamedTuple):
+    """What is in a file."""
+
+    records: list[Record]
+    """The sound ones, in order."""
+    damaged: list[str]
+    """`line 3: it differs from its checksum`, one for each other line."""
+
+
+def scan(path: Path, fields: Fields | None = None) -> Found:
+    """Returns the sound records of a file, and what is wrong with the others; nothing if there is no file.
 
     Raises:
-      ValueError: a complete line is not JSON.
+      OSError: the file cannot be read.
     """
-    return [json.loads(line) for line in _complete(path)]
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    found = Found([], [])
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.records.append(_checked(checksums.unseal(line), fields or {}))
+        except ValueError as error:
+            if number < len(lines):
+                found.damaged.append(f"line {number}: {error}")
+    return found
+
+
+def read(path: Path, fields: Fields | None = None, lost: str = "they are left out") -> list[Record]:
+    """Returns the sound records of a file in order; none if there is no file.
+
+    Args:
+      path: the file.
+      fields: what a record has to have.
+      lost: what becomes of damaged lines, for the warning.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    records, damaged = scan(path, fields)
+    warn(path, damaged, lost)
+    return records
+
+
+def warn(path: Path, damaged: list[str], lost: str) -> None:
+    """Prints a warning if lines of a file are damaged."""
+    if damaged:
+        lines = "1 line is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        print(f"warning: {path}: {lines} damaged ({damaged[0]}); {lost}", file=sys.stderr)
 
 
 def append(path: Path, *records: Mapping[str, object], durable: bool = False) -> None:
     """Writes records at the end; `durable`: on the disk before this returns."""
-    with path.open("a") as file:
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_text(records))
         if durable:
             file.flush()
             os.fsync(file.fileno())
@@ -29,19 +81,27 @@ def append(path: Path, *records: Mapping[str, object], durable: bool = False) ->
 
 def rewrite(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     """Writes the whole file atomically."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(beside, path)
+    write_text(path, _text(records))
 
 
-def recover(path: Path) -> list[Record]:
-    """Returns the complete records of a file and cuts off an incomplete last line, so that new ones can be added."""
-    records = read(path)
-    if path.is_file() and path.read_text() != "".join(_complete(path)):
+def recover(path: Path, fields: Fields | None = None, lost: str = "they are computed again") -> list[Record]:
+    """Returns the sound records of a file and takes everything else out of it, so that new ones can be added.
+
+    Raises:
+      OSError: the file cannot be read or written.
+    """
+    records = read(path, fields, lost)
+    if path.is_file() and path.read_bytes() != _text(records).encode():
         rewrite(path, records)
     return records
 
 
-def _complete(path: Path) -> list[str]:
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [line for line in lines if line.endswith("}\n")]
+def _text(records: Iterable[Mapping[str, object]]) -> str:
+    return "".join(checksums.seal(json_text(record)) + "\n" for record in records)
+
+
+def _checked(record: Record, fields: Fields) -> Record:
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"it has no {name!r}, or one of another type")
+    return record

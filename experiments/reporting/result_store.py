@@ -5,6 +5,7 @@ from typing import TypedDict, cast
 
 from experiments.config.overrides import UsageError
 from experiments.reporting import jsonl_store
+from experiments.reporting.json_file import with_nan
 
 
 class Sample(TypedDict):
@@ -26,6 +27,8 @@ class _Portion(TypedDict):
 class Store:
     """A jsonl file: a first record with the identity of the evaluation, then one for each finished portion.
 
+    A damaged portion is left out, with a warning.
+
     Raises:
       UsageError: the file holds another evaluation, or something else.
     """
@@ -45,11 +48,22 @@ class Store:
 
 
 def _read(path: Path, identity: str) -> dict[str, list[Sample]]:
-    """The finished portions."""
-    try:
-        records = jsonl_store.read(path)
-    except ValueError:
-        records = []
-    if not records or records[0].get("identity") != identity:
+    """The finished portions; if the first line is damaged, the name of the file says whose they are."""
+    records, damaged = jsonl_store.scan(path)
+    known = [record["identity"] for record in records if "identity" in record]
+    if known != [identity] and not (known == [] and damaged and path.stem == identity[: len(path.stem)]):
         raise UsageError(f"{path} holds another evaluation: add --overwrite to throw it away, or remove the file")
-    return {one["portion"]: one["samples"] for one in cast(list[_Portion], records[1:])}
+    portions = [record for record in records if "identity" not in record]
+    sound = [record for record in portions if _is_portion(record)]
+    damaged += ["a portion has other fields"] * (len(portions) - len(sound))
+    jsonl_store.warn(path, damaged, "they are computed again")
+    return {one["portion"]: one["samples"] for one in cast(list[_Portion], [with_nan(one) for one in sound])}
+
+
+def _is_portion(record: jsonl_store.Record) -> bool:
+    samples = record.get("samples")
+    return isinstance(record.get("portion"), str) and isinstance(samples, list) and all(map(_is_sample, samples))
+
+
+def _is_sample(one: object) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("index"), int)

@@ -1,16 +1,19 @@
 """The report of a run: table, samples, verdict and hash of its jobs' outcomes, as text, Markdown and JSON."""
 
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from experiments.config.schema import Json, digest
+from experiments.reporting import json_file
+from experiments.reporting.json_text import json_text
 from experiments.reporting.statistics import Interval, bootstrap, wilson
 from experiments.reporting.tables import markdown_table
+from rwkv7_jax.checkpoint.files import write_text
 
 CRITERION = (
     "PASS: the held-out completion loss falls in every task, and with benchmarks "
@@ -46,16 +49,44 @@ class Outcome:
 
     @staticmethod
     def read(path: Path) -> "Outcome":
-        """Reads the outcome that `write` wrote."""
-        plain = json.loads(path.read_text())
-        plain |= {key: Measurement(**plain[key]) for key in ("vanilla", "tuned")}
-        return Outcome(**plain)
+        """Reads the outcome that `write` wrote.
+
+        Raises:
+          ValueError: in one line with the path, what is wrong with the file.
+          OSError: it cannot be read.
+        """
+        plain: dict[str, Any] = json_file.read(path)
+        try:
+            plain |= {key: Measurement(**plain[key]) for key in ("vanilla", "tuned")}
+            return _checked(Outcome(**plain))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged (it is not an outcome)") from None
 
     def write(self, path: Path) -> None:
         """Writes as JSON, floats exactly."""
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(dataclasses.asdict(self)))
-        part.replace(path)
+        json_file.write(path, dataclasses.asdict(self), indent=None)
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """The outcome, if its parts have the types and sizes that reports rely on.
+
+    Raises:
+      ValueError: they have not.
+    """
+    before, after = outcome.vanilla, outcome.tuned
+    columns = [column for side in (before, after) for column in (side.nll, side.tokens, *side.scores.values())]
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for column in columns for value in column)
+    records = {len(column) for side in (before, after) for column in (side.nll, side.tokens)}
+    scored = before.scores.keys() == after.scores.keys() and (outcome.headline in before.scores or not outcome.headline)
+    items = {len(column) for side in (before, after) for column in side.scores.values()}
+    texts = all(
+        isinstance(sample["prompt"], str) and all(isinstance(text, str) for text in sample.values())
+        for sample in outcome.samples
+    )
+    plain = isinstance(outcome.name, str) and isinstance(outcome.skipped, int)
+    if not (numbers and len(records) == 1 and scored and len(items) <= 1 and texts and plain):
+        raise ValueError("not an outcome")
+    return outcome
 
 
 class JobSummary(TypedDict):
@@ -93,7 +124,8 @@ class RunResults(_Unsigned):
 def summarise(outcome: Outcome, seed: int) -> JobSummary:
     """Computes means and 95% intervals of one job.
 
-    Losses and gains are weighted by tokens (paired bootstrap), accuracies have Wilson intervals.
+    Losses and gains are weighted by tokens (paired bootstrap), accuracies have Wilson intervals. A loss that is not
+    finite leaves no interval.
     """
     before, after = outcome.vanilla, outcome.tuned
     tokens = np.asarray(before.tokens)
@@ -102,7 +134,9 @@ def summarise(outcome: Outcome, seed: int) -> JobSummary:
         "records": len(before.nll),
         "loss_vanilla": sum(before.nll) / sum(before.tokens),
         "loss_tuned": sum(after.nll) / sum(after.tokens),
-        "loss_change": bootstrap([change.tolist()], seed, [before.tokens]),
+        "loss_change": bootstrap([change.tolist()], seed, [before.tokens])
+        if np.isfinite(change).all()
+        else Interval(math.nan, math.nan, math.nan),
     }
     if before.scores:
         job["vanilla"] = {metric: wilson(round(sum(right)), len(right)) for metric, right in before.scores.items()}
@@ -192,10 +226,11 @@ def _accuracy_cells(job: JobSummary) -> list[str]:
 
 def sample_text(sample: dict[str, str], width: int = 400) -> str:
     """Returns one prompt continued without and with the tuned state; the start of long prompts and the end of long
-    answers are cut off."""
+    answers are cut off, and an empty answer is said to be one."""
     parts = {key: value if len(value) <= width else value[:width] + "..." for key, value in sample.items()}
     if len(sample["prompt"]) > width:
         parts["prompt"] = "..." + sample["prompt"][-width:]
+    parts |= {key: "(nothing)" for key in ("vanilla", "tuned") if not sample.get(key, "").strip()}
     names = {"prompt": "prompt ", "wanted": "wanted ", "vanilla": "vanilla", "tuned": "tuned  "}
     shown = ((names[key], parts[key].strip("\n").replace("\n", "\n          | ")) for key in names if parts.get(key))
     return "\n".join(f"  {name} | {text}" for name, text in shown)
@@ -217,5 +252,5 @@ def write(
     folder: Path, body: RunResults, outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]
 ) -> None:
     """Writes report.md and results.json."""
-    (folder / "report.md").write_text(markdown(body, outcomes, pictures, commands))
-    (folder / "results.json").write_text(json.dumps(body, indent=1) + "\n")
+    write_text(folder / "report.md", markdown(body, outcomes, pictures, commands))
+    write_text(folder / "results.json", json_text(body, indent=1) + "\n")

@@ -6,8 +6,7 @@ from typing import cast
 
 from experiments.build import EMBEDDED
 from experiments.config.schema import DataConfig, EvaluateConfig, Json, identified
-from experiments.reporting import jsonl_store
-from experiments.study import plots, report, summary
+from experiments.study import plots, report, store, summary
 from experiments.study.accuracy_by_kind import accuracy_by_kind
 from experiments.study.plan import Plan
 from experiments.study.records import CellRecord, RateRecord, TableResults
@@ -21,7 +20,7 @@ def tries_of(folder: Path, name: str) -> list[RateRecord]:
     """Returns what the search for a table's learning rates has tried: in its folder, or shipped with its config."""
     own = folder / TRIES_FILE
     path = own if own.is_file() else RATES_FILE if name.startswith("paper_table") else None
-    return cast(list[RateRecord], jsonl_store.read(path)) if path else []
+    return cast(list[RateRecord], store.read(path)) if path else []
 
 
 def without_folders(settings: dict[str, Json]) -> dict[str, Json]:

@@ -1,13 +1,14 @@
 """A finished table as a page of the documentation, so that no number is copied by hand."""
 
-import json
 from pathlib import Path
 
 from experiments.config.overrides import UsageError
+from experiments.reporting.json_text import json_text
 from experiments.study import artifacts, report
 from experiments.study.plan import Plan
 from experiments.study.records import CellRecord
 from experiments.study.store import CellStore
+from rwkv7_jax.checkpoint.files import write_text
 
 CELLS_FILE = "cells.jsonl"
 
@@ -37,5 +38,5 @@ def publish(plan: Plan, page: Path) -> str:
     tries = artifacts.tries_of(folder, plan.config.name)
     pictures = artifacts.draw(body, found, tries, page.parent, f"{page.stem}-")
     report.fill(page, report.markdown(body, pictures))
-    (page.parent / f"{page.stem}.json").write_text(json.dumps(body, indent=1) + "\n")
+    write_text(page.parent / f"{page.stem}.json", json_text(body, indent=1) + "\n")
     return f"{page}, {page.stem}.json, {', '.join(pictures)}"

@@ -1,11 +1,13 @@
 """Cells and their records: one JSON line each, written when the cell is done, found again by what it depends on."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from experiments.config.schema import digest
 from experiments.reporting import jsonl_store
+from experiments.reporting.json_file import with_nan
 
 R = TypeVar("R", bound=Mapping[str, object])
 
@@ -31,18 +33,31 @@ class Cell(NamedTuple):
         return f"{self.method}-{self.task}-{self.seed}"
 
 
+def read(path: Path) -> list[jsonl_store.Record]:
+    """Returns the sound records of a file without changing it, a warning telling of others."""
+    return [_again(record) for record in jsonl_store.read(path, {"key": str})]
+
+
+def _again(record: jsonl_store.Record) -> jsonl_store.Record:
+    """A record with the numbers that are not finite, which JSON does not have: a loss is infinite where tuning
+    diverges, all else is NaN."""
+    losses = {name: math.inf for name, value in record.items() if value is None and name.startswith("loss")}
+    return {name: with_nan(value) for name, value in record.items()} | losses
+
+
 class CellStore(Generic[R]):
-    """A jsonl file of records by cell; what a crash left of the last line is cut off."""
+    """A jsonl file of records by cell; a damaged record, or what a crash left of the last, is computed again."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.records = {str(record["key"]): cast(R, record) for record in jsonl_store.recover(path)}
+        found = [_again(record) for record in jsonl_store.recover(path, {"key": str})]
+        self.records = {str(record["key"]): cast(R, record) for record in found}
 
     def add(self, cell: Cell, found: Mapping[str, object]) -> R:
         """Keeps what was found for a cell and returns its record."""
         names = {"key": cell.key, "kind": cell.kind, "row": cell.method, "task": cell.task, "seed": cell.seed}
         record = {**names, **found}
-        jsonl_store.append(self.path, record)
+        jsonl_store.append(self.path, record, durable=True)
         self.records[cell.key] = cast(R, record)
         return self.records[cell.key]
 

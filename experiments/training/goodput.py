@@ -6,13 +6,14 @@ Goodput is the part of the wall time spent in steps that count. The time between
 """
 
 import contextlib
-import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypedDict, cast
 
-from rwkv7_jax.checkpoint.files import write_text
+from experiments.reporting import json_file
 
 PARTS = ("compile", "input", "step", "save", "evaluation", "lost")
 """compile: the first step of each shape. input: waiting for a batch and its way to the device. save: what a checkpoint
@@ -78,7 +79,7 @@ class Ledger:
         self._written = self.clock()
         seconds = {name: round(value, 6) for name, value in self.seconds.items()}
         body = {"goodput": round(self.goodput, 4), "wall": round(self.wall, 6), "sessions": self.sessions}
-        write_text(self.path, json.dumps({**body, "seconds": seconds}, indent=1) + "\n")
+        json_file.write(self.path, {**body, "seconds": seconds})
 
     def line(self) -> str:
         """Returns everything in one line."""
@@ -89,8 +90,24 @@ class Ledger:
 
 
 def _read(path: Path | None) -> Written:
-    """What an earlier session wrote; empty if there is none or it is damaged."""
-    try:
-        return cast(Written, dict(json.loads(path.read_text()))) if path else {}
-    except (OSError, ValueError, TypeError):
+    """What an earlier session wrote; empty if there is none, or, with a warning, if it is damaged."""
+    if path is None or not path.is_file():
         return {}
+    try:
+        return _checked(path, json_file.read(path))
+    except (OSError, ValueError) as error:
+        print(f"warning: {error}; the time of earlier sessions is not counted", file=sys.stderr)
+        return {}
+
+
+def _checked(path: Path, found: Mapping[str, object]) -> Written:
+    """The file's content, if its numbers are times."""
+    seconds, sessions, wall = (found.get(name) for name in ("seconds", "sessions", "wall"))
+    values = [wall, sessions, *(seconds.values() if isinstance(seconds, dict) else [None])]
+    if not isinstance(sessions, int) or not all(_is_time(value) for value in values):
+        raise ValueError(f"{path} is damaged (it is not a ledger)")
+    return cast(Written, found)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf

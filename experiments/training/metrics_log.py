@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict, cast
 from tqdm import tqdm
 
 from experiments.reporting import jsonl_store
+from experiments.reporting.json_file import with_nan
 
 
 class Timing(TypedDict):
@@ -36,7 +37,8 @@ class MetricsLog:
 
     def rewind(self, job: str, step: int) -> None:
         """Forgets rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
-        jsonl_store.rewrite(self.path, [row for row in self.rows() if row["job"] != job or row["step"] <= step])
+        rows = self._read("resuming leaves them out")
+        jsonl_store.rewrite(self.path, [row for row in rows if row["job"] != job or row["step"] <= step])
 
     def append(self, row: Row) -> None:
         """Writes one row."""
@@ -44,8 +46,11 @@ class MetricsLog:
 
     def rows(self, job: str | None = None) -> list[Row]:
         """Returns all rows, or those of one job, in order."""
-        rows = cast(list[Row], jsonl_store.read(self.path))
-        return [row for row in rows if job is None or row["job"] == job]
+        return [row for row in self._read("they are left out") if job is None or row["job"] == job]
+
+    def _read(self, lost: str) -> list[Row]:
+        rows = jsonl_store.read(self.path, {"job": str, "step": int}, lost)
+        return cast(list[Row], [with_nan(row) for row in rows])
 
 
 def progress_bar(total: int, name: str, unit: str, done: int = 0, *, shown: bool = True) -> tqdm:

@@ -1,14 +1,16 @@
 """The output folder of a run: claimed once for one set of settings, data and weights, and found again to resume."""
 
-import json
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from experiments.config.overrides import UsageError
+from experiments.reporting import json_file
 from experiments.tasks import TASKS
 from experiments.training import checkpoint
-from rwkv7_jax.checkpoint.files import write_text
+from rwkv7_jax import locks
 
 RUN_FILE = "run.json"
 TRIES_FILE = "rates.jsonl"
@@ -19,6 +21,34 @@ RESULTS = ("metrics.jsonl", ".metrics.jsonl", "cells.jsonl", "jsonl", *TASKS)
 """Files and folders with results, of a run (its jobs' folders) or of a table."""
 WRITTEN = (*RESULTS, "states", "report.md", "results.json", *(f"{name}.png" for name in PICTURES), RUN_FILE)
 """All that a run or a table writes, last what marks the folder as its own."""
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, lead: bool = True) -> Iterator[None]:
+    """Keeps other processes out of the output folder within `with`; makes it, and removes it again if nothing came in.
+
+    Args:
+      folder: the output folder.
+      lead: whether this is the process that writes files; others do nothing.
+
+    Raises:
+      UsageError: it is a file.
+      Locked: another process writes there.
+    """
+    if not lead:
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output: {folder} is a file; choose another --output")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locks.lock(folder, "wait until it ends, or choose another --output"):
+            yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def check(folder: Path, identity: str, *, resume: bool = True, overwrite: bool = False) -> bool:
@@ -37,22 +67,28 @@ def check(folder: Path, identity: str, *, resume: bool = True, overwrite: bool =
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output: {folder} is a file")
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = {path.name for path in folder.iterdir()} - {locks.NAME} if folder.is_dir() else set()
     if RUN_FILE not in found and found - set(SEARCHED):
         raise UsageError(f"output: {folder} holds other files; choose another --output")
     if RUN_FILE not in found or overwrite:
         return False
-    begun = read(folder).get("identity")
     if not has_results(folder):
-        return begun == identity
+        return begun(folder) == identity
+    identified = read(folder).get("identity")
     if not resume:
         raise UsageError(f"{folder} holds an earlier run: choose another --output, --overwrite, or --resume auto")
-    checkpoint.check_identity(folder, begun, identity)
+    checkpoint.check_identity(folder, identified, identity)
     return True
 
 
 def claim(
-    folder: Path, identity: str, settings: Mapping[str, object], *, resume: bool = True, overwrite: bool = False
+    folder: Path,
+    identity: str,
+    settings: Mapping[str, object],
+    *,
+    resume: bool = True,
+    overwrite: bool = False,
+    further: Mapping[str, object] = MappingProxyType({}),
 ) -> bool:
     """Makes the folder ready and writes the settings into it.
 
@@ -64,6 +100,7 @@ def claim(
       settings: the resolved config, for run.json.
       resume: whether to continue an earlier run.
       overwrite: whether to throw an earlier run away.
+      further: more for run.json.
 
     Returns:
       Whether an earlier, equal run continues.
@@ -76,8 +113,13 @@ def claim(
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite and (folder / RUN_FILE).is_file():
         throw_away(folder, WRITTEN)
-    write_text(folder / RUN_FILE, json.dumps({"identity": identity, "config": settings}, indent=1) + "\n")
+    record(folder, identity, settings, further)
     return False
+
+
+def record(folder: Path, identity: str, settings: Mapping[str, object], further: Mapping[str, object]) -> None:
+    """Writes run.json."""
+    json_file.write(folder / RUN_FILE, {"identity": identity, "config": settings, **further})
 
 
 def join(folder: Path, identity: str) -> bool:
@@ -105,9 +147,22 @@ def throw_away(folder: Path, names: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read(folder: Path) -> dict[str, object]:
-    """Returns what `claim` wrote; empty if it is damaged."""
+def begun(folder: Path) -> object:
+    """Returns the identity of what was begun in the folder; None if that is not known."""
     try:
-        return json.loads((folder / RUN_FILE).read_text())
-    except ValueError:
-        return {}
+        return read(folder).get("identity")
+    except (UsageError, OSError):
+        return None
+
+
+def read(folder: Path) -> dict[str, object]:
+    """Returns what `claim` wrote.
+
+    Raises:
+      UsageError: it is damaged; in one line with the way out.
+      OSError: it cannot be read.
+    """
+    try:
+        return json_file.read(folder / RUN_FILE)
+    except ValueError as error:
+        raise UsageError(f"{error}: put it back, or throw the run away with --overwrite") from None

@@ -3,18 +3,22 @@
 import hashlib
 import json
 import threading
+import warnings
 from pathlib import Path
 
+from rwkv7_jax import checksums
+from rwkv7_jax.checkpoint.files import atomic
 from state_tuning.test_time_scaling.teacher.json_answer import Json
 
-BEGINNING = b'{"key": "'
-"""Of every line."""
+BEGINNINGS = (b'{"crc32": "', b'{"key": "')
+"""Of every line, with a checksum and from before there were any."""
 
 
 class Replay:
-    """Answers by request, one JSON line each, written as they come; a line cut off by a crash is dropped.
+    """Answers by request, one JSON line each with its checksum, written as they come.
 
-    The key is the request's content, not the server's address; nothing secret is stored.
+    A line that a crash has cut off is dropped; so is, with a warning, a damaged one, and its request is sent again. The
+    key is the request's content, not the server's address; nothing secret is stored.
 
     Args:
       path: the file.
@@ -22,12 +26,12 @@ class Replay:
 
     Raises:
       FileNotFoundError: offline without the file.
-      ValueError: a line that is not of a replay file.
+      ValueError: no line is one of a replay file.
     """
 
     def __init__(self, path: str | Path, offline: bool = False):
         self.path, self.offline = Path(path).expanduser(), offline
-        self._lock = threading.Lock()
+        self._lock, self._damaged = threading.Lock(), list[str]()
         if offline and not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no replay file; run once online to make it")
         self._answers = self._read() if self.path.is_file() else {}
@@ -43,8 +47,9 @@ class Replay:
         """
         answer = self._answers.get(_key(request))
         if answer is None and self.offline:
+            lost = f" (of its lines {len(self._damaged)} are damaged)" if self._damaged else ""
             raise ValueError(
-                f"{self.path} has no answer to this request; run online, or with the settings it was made with"
+                f"{self.path} has no answer to this request{lost}; run online, or with the settings it was made with"
             )
         return answer
 
@@ -55,34 +60,54 @@ class Replay:
             self._answers[key] = answer
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+                file.write(checksums.seal(json.dumps({"key": key, "answer": answer})) + "\n")
 
     def _read(self) -> dict[str, Json]:
         """All whole lines; the file is left ending after the last of them, so that appending stays safe."""
         text = self.path.read_bytes()
         lines = text.split(b"\n")
         found: dict[str, Json] = {}
-        kept = text
+        kept = list[bytes]()
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line)
-                found[row["key"]] = row["answer"]
-            except (ValueError, KeyError, TypeError):
-                if number < len(lines) or not BEGINNING.startswith(line[: len(BEGINNING)]):
-                    raise ValueError(f"{self.path}:{number}: no line of a replay file; give another path") from None
-                kept = text.removesuffix(line)
-        if not self.offline and (kept != text or kept[-1:] not in (b"", b"\n")):
-            self._end_after(kept)
+                key, answer = _row(line)
+                found[key] = answer
+                kept.append(line + b"\n")
+            except ValueError as error:
+                if line.strip() and number < len(lines):
+                    self._damaged.append(f"{self.path}:{number} is damaged ({error})")
+        if not found and text.strip() and (self._damaged or not _begun(text)):
+            raise ValueError(f"{self.path}:1: no line of a replay file; give another path")
+        if self._damaged:
+            again = "their requests have no answer" if self.offline else "their requests are sent again"
+            more = f" and {len(self._damaged) - 1} more lines" if len(self._damaged) > 1 else ""
+            warnings.warn(f"{self._damaged[0]}{more}; {again}", stacklevel=4)
+        if not self.offline:
+            self._leave(b"".join(kept), text)
         return found
 
-    def _end_after(self, kept: bytes) -> None:
-        """Cut the file after what is kept of it, and end its last line; what is kept is not written again."""
-        with self.path.open("r+b") as file:
-            file.truncate(len(kept))
-            file.seek(len(kept))
-            file.write(b"" if kept.endswith(b"\n") else b"\n")
+    def _leave(self, kept: bytes, text: bytes) -> None:
+        """Takes everything out of the file but what is kept of it; an end that is cut off is not written again."""
+        if kept != text and text.startswith(kept):
+            with self.path.open("r+b") as file:
+                file.truncate(len(kept))
+        elif kept != text:
+            with atomic(self.path) as file:
+                file.write(kept)
+
+
+def _row(line: bytes) -> tuple[str, Json]:
+    """The key and the answer of a line."""
+    row = checksums.unseal(line)
+    key, answer = row.get("key"), row.get("answer")
+    if not isinstance(key, str) or not isinstance(answer, dict):
+        raise ValueError("it has no key or no answer")
+    return key, answer
+
+
+def _begun(text: bytes) -> bool:
+    """Whether a text without a line end is the beginning of a line of a replay file."""
+    return any(start.startswith(text[: len(start)]) for start in BEGINNINGS)
 
 
 def _key(request: Json) -> str:
