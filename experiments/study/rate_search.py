@@ -20,7 +20,7 @@ from experiments.study.scaling import Scaling
 from experiments.study.store import Cell, CellStore
 from experiments.study.summary import adapted_is_right
 from experiments.training.preemption import Interrupt
-from experiments.training.run_folder import TRIES_FILE
+from experiments.training.run_folder import TRIES_FILE, held
 from rwkv7_jax.compile_cache import use_compilation_cache
 
 TEST_TIME = "test_time"
@@ -48,7 +48,7 @@ def search(plan: Plan, methods: Sequence[str] | None = None) -> int:
     if wrong := [name for name in names if name not in (*config.rows, TEST_TIME)]:
         raise UsageError(f"rows: no row {wrong[0]!r} (rows: {', '.join(config.rows)}, {TEST_TIME})")
     use_compilation_cache(config.system.compilation_cache)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, held(config.folder):
         found = RateSearch(Plan(config), interrupt)
         for name in names:
             rates = found.best_scaling() if name == TEST_TIME else found.best(name)
@@ -60,7 +60,6 @@ class RateSearch:
     """Tries, each kept when it is done."""
 
     def __init__(self, plan: Plan, interrupt: Interrupt):
-        plan.config.folder.mkdir(parents=True, exist_ok=True)
         self.config, self.settings = plan.config, identified(plan.config)
         self.resources, self.seed = load_resources(plan, interrupt), plan.config.seeds[0]
         self.store = CellStore[RateRecord](plan.config.folder / TRIES_FILE)

@@ -38,7 +38,7 @@ def run(config: TableRunConfig) -> int:
     plan = Plan(config)
 
     def body() -> int:
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, run_folder.held(config.folder):
             return run_cells(plan, interrupt)
 
     return tuning_status(body, "go on")
@@ -87,13 +87,13 @@ def run_cells(plan: Plan, interrupt: Interrupt) -> int:
     use_compilation_cache(config.system.compilation_cache)
     resources = load_resources(plan, interrupt)
     identity = digest([plan.shared, *resources.identity])
-    keep = {"resume": config.resume == "auto", "overwrite": config.overwrite}
-    resumed = run_folder.check(config.folder, identity, **keep)
+    resume, overwrite = config.resume == "auto", config.overwrite
+    resumed = run_folder.check(config.folder, identity, resume=resume, overwrite=overwrite)
     summary = resources.student.lm.summary
     print(f"{config.model.checkpoint}: {summary}" + ("; resuming" if resumed else ""), flush=True)
     if config.overwrite and run_folder.has_results(config.folder):
         check_programs(resources)
-    run_folder.claim(config.folder, identity, resolved(config), **keep)
+    run_folder.claim(config.folder, identity, resolved(config), resume=resume, overwrite=overwrite)
     store = CellStore[CellRecord](config.folder / CELLS_FILE)
     worker, cells = Worker(plan, resources, store), plan.cells()
     missing = sum(store.get(cell) is None for cell in cells)

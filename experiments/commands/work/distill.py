@@ -20,6 +20,7 @@ from experiments.training.metrics_log import progress_bar
 from rwkv7_jax import State
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.locks import lock
 from state_tuning.core import non_finite, surgery, train
 from state_tuning.observer import distill
 
@@ -45,8 +46,9 @@ def run(config: Distill, prompt: str) -> int:
     """
     use_compilation_cache(config.system.compilation_cache)
     lm = load_model(config.model)
-    found = compile_prompt(config, lm, prompt)
-    save(config, lm, found)
+    with lock(Path(config.output), "wait until it ends, or choose another --output"):
+        found = compile_prompt(config, lm, prompt)
+        save(config, lm, found)
     print(report(config, lm, found))
     return 0
 

@@ -23,6 +23,7 @@ from rwkv7_jax.checkpoint.files import atomic
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.inference.scoring import Tick
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.locks import lock
 
 BOOKKEEPING = ("output", "overwrite", "json", "system", "lm_eval")
 """Settings that are not part of the results."""
@@ -47,10 +48,11 @@ def run(config: Evaluate) -> int:
     settings = [lm.weights_hash, hashes, lm.tokenizer_name, dtype, config.batch_size, config.max_new_tokens]
     data = [[bench.name, bench.protocol, bench.prefix, bench.parts] for bench in benches]
     identity = digest([settings, data])
-    store = Store(Path(config.output).expanduser() / f"{identity[:16]}.jsonl", identity, config.overwrite)
+    path = Path(config.output).expanduser() / f"{identity[:16]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Interrupt() as interrupt:
-            found = evaluate(engine, benches, store, interrupt)
+        with Interrupt() as interrupt, lock(path):
+            found = evaluate(engine, benches, Store(path, identity, config.overwrite), interrupt)
     except Interrupted:
         print("stopped; run the same command to resume", file=sys.stderr)
         return 130

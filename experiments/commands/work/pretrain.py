@@ -8,6 +8,7 @@ from experiments.config.schema import PretrainConfig
 from experiments.training import distributed
 from experiments.training.preemption import Interrupt, Interrupted
 from experiments.training.pretraining import pretrain
+from experiments.training.run_folder import held
 
 
 def run(config: PretrainConfig) -> int:
@@ -18,7 +19,11 @@ def run(config: PretrainConfig) -> int:
     """
     started = time.perf_counter()
     try:
-        with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
+        with (
+            distributed.session(config.mesh) as mesh,
+            Interrupt() as interrupt,
+            held(config.folder, lead=distributed.is_lead()),
+        ):
             for row in pretrain(config, interrupt, mesh):
                 if "validation_loss" in row:
                     seconds, rate = time.perf_counter() - started, row["timing"]["tokens_per_s"]

@@ -10,6 +10,7 @@ from experiments.evaluation import problems
 from experiments.evaluation.scaling import AnswerLog, answer_all, load_student, load_teacher
 from experiments.reporting import accuracy_curve
 from experiments.training.preemption import Interrupt
+from experiments.training.run_folder import held
 from rwkv7_jax.compile_cache import use_compilation_cache
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig
 from state_tuning.test_time_scaling.teacher.http import HttpTeacher
@@ -37,12 +38,13 @@ def run(config: Scale) -> int:
         [identity_settings(config), [student.lm.weights_hash, teacher_id, [item.problem for item in items]]]
     )
     described = {"identity": identity, "config": resolved(config, without=BOOKKEEPING)}
-    with Interrupt() as interrupt:
-        log = AnswerLog(Path(config.output).expanduser(), described, config.overwrite, "--output")
+    folder = Path(config.output).expanduser()
+    with Interrupt() as interrupt, held(folder):
+        log = AnswerLog(folder, described, config.overwrite, "--output")
         answered = answer_all(
             items, student, teacher, adapt, log, interrupt, batch_size=config.batch_size, seed=config.seed
         )
-    print(accuracy_curve.write(log.folder, answered, config.seed))
+        print(accuracy_curve.write(log.folder, answered, config.seed))
     if isinstance(teacher, HttpTeacher):
         for score, count in sorted(teacher.missing.items()):
             print(f"{count} samples of this run have no {score}: the teacher's answers say nothing of them")

@@ -17,7 +17,9 @@ from experiments.study.learning_rates import ByRate, finite_rates, loss_or_infin
 from experiments.study.store import Cell, CellStore
 from experiments.training.metrics_log import MetricsLog
 from experiments.training.preemption import Interrupt
+from experiments.training.run_folder import held
 from rwkv7_jax import zero_state
+from rwkv7_jax.checkpoint.files import write_text
 from rwkv7_jax.compile_cache import use_compilation_cache
 
 
@@ -34,7 +36,6 @@ class SweepRecord(TypedDict):
 
 def run(config: RunConfig, own: Sweep, folder: Path) -> int:
     """Computes the cells that are missing, draws the picture and prints the table."""
-    folder.mkdir(parents=True, exist_ok=True)
     use_compilation_cache(config.system.compilation_cache)
     lm, jobs = build.load_model(config.model), load_jobs(config.data, config.evaluate, config.seed)
     identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
@@ -45,7 +46,7 @@ def run(config: RunConfig, own: Sweep, folder: Path) -> int:
         return make_tuner(lm, jobs, config.data, tune, config.method, config.seed)
 
     found = []
-    with Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
+    with held(folder), Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
         log = MetricsLog(Path(scratch) / "steps.jsonl")
 
         def session(rate: float) -> Session:
@@ -57,7 +58,7 @@ def run(config: RunConfig, own: Sweep, folder: Path) -> int:
             print(f"{cell['task']}: rate {cell['rate']:g}, seed {cell['seed']}: {change}", flush=True)
     shown = {task: finite_rates(by_rate) for task, by_rate in means(found).items()}
     sweep_curves(folder / "sweep.png", shown, {cell["task"]: cell["loss_vanilla"] for cell in found})
-    (folder / "sweep.md").write_text(table(found) + "\n")
+    write_text(folder / "sweep.md", table(found) + "\n")
     print(f"\n{table(found)}\n\npicture: {folder / 'sweep.png'}")
     return 0
 
