@@ -1,0 +1,191 @@
+"""Quantised frozen weights: int8 or 4-bit numbers with float32 scales, and their product with activations.
+
+    W[o, k] = scales[o, k // group] * integer[o, k]
+
+A frozen weight needs products alone, y = x W^T forward and dx = dy W backward; no gradient is taken with respect to it.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int8
+
+Bits = Literal[4, 8]
+GROUPS: dict[int, int] = {8: 0, 4: 32}
+"""Numbers that share a scale, by bits; 0: a whole row."""
+FEW_ROWS = 64
+"""Up to so many rows a CPU multiplies integers; more of them pay for a conversion of the weights."""
+DIGIT = 254.0
+"""The second digit of an activation counts 1/254 of the first: both lie in -127..127."""
+
+
+class QuantisedWeight(NamedTuple):
+    """A matrix [*L, O, K] of int8 numbers, or of 4-bit ones of which each byte holds two."""
+
+    values: np.ndarray | Array
+    """int8 [*L, O, K], or uint8 [*L, O, K / 2]: of each group the first half in the low four bits, as integer + 8."""
+    scales: np.ndarray | Array
+    """float32 [*L, O, K / group]."""
+
+    @property
+    def bits(self) -> Bits:
+        """8 or 4."""
+        return 8 if self.values.dtype == np.int8 else 4
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the matrix that is stood for."""
+        *lead, width = self.values.shape
+        return (*lead, width * (8 // self.bits))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of numbers and scales."""
+        return self.values.nbytes + self.scales.nbytes
+
+
+def quantise(weight: np.ndarray, bits: Bits = 8, group: int | None = None) -> QuantisedWeight:
+    """Quantises a matrix [*L, O, K] row by row, symmetrically: the largest number of a group becomes 127.
+
+    With 4 bits the scale is the one of several candidates whose group has the least squared error.
+
+    Args:
+      weight: any floating dtype; at most a slice of it is held in float32.
+      bits: 8 or 4.
+      group: numbers that share a scale; 0 a whole row, None the default of `bits` (a row; 32).
+
+    Raises:
+      ValueError: one line, for a group that does not divide the rows, odd groups of 4-bit numbers, and weights that are
+        not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> q = quantise(np.array([[1.0, -0.5, 0.25, 127.0]], np.float32))
+      >>> q.values.tolist(), q.scales.tolist()
+      ([[1, 0, 0, 127]], [[1.0]])
+    """
+    width = weight.shape[-1]
+    size = (GROUPS[bits] if group is None else group) or width
+    if width % size or (bits == 4 and size % 2):
+        raise ValueError(f"groups of {size} do not divide rows of {width} numbers; choose a group that does")
+    rows = np.asarray(weight).reshape(-1, width)
+    values = np.empty((len(rows), width * bits // 8), np.int8 if bits == 8 else np.uint8)
+    scales = np.empty((len(rows), width // size), np.float32)
+    step = max(1, 2**22 // width)
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step].astype(np.float32).reshape(-1, width // size, size)
+        if not np.isfinite(part).all():
+            raise ValueError("NaN or infinite numbers among the weights; get the file again")
+        integers, scale = _rounded(part, bits)
+        values[at : at + step] = (integers if bits == 8 else _packed(integers)).reshape(len(part), -1)
+        scales[at : at + step] = scale
+    lead = weight.shape[:-1]
+    return QuantisedWeight(values.reshape(*lead, -1), scales.reshape(*lead, -1))
+
+
+def _rounded(part: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (int8 integers, scales [rows, groups]) of numbers [rows, groups, group]."""
+    top = 127 if bits == 8 else 7
+    widest = np.abs(part).max(axis=-1) / np.float32(top)
+    integers, scale, error = *_at_scale(part, widest, top), np.inf
+    for factor in np.linspace(1.0, 0.7, 7, dtype=np.float32) if bits == 4 else ():
+        tried, at_scale = _at_scale(part, widest * factor, top)
+        squared = np.square(tried * at_scale[..., None] - part).sum(axis=-1)
+        better = squared < error
+        error, scale = np.where(better, squared, error), np.where(better, at_scale, scale)
+        integers = np.where(better[..., None], tried, integers)
+    return integers.astype(np.int8), scale
+
+
+def _at_scale(part: np.ndarray, scale: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.clip(np.rint(part * inverse[..., None]), -top, top), scale
+
+
+def _packed(integers: np.ndarray) -> np.ndarray:
+    low, high = np.split((integers + 8).astype(np.uint8), 2, axis=-1)
+    return low | (high << 4)
+
+
+def integers(weight: QuantisedWeight) -> Int8[Array, "*L O K"]:
+    """Returns the integers of a weight as int8."""
+    values = jnp.asarray(weight.values)
+    if weight.bits == 8:
+        return values
+    groups = values.reshape(*values.shape[:-1], weight.scales.shape[-1], -1)
+    both = jnp.concatenate([groups & 0xF, groups >> 4], axis=-1).astype(jnp.int8) - jnp.int8(8)
+    return both.reshape(weight.shape)
+
+
+def dequantise(weight: QuantisedWeight, dtype: DTypeLike = jnp.float32) -> Float[Array, "*L O K"]:
+    """Returns the matrix that a quantised weight stands for."""
+    scales = jnp.asarray(weight.scales)
+    groups = integers(weight).reshape(*scales.shape, -1).astype(jnp.float32) * scales[..., None]
+    return groups.reshape(weight.shape).astype(dtype)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*B K"], weight: QuantisedWeight) -> Float[Array, "*B O"]:
+    """Computes x W^T in the dtype of x, accumulated in float32; its gradient with respect to x is dy W.
+
+    A CPU multiplies few rows as integers: each activation as two digits of 8 bits under one scale a row and group, so
+    that a single row reads the weights once, as bytes, and is exact to 1.6e-5 of the row's largest activation.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= FEW_ROWS:
+        y = jax.lax.platform_dependent(rows, weight, cpu=_by_digits, default=_by_floats)
+    else:
+        y = _by_floats(rows, weight)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _by_floats(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+    if weight.scales.shape[-1] > 1:
+        return _dot(x, dequantise(weight, x.dtype))
+    return _dot(x, integers(weight).astype(x.dtype)) * jnp.asarray(weight.scales)[None, :, 0]
+
+
+def _dot(x: Array, matrix: Array) -> Float[Array, "N O"]:
+    return jnp.einsum("nk,ok->no", x, matrix, preferred_element_type=jnp.float32)
+
+
+def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+    groups = weight.scales.shape[-1]
+    parts = x.astype(jnp.float32).reshape(len(x), groups, -1)
+    unit = jnp.maximum(jnp.max(jnp.abs(parts), axis=-1), jnp.float32(1e-30)) / 127
+    scaled = parts / unit[..., None]
+    first = jnp.round(scaled)
+    digits = jnp.concatenate([first, jnp.round((scaled - first) * DIGIT)]).astype(jnp.int8)
+    matrix = integers(weight).reshape(-1, groups, parts.shape[-1])
+
+    def of_group(group: int | Array) -> Float[Array, "N O"]:
+        a, b = (jax.lax.dynamic_index_in_dim(z, group, 1, keepdims=False) for z in (digits, matrix))
+        counted = jnp.einsum("nk,ok->no", a, b, preferred_element_type=jnp.int32).astype(jnp.float32)
+        both = counted[: len(x)] + counted[len(x) :] / DIGIT
+        scale = jax.lax.dynamic_index_in_dim(jnp.asarray(weight.scales), group, 1, keepdims=False)
+        return both * jax.lax.dynamic_index_in_dim(unit, group, 1) * scale[None]
+
+    if groups == 1:
+        return of_group(0)
+    return jax.lax.fori_loop(1, groups, lambda group, y: y + of_group(group), of_group(0))
+
+
+def _product_forward(x, weight):
+    return product(x, weight), (weight, jnp.zeros((0,), x.dtype))
+
+
+def _product_backward(residuals, cotangent):
+    weight, like = residuals
+    dy = cotangent.reshape(-1, cotangent.shape[-1])
+    if weight.scales.shape[-1] > 1:
+        matrix = dequantise(weight, like.dtype)
+    else:
+        matrix, dy = integers(weight).astype(like.dtype), dy * jnp.asarray(weight.scales)[None, :, 0].astype(dy.dtype)
+    dx = jnp.einsum("no,ok->nk", dy.astype(like.dtype), matrix, preferred_element_type=jnp.float32)
+    return dx.astype(like.dtype).reshape(*cotangent.shape[:-1], -1), None
+
+
+product.defvjp(_product_forward, _product_backward)

@@ -1,0 +1,107 @@
+"""Quantised weights: error bounds, packing, products on both ways, gradients, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkv7_jax import quantisation
+from rwkv7_jax.quantisation import dequantise, integers, product, quantise
+
+CASES = [(8, 0), (8, 16), (4, 0), (4, 16)]
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    """A matrix [24, 32] with rows of different sizes, one of them zero."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((24, 32)).astype(np.float32) * np.logspace(-3, 2, 24, dtype=np.float32)[:, None]
+    weight[5] = 0
+    return weight
+
+
+@pytest.mark.parametrize(("bits", "group"), CASES)
+def test_no_number_is_off_by_more_than_half_a_step_of_its_group(matrix, bits, group):
+    weight = quantise(matrix, bits, group)
+    assert weight.shape == matrix.shape
+    assert weight.bits == bits
+    assert weight.nbytes == matrix.size * bits // 8 + 4 * matrix.size // (group or 32)
+    error = np.abs(np.asarray(dequantise(weight)) - matrix).reshape(24, -1, group or 32)
+    largest = np.abs(matrix).reshape(error.shape).max(axis=-1, keepdims=True)
+    # With 4 bits the scale may be chosen so that the largest number is cut: by 0.3 of it at most.
+    assert (error <= (largest / 127 * 0.5001 if bits == 8 else largest * 0.3001)).all()
+
+
+def test_quantising_what_was_quantised_changes_nothing(matrix):
+    once = np.asarray(dequantise(quantise(matrix)))
+    np.testing.assert_allclose(np.asarray(dequantise(quantise(once))), once, rtol=1e-6)
+
+
+@given(st.lists(st.integers(-7, 7), min_size=8, max_size=8))
+def test_four_bits_pack_and_unpack(numbers):
+    row = np.array([[*numbers, 7.0, -7.0]], np.float32)
+    weight = quantise(row, 4, 0)
+    np.testing.assert_array_equal(np.asarray(dequantise(weight)), row)
+    assert integers(weight).tolist() == row.astype(int).tolist()
+
+
+@pytest.mark.parametrize(("bits", "group"), CASES)
+@pytest.mark.parametrize("rows", [1, 3, 65])
+def test_a_product_is_that_with_the_dequantised_matrix(matrix, bits, group, rows):
+    weight = quantise(matrix, bits, group)
+    x = jax.random.normal(jax.random.key(1), (rows, 32))
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantise(weight), np.float64).T
+    got = jax.jit(product)(x, weight)
+    assert got.dtype == jnp.float32
+    sums = np.abs(np.asarray(x)).max() * np.abs(np.asarray(dequantise(weight))).sum(axis=1)
+    assert (np.abs(np.asarray(got) - exact) <= 2e-5 * sums + 1e-12).all()
+
+
+def test_activations_of_any_rank_and_of_bfloat16(matrix):
+    weight = quantise(matrix)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 32))
+    np.testing.assert_array_equal(product(x, weight), product(x.reshape(6, 32), weight).reshape(2, 3, 24))
+    half = product(x.astype(jnp.bfloat16), weight)
+    assert half.dtype == jnp.bfloat16
+    assert not product(jnp.zeros((1, 32)), weight).any()
+
+
+@pytest.mark.parametrize(("bits", "group"), CASES)
+def test_the_gradient_of_x_is_that_of_the_dequantised_matrix(matrix, bits, group):
+    weight = quantise(matrix, bits, group)
+    x = jax.random.normal(jax.random.key(1), (3, 32))
+    dy = jax.random.normal(jax.random.key(2), (3, 24))
+    (dx,) = jax.vjp(lambda x: product(x, weight), x)[1](dy)
+    np.testing.assert_allclose(dx, np.asarray(dy) @ np.asarray(dequantise(weight)), rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_weights_are_scanned_layer_by_layer(matrix):
+    stacked = quantise(np.stack([matrix, 2 * matrix]))
+    x = jax.random.normal(jax.random.key(1), (1, 32))
+    _, both = jax.lax.scan(lambda x, weight: (x, product(x, weight)), x, jax.tree.map(jnp.asarray, stacked))
+    np.testing.assert_array_equal(both[0], product(x, quantise(matrix)))
+    np.testing.assert_allclose(both[1], 2 * both[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bits", "group", "words"),
+    [
+        (np.ones((2, 8)), 8, 3, "groups of 3 do not divide rows of 8"),
+        (np.ones((2, 9)), 4, 3, "groups of 3"),
+        (np.array([[np.nan, 1]]), 8, 0, "NaN or infinite"),
+    ],
+)
+def test_what_cannot_be_quantised_is_one_line(weight, bits, group, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        quantise(weight, bits, group)
+    assert "\n" not in str(raised.value)
+
+
+def test_scales_of_bfloat16_weights_are_those_of_their_float32_values(matrix):
+    half = jnp.asarray(matrix, jnp.bfloat16)
+    np.testing.assert_array_equal(
+        quantise(np.asarray(half)).values, quantise(np.asarray(half.astype(jnp.float32))).values
+    )
+    assert quantisation.GROUPS == {8: 0, 4: 32}
