@@ -1,9 +1,13 @@
-"""Continues a text with an RWKV-7, from the zero state or a tuned one, streaming to the terminal.
+r"""Continues a text with an RWKV-7, from the zero state or a tuned one, streaming to the terminal.
 
     rwkv7 generate --prompt "Mira has 3 red stones"
     rwkv7 generate --model.checkpoint model.pth --state state.safetensors --prompt - < prompt.txt
 
 Without --model.checkpoint it is the embedded student. Ctrl-C ends the text.
+
+In --prompt and --stop the escapes \n \t \r \\ \xHH \uHHHH \UHHHHHHHH are understood, other backslashes stay:
+
+    rwkv7 generate --prompt 'User: hi\n\nAssistant:' --stop '\n\n' --stop 'User:'
 """
 
 import sys

@@ -21,7 +21,9 @@ class Generate:
     """`rwkv7 generate`."""
 
     model: ModelConfig = FLOAT32_MODEL
-    prompt: str = option("", 'text to continue; "-" reads standard input; empty: a fresh text')
+    prompt: str = option(
+        "", 'text to continue, with escapes; "-" reads standard input as it is; empty: a fresh text', escapes=True
+    )
     state: str | None = option(None, "state file to start from; none: the zero state")
     state_layout: str | None = option(None, "axis order of a state file that does not say it")
     temperature: float = option(1.0, "0 takes the most likely token always")
@@ -32,7 +34,9 @@ class Generate:
     penalty_decay: float = option(0.996, "how occurrences fade, per token")
     seed: int = option(0, "same seed, same text")
     max_new_tokens: int = option(200, "stop after this many tokens")
-    stop: tuple[str, ...] = option((), "stop before this text; may be repeated", repeat=True)
+    stop: tuple[str, ...] = option(
+        (), "stop before this text, with escapes; may be repeated", repeat=True, escapes=True
+    )
     quiet: bool = option(False, "no report about the checkpoint on standard error")
     system: CacheConfig = CacheConfig()
 
@@ -145,9 +149,9 @@ class StateTruncate:
 class StateConvert:
     """`rwkv7 state convert`."""
 
-    file: str = option("", "a state file of any tool", positional=True, required=True)
-    to: str | None = option(None, "axis order and dtype of the target", required=True)
-    output: str = option("", "file to write; .pth, .safetensors or .st", required=True)
+    file: str = option("", "a state file of any tool, or a checkpoint of a run", positional=True, required=True)
+    to: str | None = option(None, "axis order and dtype of the target; none: our own format (.safetensors)")
+    output: str = option("", "file to write; .pth, .safetensors or .st", positional=True, required=True)
     layout: str | None = option(None, "axis order of a file that does not say it")
     drop_shifts: bool = option(False, "leave out token-shift states the target cannot hold")
 

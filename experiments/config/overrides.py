@@ -11,7 +11,9 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar, Union
 
+from experiments.config.escapes import unescape
 from experiments.config.old_names import renamed
+from rwkv7_jax.terminal import readable
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,10 +24,24 @@ TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("n
 
 
 class UsageError(ValueError):
-    """A wrong key, value, name or file, told in one line: what was wrong, where, what to do."""
+    """A wrong key, value, name or file, told in one line: what was wrong, where, what to do.
+
+    Characters from outside that are not printable are escaped in the message, and a long one is cut.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(readable(message))
 
 
-def option(default: T, help: str, *, positional: bool = False, repeat: bool = False, required: bool = False) -> T:
+def option(
+    default: T,
+    help: str,
+    *,
+    positional: bool = False,
+    repeat: bool = False,
+    required: bool = False,
+    escapes: bool = False,
+) -> T:
     """A dataclass field with one line of help.
 
     Args:
@@ -34,8 +50,9 @@ def option(default: T, help: str, *, positional: bool = False, repeat: bool = Fa
       positional: the setting also takes words without a key, in order of definition; a tuple takes all that are left.
       repeat: each occurrence adds one element to the tuple, commas included.
       required: `parse` refuses a config in which the value is still None or empty.
+      escapes: `\\n` and the like are understood in what is typed.
     """
-    tags = {"help": help, "positional": positional, "repeat": repeat, "required": required}
+    tags = {"help": help, "positional": positional, "repeat": repeat, "required": required, "escapes": escapes}
     return dataclasses.field(default=default, metadata=tags)
 
 
@@ -49,6 +66,7 @@ class Leaf(NamedTuple):
     positional: bool = False
     repeat: bool = False
     required: bool = False
+    escapes: bool = False
 
 
 def leaves(config: "DataclassInstance", prefix: str = "") -> Iterator[tuple[str, Leaf]]:
@@ -185,13 +203,13 @@ def replace_at(config: C, key: str, value: object) -> C:
     return dataclasses.replace(config, **{head: new})  # pyright: ignore[reportArgumentType]
 
 
-def apply_overrides(config: C, args: Sequence[str], others: Mapping[str, Leaf] = types.MappingProxyType({})) -> C:
+def apply_overrides(config: C, args: Sequence[str], *, typed: bool = True) -> C:
     """The config with every override applied, the last one winning.
 
     Args:
       config: the tree.
       args: overrides.
-      others: settings of the same command outside this tree, for suggestions.
+      typed: whether escapes are understood where a setting says so; a file has its own.
 
     Raises:
       UsageError: unknown key (with a suggestion), missing value or value of the wrong type, in one line.
@@ -200,6 +218,7 @@ def apply_overrides(config: C, args: Sequence[str], others: Mapping[str, Leaf] =
     known, lists = dict(leaves(config)), {}
     for key, text in split_arguments(args, known, elsewhere):
         leaf = known[key]
+        text = _unescaped(key, text) if typed and leaf.escapes else text
         if leaf.repeat:
             lists[key] = value = (*lists.get(key, ()), text)
         else:
@@ -209,6 +228,13 @@ def apply_overrides(config: C, args: Sequence[str], others: Mapping[str, Leaf] =
         except ValueError as error:
             raise UsageError(f"{key}: {error}") from None
     return config
+
+
+def _unescaped(key: str, text: str) -> str:
+    try:
+        return unescape(text)
+    except ValueError as error:
+        raise UsageError(f"{key}: {error}") from None
 
 
 def check_required(config: C, usage: str = "") -> C:

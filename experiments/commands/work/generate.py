@@ -5,7 +5,6 @@ import sys
 from collections.abc import Generator
 
 import jax
-import jax.numpy as jnp
 
 from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
@@ -39,7 +38,7 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     """
     sampling = SamplingParams(**{name: getattr(config, name) for name in SAMPLING})
     use_compilation_cache(config.system.compilation_cache)
-    prompt = _prompt(config.prompt)
+    prompt, stop = _prompt(config.prompt), [_valid("--stop", text) for text in config.stop]
     path = checkpoint_path(config.model.checkpoint)
     loaded = checkpoint.load(path)
     tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size)
@@ -56,9 +55,7 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     model, params = for_decoding(RWKV7(dimensions), loaded.params)
     del loaded
     key = jax.random.key(config.seed)
-    end = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=config.stop)
-    if not jnp.isfinite(end.logits).any():
-        raise ValueError(f"{config.model.checkpoint}: the model computes nothing but NaN: its weights are damaged")
+    yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop)
 
 
 def _prompt(text: str) -> str:
@@ -71,8 +68,12 @@ def _prompt(text: str) -> str:
         if sys.stdin is None:
             raise ValueError("--prompt -: standard input is closed")
         text = sys.stdin.read()
+    return _valid("--prompt", text)
+
+
+def _valid(option: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("--prompt: the text is not valid UTF-8") from None
+        raise ValueError(f"{option}: the text is not valid UTF-8") from None
     return text

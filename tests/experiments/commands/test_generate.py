@@ -68,6 +68,24 @@ def test_text_is_that_of_stream_with_and_without_a_state(params, weights, state_
     assert tuned.err == ""
 
 
+def test_escapes_are_understood_in_what_is_typed(params, weights, capsys, monkeypatch):
+    config = SamplingParams(top_p=0.85, max_new_tokens=20)
+    common = ["--model.checkpoint", weights, "--seed=3", "--max-new-tokens=20", "--quiet"]
+    stop = expected(params, "a\n\\b", None, config)[6:8]
+    spelled = "".join(f"\\U{ord(char):08x}" for char in stop)
+    wanted = expected(params, "a\n\\b", None, config, (stop,)) + "\n"
+    assert generate.main([*common, "--prompt", r"a\n\\b", "--stop", spelled]) == 0
+    assert capsys.readouterr().out == wanted
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\n\\b"))
+    assert generate.main([*common, "--prompt", "-", f"--stop={spelled}"]) == 0
+    assert capsys.readouterr().out == wanted, "standard input is taken as it is"
+
+
+def test_a_stop_that_is_not_text_is_one_line(weights, capsys):
+    assert generate.main(["--model.checkpoint", weights, "--stop", "\udcff"]) == 2
+    assert capsys.readouterr().err == "error: --stop: the text is not valid UTF-8\n"
+
+
 def test_prompt_from_standard_input_and_stop_text(params, weights, capsys, monkeypatch):
     config = SamplingParams(top_p=0.85, max_new_tokens=20)
     whole = expected(params, "ab", None, config)
@@ -112,9 +130,15 @@ def test_a_mistake_gets_one_line_and_status_2(options, message, weights, tmp_pat
 @pytest.mark.filterwarnings("ignore:.*NaN or infinite numbers in head.weight")
 def test_weights_of_nan_are_no_silence(params, tmp_path, capsys):
     path = tmp_path / "nan.safetensors"
-    checkpoint.save(path, params | {"head": jax.tree.map(lambda x: np.full_like(x, np.nan), params["head"])})
+    head = params["head"]["weight"].copy()
+    head[7, 3] = np.nan
+    checkpoint.save(path, params | {"head": {"weight": head}})
     assert generate.main(["--model.checkpoint", str(path), "--prompt", "a", "--max-new-tokens", "2", "--quiet"]) == 2
-    assert "nothing but NaN" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "after 0 generated tokens" in captured.err
+    assert "head.weight" in captured.err
 
 
 def test_an_error_of_the_system_names_the_file_and_the_reason(capsys):
