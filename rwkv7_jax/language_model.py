@@ -8,11 +8,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax import checkpoint, functional, sharding
 from rwkv7_jax.checkpoint.states import TunedState, state_metadata
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
 from rwkv7_jax.generation.generate import TextResult
@@ -20,6 +22,7 @@ from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
 from rwkv7_jax.wkv_state import WKVState
@@ -157,6 +160,7 @@ class LanguageModel:
 
         Raises:
           ValueError: an unknown or wrong setting, or a state of another model.
+          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         key, settings = jax.random.key(seed), _sampling(sampling)
@@ -188,6 +192,7 @@ class LanguageModel:
 
         Raises:
           ValueError: an unknown or wrong setting, or a state of another model.
+          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
         """
         key, settings = jax.random.key(seed), _sampling(sampling)
         return generation.stream(
@@ -236,6 +241,7 @@ class LanguageModel:
 
         Raises:
           ValueError: the text has no token or one outside the vocabulary, or a state of another model.
+          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
         """
         ids = self.encode(text) if isinstance(text, str) else list(text)
         if not ids:
@@ -244,6 +250,9 @@ class LanguageModel:
             raise ValueError(f"logits: token {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
         batched = jax.tree.map(lambda leaf: leaf[:, None], self._initial(state))
         found, after = _forward(self.model, self.params, jnp.asarray([ids], jnp.int32), batched)
+        if (wrong := np.flatnonzero(jax.device_get(not_finite(found[0])))).size:
+            with cause_named(self.params, [] if state is None else [_plain(state)]):
+                raise NonFiniteLogitsError(f"the logits after token {wrong[0] + 1} of the text are not finite")
         return found[0], jax.tree.map(lambda leaf: leaf[:, 0], after)
 
     def tuned_state(

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from rwkv7_jax import bucketing
+from rwkv7_jax.finite import check_rows
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.decode_loop import Decoding, Rules
 from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags, SamplingParams
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import WKVState
 
@@ -33,6 +35,7 @@ class GenerationBatch:
         uncounted: Sequence[int],
     ):
         self.model, self.params, self.flags = model, params, SamplingFlags.of(config)
+        self.start = state
         vocab = model.config.vocab_size
         rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]
         if not rows:
@@ -59,16 +62,32 @@ class GenerationBatch:
         """Returns the rules for a call that generates at most `size` tokens."""
         return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self._limit), np.int32)))
 
+    def check(self, wrong: Int[np.ndarray, "B"]) -> None:
+        """Checks `Decoding.wrong`.
+
+        Raises:
+          NonFiniteLogitsError: a row has logits that are not finite; names the first, the token and the cause.
+        """
+        with cause_named(self.params, [] if self.start is None else [self.start]):
+            check_rows(wrong)
+
     def settle(
         self, start: Decoding, end: Decoding, kept: list[list[int]], cut: Bool[np.ndarray, "B"]
     ) -> tuple[Float[Array, "B vocab"], State]:
-        """Returns (logits, state) after the kept tokens; rows that were `cut` are read again."""
+        """Returns (logits, state) after the kept tokens; rows that were `cut` are read again.
+
+        Raises:
+          NonFiniteLogitsError: a row has logits that are not finite.
+        """
         if not cut.any():
+            self.check(jax.device_get(end.wrong))
             return end.logits, end.state
         rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
         padded = decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows))))
         tokens, valid, again = jax.device_put((*padded, np.asarray(cut)))
-        return decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
+        logits, state, wrong = decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
+        self.check(jax.device_get(wrong))
+        return logits, state
 
 
 def _checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rwkv7_jax import functional
 from rwkv7_jax.bucketing import next_power_of_two
+from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingFlags, choose
 from rwkv7_jax.model import RWKV7
@@ -53,6 +54,8 @@ class Decoding(NamedTuple):
     length: Int[Array, "B"]
     stop_length: Int[Array, "B"]
     """Length of the stop sequence that ended the row, 0 if none did."""
+    wrong: Int[Array, "B"]
+    """Number of tokens chosen before the row's first logits that are not finite, which end it, or NONE."""
 
 
 def _apply(
@@ -75,17 +78,19 @@ def _prefill(
     """Reads the prompts. window: tokens that the longest stop sequence has."""
     batch = tokens.shape[0]
     logits, state = _apply(model, params, tokens, state, valid)
+    wrong = not_finite(logits)
     counts = jnp.zeros(batch, jnp.int32)
     return Decoding(
         logits=logits,
         state=state,
-        active=jnp.ones(batch, jnp.bool_),
+        active=~wrong,
         recent=jnp.full((batch, window), NO_TOKEN, jnp.int32),
         occurrences=Occurrences.none(batch, logits.shape[-1] if penalised else 0),
         step=jnp.zeros((), jnp.int32),
         tokens=jnp.zeros((batch, 0), jnp.int32),
         length=counts,
         stop_length=counts,
+        wrong=jnp.where(wrong, 0, NONE),
     )
 
 
@@ -123,10 +128,11 @@ def _accept(
     stop_length = jnp.where(written, _matched(recent, rules.stops), 0)
     feed = written & (stop_length == 0)
     logits, state = _apply(model, params, token[:, None], now.state, feed[:, None])
+    wrong = feed & not_finite(logits)
     return Decoding(
         logits=jnp.where(feed[:, None], logits, now.logits),
         state=state,
-        active=feed,
+        active=feed & ~wrong,
         recent=recent,
         occurrences=now.occurrences.add(token, jnp.asarray(rules.weight), rules.arrays.decay)
         if flags.penalised
@@ -135,6 +141,7 @@ def _accept(
         tokens=now.tokens.at[:, column].set(jnp.where(written, token, 0)),
         length=now.length + written.astype(jnp.int32),
         stop_length=jnp.where(now.active, stop_length, now.stop_length),
+        wrong=jnp.where(wrong, now.step + 1, now.wrong),
     )
 
 
@@ -202,15 +209,19 @@ def replay(
     tokens: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     rows: Bool[Array, "B"],
-) -> tuple[Float[Array, "B vocab"], State]:
-    """Returns logits and state of `end`, but in `rows` those of `start` followed by the valid tokens, if any."""
+) -> tuple[Float[Array, "B vocab"], State, Int[Array, "B"]]:
+    """Returns logits and state of `end`, but in `rows` those of `start` followed by the valid tokens, if any.
+
+    The third result is `Decoding.wrong` of these logits.
+    """
     logits, state = _apply(model, params, tokens, start.state, valid)
     logits = jnp.where(valid.any(1)[:, None], logits, start.logits)
 
     def pick(again: Array, before: Array) -> Array:
         return jnp.where(rows.reshape(1, -1, *(1,) * (again.ndim - 2)), again, before)
 
-    return jnp.where(rows[:, None], logits, end.logits), jax.tree.map(pick, state, end.state)
+    wrong = jnp.where(rows & not_finite(logits), valid.sum(1, dtype=jnp.int32), end.wrong)
+    return jnp.where(rows[:, None], logits, end.logits), jax.tree.map(pick, state, end.state), wrong
 
 
 def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

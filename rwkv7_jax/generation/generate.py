@@ -87,6 +87,7 @@ def generate(
 
     Raises:
       ValueError: an empty prompt or stop sequence, an id outside the vocabulary, or a misfitting state or key.
+      NonFiniteLogitsError: a `ValueError`; logits that are not finite, with the row and the token after which.
 
     Example:
       >>> from rwkv7_jax import RWKV7, RWKV7Config, SamplingParams, generate
@@ -143,6 +144,7 @@ def generate_text(
 
     Raises:
       ValueError: no prompts, an empty stop string, or a misfitting state or key.
+      NonFiniteLogitsError: as `generate`.
     """
     return _drain(_text_pieces(model, params, tokenizer, prompts, state, key, config, stop, chunk))
 
@@ -176,6 +178,9 @@ def stream(
 
     Yields:
       Pieces of text. The generator returns the `TextResult`.
+
+    Raises:
+      NonFiniteLogitsError: as `generate`.
 
     Example:
       >>> from rwkv7_jax import RWKV7, RWKV7Config, SamplingParams, load_tokenizer, stream
@@ -230,15 +235,16 @@ def _text_pieces(
     left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
     active = np.ones(len(rows), bool)
     while left > 0 and active.any():
-        end = end._replace(active=jnp.asarray(active))
         limit = min(chunk, left)
         end = decode_loop.decode(model, params, end, batch.keys, batch.rules(limit), flags=batch.flags, size=size)
-        new, length, active = jax.device_get((end.tokens, end.length, end.active))
+        new, length, active, wrong = jax.device_get((end.tokens, end.length, end.active, end.wrong))
+        batch.check(wrong)
         left -= limit
         for ids, row_new, n in zip(tokens, new, length, strict=True):
             ids += row_new[:n].tolist()
         yield [row.push(ids[:n].tolist()) for row, ids, n in zip(rows, new, length, strict=True)]
         active = active & ~np.array([row.hit for row in rows])
+        end = end._replace(active=jnp.asarray(active))
     yield [row.finish() for row in rows]
     cut = np.array([row.hit for row in rows])
     kept = [cut_tokens(tokenizer, ids, r.text) if r.hit else ids for ids, r in zip(tokens, rows, strict=True)]

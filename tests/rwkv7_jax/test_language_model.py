@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rwkv7_jax import LanguageModel, SamplingParams, State, load_state
+from rwkv7_jax.finite import NonFiniteLogitsError
 from tests.helpers import random_state
 
 SAMPLING = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 12}
@@ -125,3 +126,16 @@ def test_it_shows_what_it_is_and_not_its_weights(tiny: LanguageModel):
 
 def test_sampling_settings_are_those_of_sampling_params():
     assert {"temperature", "max_new_tokens"} <= {field.name for field in dataclasses.fields(SamplingParams)}
+
+
+def test_damaged_weights_end_every_method(tiny: LanguageModel):
+    head = tiny.params["head"]["weight"]
+    damaged = tiny.replace(params=tiny.params | {"head": {"weight": jnp.asarray(head).at[5].set(jnp.nan)}})
+    for use in (
+        lambda: damaged.generate("a", temperature=0, max_new_tokens=2),
+        lambda: list(damaged.stream("a", max_new_tokens=2)),
+        lambda: damaged.logits("ab"),
+        lambda: damaged.score([("a", "b")], batch_size=4),
+    ):
+        with pytest.raises(NonFiniteLogitsError, match=r"not finite.*head\.weight"):
+            use()

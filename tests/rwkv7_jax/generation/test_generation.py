@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation import decode_loop, sampling
 from rwkv7_jax.generation.generate import (
     SamplingParams,
@@ -233,6 +234,41 @@ def test_layers_one_by_one_generate_the_same(model, params, state):
     assert fast == model
     assert jax.tree.all(jax.tree.map(np.array_equal, unstacked, params))
     assert run(scanned, stacked, state=state).tokens == run(model, params, state=state).tokens
+
+
+def with_number(params, place, number):
+    """The weights with one number replaced."""
+    if place == "head":
+        return params | {"head": {"weight": params["head"]["weight"].at[9].set(number)}}
+    key = params["block_1"]["att"]["key"]["weight"].at[3, 4].set(number)
+    att = params["block_1"]["att"] | {"key": {"weight": key}}
+    return params | {"block_1": params["block_1"] | {"att": att}}
+
+
+@pytest.mark.parametrize("config", [GREEDY, RANDOM, dataclasses.replace(RANDOM, max_new_tokens=0)], ids=str)
+@pytest.mark.parametrize(("place", "number"), [("att", jnp.nan), ("head", jnp.nan), ("head", jnp.inf)])
+def test_logits_that_are_not_finite_are_an_error(model, params, place, number, config):
+    damaged = with_number(params, place, number)
+    with pytest.raises(NonFiniteLogitsError, match=r"row 0 are not finite after 0 generated tokens.*weight") as error:
+        run(model, damaged, config)
+    assert "\n" not in str(error.value)
+    with pytest.raises(NonFiniteLogitsError, match="after 0 generated tokens"):
+        list(stream(model, damaged, ByteTokenizer(), "ab", None, jax.random.key(0), config))
+
+
+def test_the_token_after_which_logits_are_not_finite_is_named(model, params):
+    """The embedding of a token that is generated is NaN: its row alone ends, by an error."""
+    free = run(model, params, eos_id=None).tokens
+    chosen = next(token for token in reversed(free[2]) if all(token not in prompt for prompt in PROMPTS))
+    row_number, tokens = next((i, tokens) for i, tokens in enumerate(free) if chosen in tokens)
+    place = f"row {row_number} are not finite after {tokens.index(chosen) + 1} generated tokens"
+    damaged = params | {"emb": {"weight": params["emb"]["weight"].at[chosen].set(jnp.nan)}}
+    with pytest.raises(NonFiniteLogitsError, match=place):
+        run(model, damaged, eos_id=None)
+    start = zero_state(CONFIG, None)
+    broken = start._replace(wkv=start.wkv.at[0, 0, 0, 0].set(jnp.inf))
+    with pytest.raises(NonFiniteLogitsError, match="initial state"):
+        run(model, params, state=broken)
 
 
 @pytest.mark.parametrize(
