@@ -13,6 +13,10 @@ from experiments.tasks.types import Record
 class Table(Protocol):
     """As pyarrow's."""
 
+    def validate(self, *, full: bool) -> None:
+        """Raises ArrowInvalid if offsets, lengths or texts are unsound: reading them would leave the file's memory."""
+        ...
+
     def to_pylist(self) -> list[Record]:
         """Returns the rows."""
         ...
@@ -29,17 +33,20 @@ def read_arrow(path: Path) -> list[Line]:
     ipc, lib = _pyarrow("ipc"), _pyarrow("lib")
 
     def table() -> Table:
+        data = path.read_bytes()
         try:
-            return ipc.open_stream(str(path)).read_all()
+            return ipc.open_stream(data).read_all()
         except lib.ArrowInvalid:
-            return ipc.open_file(str(path)).read_all()
+            return ipc.open_file(data).read_all()
 
     return _rows(path, table)
 
 
 def _rows(path: Path, table: Callable[[], Table]) -> list[Line]:
     try:
-        rows = table().to_pylist()
+        found = table()
+        found.validate(full=True)
+        rows = found.to_pylist()
     except Exception as error:  # of a damaged file the library raises SystemError and UnicodeDecodeError too
         raise UsageError(f"{path}: not readable ({' '.join(str(error).split())[:200]})") from None
     return [Line(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]

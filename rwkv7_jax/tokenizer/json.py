@@ -1,13 +1,17 @@
 """Any `tokenizer.json` of the `tokenizers` library."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Library
 
 from rwkv7_jax.terminal import readable
 from rwkv7_jax.tokenizer.protocol import REPLACEMENT, checked_ids
+
+NOT_AT_THE_BEGINNING = {"prepend_scheme": "never", "add_prefix_space": False, "strip_left": False, "start": 0}
+"""Settings of a tokenizer.json by which nothing is added or taken away at the beginning of a text."""
 
 
 class JsonTokenizer:
@@ -28,16 +32,20 @@ class JsonTokenizer:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such tokenizer file")
-        try:
+        self._path = path
+        with _one_line(f"{path}: not a tokenizer.json of the tokenizers library"):
             self._library = Library.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            what = readable(str(error), 200)
-            raise ValueError(f"{path}: not a tokenizer.json of the tokenizers library ({what})") from None
         self._library.no_truncation()
         self._library.no_padding()
         self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id: int = self._find_eos(path, eos_token)
+        self.end_ids: tuple[int, ...] = ()
+        """Ids that end a generated text beside `eos_id`."""
+        added = self._library.get_added_tokens_decoder()
+        self.special_tokens: dict[int, str] = {i: token.content for i, token in added.items() if token.special}
+        """Ids that decode to nothing, with the text that spells them."""
         self._pieces = _byte_pieces(self._library)
+        self._inside = _without_prefix(self._library)
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text whole, without special tokens.
@@ -46,7 +54,17 @@ class JsonTokenizer:
           ValueError: the text has lone surrogates.
         """
         text.encode()
-        return self._library.encode(text, add_special_tokens=False).ids
+        with _one_line(f"{self._path}: the tokenizers library fails"):
+            return self._library.encode(text, add_special_tokens=False).ids
+
+    def encode_after(self, text: str) -> list[int]:
+        """Encodes a text that follows another one, without the space that the file may put before a whole text.
+
+        Raises:
+          ValueError: the text has lone surrogates.
+        """
+        text.encode()
+        return self._inside.encode(text, add_special_tokens=False).ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Encodes the text whose UTF-8 the bytes are.
@@ -68,8 +86,19 @@ class JsonTokenizer:
         """
         ids = checked_ids(ids)
         if self._pieces is None:
-            return self._library.decode(ids, skip_special_tokens=True).encode()
+            with _one_line(f"{self._path}: the tokenizers library fails"):
+                return self._library.decode(ids, skip_special_tokens=True).encode()
         return b"".join([self._pieces.get(i, REPLACEMENT) for i in ids])
+
+    def decode_bytes_after(self, ids: Sequence[int]) -> bytes:
+        """Joins the bytes of ids that follow others, of which no space is taken away.
+
+        Raises:
+          ValueError: an id is negative.
+        """
+        if self._pieces is not None:
+            return self.decode_bytes(ids)
+        return self._inside.decode(checked_ids(ids), skip_special_tokens=True).encode()
 
     def _find_eos(self, path: Path, eos_token: str | None) -> int:
         config = path.with_name("tokenizer_config.json")
@@ -78,10 +107,21 @@ class JsonTokenizer:
         if eos_token is not None:
             found = self._library.token_to_id(eos_token)
             if found is None:
-                raise ValueError(f"{path}: the vocabulary has no token {eos_token!r} to end a text with")
+                raise ValueError(f"{path}: the vocabulary has no token {eos_token!r:.200} to end a text with")
             return found
         candidates = (self._library.token_to_id(name) for name in self.EOS_NAMES)
         return next((i for i in candidates if i is not None), 0)
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Makes one ValueError of whatever the library raises: a bare Exception, or a BaseException after a panic."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what} ({readable(str(error), 200)})") from None
 
 
 def _named_eos(path: Path) -> str | None:
@@ -110,6 +150,23 @@ def _byte_pieces(library: Library) -> dict[int, bytes] | None:
         plain = i in added or not byte_of.keys() >= set(token)
         pieces[i] = b"" if i in special else token.encode() if plain else bytes(byte_of[symbol] for symbol in token)
     return pieces
+
+
+def _without_prefix(library: Library) -> Library:
+    """Returns the tokenizer that changes nothing at the beginning of a text; the same one if it never does."""
+    spec = json.loads(library.to_str())
+    before = json.dumps(spec)
+    if (spec["normalizer"] or {}).get("type") == "Prepend":
+        spec["normalizer"] = None
+    for name, members in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
+        part = spec[name] or {}
+        if members in part:
+            part[members] = [member for member in part[members] if member["type"] != "Prepend"]
+        for member in (part, *part.get(members, ())):
+            for key, neutral in NOT_AT_THE_BEGINNING.items():
+                if key in member and (key != "start" or member["type"] == "Strip"):
+                    member[key] = neutral
+    return library if json.dumps(spec) == before else Library.from_str(json.dumps(spec))
 
 
 def _byte_symbols() -> str:

@@ -1,4 +1,8 @@
-"""Reads damaged files: python -m tests.malformed [COUNT] [--reader NAME] [--seed N] [--processes N] [--show INDEX]."""
+"""Reads damaged files.
+
+python -m tests.malformed [COUNT] [--reader NAME] [--seed N] [--processes N] [--minutes N] [--show INDEX]
+"""
+
 
 import os
 
@@ -21,7 +25,7 @@ from pathlib import Path
 
 from tests.malformed import readers, sandbox
 
-CHUNK = 5000
+CHUNK = 2500
 """Files a worker."""
 
 
@@ -32,6 +36,7 @@ def main() -> int:
     parser.add_argument("--reader", default="", help="only readers whose name holds this")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("RWKV7_TEST_SEED", "0")))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no more files after this time")
     parser.add_argument("--show", type=int, help="write damaged file number SHOW to stdout, and read nothing")
     args = parser.parse_args()
     chosen = [reader for reader in readers.every() if args.reader in reader.name]
@@ -40,12 +45,12 @@ def main() -> int:
         sys.stdout.buffer.write(data)
         return 0
     starts = range(0, args.count, CHUNK)
-    shares = [sandbox.Share(reader, args.seed, at, min(args.count, at + CHUNK)) for reader in chosen for at in starts]
+    shares = [sandbox.Share(reader, args.seed, at, min(args.count, at + CHUNK)) for at in starts for reader in chosen]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(
         dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None, prefix="malformed-"
     ) as scratch:
-        found = sandbox.run(shares, Path(scratch), args.processes)
+        found = sandbox.run(shares, Path(scratch), args.processes, 60 * args.minutes)
         faults = Path(scratch, "faults.jsonl")
         rows = [json.loads(line) for line in faults.read_text().splitlines()] if faults.exists() else []
     for name, parts in found.items():

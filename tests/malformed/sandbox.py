@@ -1,5 +1,7 @@
 """Reads damaged files in forked processes that are watched: no crash, no hang, no code, bounded memory, one line.
 
+What a library of compiled Rust writes on stderr when it panics is let pass, if the error is one line of ours.
+
 A worker process writes the number of the file it is at into shared memory before it reads it. A file that takes more
 than `SECONDS` of CPU time ends its worker by SIGPROF, also inside of a library; the next worker goes on behind it.
 """
@@ -209,7 +211,8 @@ def work(share: Share, folder: Path, board: mmap.mmap, faults: Path) -> Found:
         elif bad := next((text for text in watch.warned if message_fault(text, folder, path=False)), None):
             wrong = f"warns {bad[:300]!a}"
         elif os.fstat(printed).st_size != size:
-            wrong = f"prints {os.pread(printed, 300, size)!r}"
+            text = os.pread(printed, 300, size)
+            wrong = wrong or (None if b" panicked at " in text else f"prints {text!r}")
             size = os.fstat(printed).st_size
         if wrong or memory > MEMORY:
             log.write(
@@ -285,11 +288,14 @@ class Worker:
         return True, found, left if left.first < left.last else None
 
 
-def run(shares: list[Share], scratch: Path, processes: int = 1) -> dict[str, list[Found]]:
-    """Works on all shares with so many processes at once; faults are in `scratch/faults.jsonl`."""
+def run(shares: list[Share], scratch: Path, processes: int, seconds: float) -> dict[str, list[Found]]:
+    """Works on shares, begun within so many seconds, with so many processes; faults are in `scratch/faults.jsonl`."""
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not forked"
     waiting, busy, found, number = list(reversed(shares)), list[Worker](), dict[str, list[Found]](), 0
+    begin = time.monotonic()
     while waiting or busy:
+        if time.monotonic() - begin > seconds:
+            waiting.clear()
         while waiting and len(busy) < processes:
             busy.append(Worker(waiting.pop(), scratch, number))
             number += 1

@@ -5,8 +5,8 @@
 This process has imported all that a run needs, and has neither threads nor a JAX backend: it forks each session of a
 run instead of starting Python anew. A session is killed after a random amount of CPU time, or kills itself before a
 random one of its operations on files (an audit hook counts them); Orbax writes arrays outside of Python, so the first
-kind finds moments that the second does not. `--whole` is the share of runs that are `rwkv7 tune` from the command line to
-the report; the others are the training loop alone (`loop_worker`).
+kind finds moments that the second does not. `--whole` is the share of runs that are `rwkv7 tune` from the command line
+to the report; the others are the training loop alone (`loop_worker`).
 """
 
 import os
