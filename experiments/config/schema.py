@@ -60,12 +60,17 @@ class DataConfig:
         (), "pocket:mmlu, pocket:gsm8k, ... (embedded); mmlu, ... with dir; or the kind of records in train"
     )
     dir: str | None = option(None, "folder of the real benchmarks' files, for tasks without pocket:")
-    train: str | None = option(None, 'local .jsonl: {"prompt", "completion"}, {"text"}, or public records of one task')
+    train: str | None = option(
+        None, 'local .jsonl: {"prompt", "completion"}, {"text"}, {"messages"}, or public records of one task'
+    )
     validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
     validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
     max_train: int | None = option(None, "use at most this many training records")
     max_length: int = option(512, "longest example in tokens; longer text is split, longer prompts lose their start")
     batch_size: int = option(16, "examples a step")
+    learn: Literal["answers", "all"] = option(
+        "answers", "of conversations (User: ... Assistant: ...): the answers alone, or all tokens"
+    )
 
     def __post_init__(self) -> None:
         _require(0 < self.validation_fraction < 1, "must lie between 0 and 1")
@@ -252,6 +257,8 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
     """
     plain = resolved(config, without=without)
     data = plain.get("data")
+    if isinstance(data, dict) and data.get("learn") == DataConfig.learn:
+        data.pop("learn")
     if isinstance(data, dict) and not data.get("dir"):
         for section in (data, plain.get("scaling")):
             if isinstance(section, dict) and isinstance(tasks := section.get("tasks"), list):

@@ -8,29 +8,37 @@ from experiments.config.schema import DataConfig
 from experiments.data.jsonl import Pair
 from rwkv7_jax.bucketing import padded_length
 from rwkv7_jax.tokenizer import Tokenizer
-from state_tuning.core.objective import Batch, Example, collate, encode_example, encode_text
+from state_tuning.core.conversations import encode_record
+from state_tuning.core.objective import Batch, Example, collate
 
 if TYPE_CHECKING:
     import grain
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig) -> list[Example]:
-    """Returns token examples of at most `config.max_length` positions.
-
-    Plain text (a pair without prompt) longer than that is cut into windows; a longer prompt loses its oldest tokens.
+    """Returns token examples of at most `config.max_length` positions, those of all records in one list.
 
     Raises:
-      UsageError: there is no pair.
+      UsageError: there is no pair, or a conversation has no answer.
+    """
+    return [example for part in encode_each(tokenizer, pairs, config) for example in part]
+
+
+def encode_each(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig) -> list[list[Example]]:
+    """Returns the token examples of each record, of at most `config.max_length` positions.
+
+    Plain text (a pair without prompt) longer than that is cut into windows, a conversation between its exchanges; a
+    longer prompt loses its oldest tokens, and a longer completion its end.
+
+    Raises:
+      UsageError: there is no pair, or a conversation has no answer.
     """
     if not pairs:
         raise UsageError("no records to encode")
-    examples = []
-    for pair in pairs:
-        if pair.prompt:
-            examples.append(encode_example(tokenizer, *pair, config.max_length))
-        else:
-            examples.extend(encode_text(tokenizer, pair.completion, config.max_length))
-    return examples
+    try:
+        return [encode_record(tokenizer, *pair, config.max_length, config.learn) for pair in pairs]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Example]]:

@@ -9,7 +9,7 @@ from experiments.config.overrides import UsageError, suggest
 from experiments.config.schema import POCKET, DataConfig, EvaluateConfig, check_tasks, digest, plain_name
 from experiments.data import find
 from experiments.data import load as sources
-from experiments.data.jsonl import Line, Pair, hold_out, read_lines, read_pairs, to_pair
+from experiments.data.jsonl import Line, Pair, check_answers, hold_out, read_lines, to_pair, unused_keys
 from experiments.pocket import benchmarks
 from experiments.tasks import TASKS, Record, Task
 
@@ -24,6 +24,8 @@ class Job(NamedTuple):
     held_out: list[Pair]
     task: Task | None = None
     records: Sequence[Record] = ()
+    notes: Sequence[str] = ()
+    """What of the files is not used, one line each."""
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +68,11 @@ def find_task(name: str) -> Task:
     return TASKS[plain]
 
 
+def _fewer(what: str, count: int, setting: str, limit: int | None) -> list[str]:
+    """A note that a setting leaves records out."""
+    return [f"{limit:,} of {count:,} {what} records are used ({setting})"] if limit and limit < count else []
+
+
 class _Loader(NamedTuple):
     """Makes jobs, one function for each source of records."""
 
@@ -106,8 +113,26 @@ class _Loader(NamedTuple):
 
     def from_pairs(self, path: str) -> Job:
         """Returns the job of a user's own file of prompts and completions, or text."""
-        train, held_out = self._split(read_pairs(path), to_pair)
-        return Job("jsonl", train[: self.data.max_train], held_out[: self.evaluate.max_records])
+        notes: list[str] = []
+        paths = [path, self.data.validation] if self.data.validation else [path]
+        train, *others = [self._pairs(one, notes) for one in paths]
+        train, held_out = (train, others[0]) if others else hold_out(train, self.data.validation_fraction, self.seed)
+        notes += _fewer("training", len(train), "data.max_train", self.data.max_train)
+        notes += _fewer("held-out", len(held_out), "evaluate.max_records", self.evaluate.max_records)
+        chosen = train[: self.data.max_train], held_out[: self.evaluate.max_records]
+        return Job("jsonl", *chosen, notes=notes)
+
+    def _pairs(self, path: str, notes: list[str]) -> list[Pair]:
+        """Reads a file of pairs; what of it is not used is added to the notes."""
+        lines = read_lines(path)
+        pairs = [to_pair(line) for line in lines]
+        if self.data.learn == "answers":
+            pairs = [check_answers(pair, line.where) for pair, line in zip(pairs, lines, strict=True)]
+        if others := unused_keys(lines):
+            named = ", ".join(f"{key[:40]!r} ({count})" for key, count in others.most_common(5))
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            notes.append(f"{path}: keys that are not used (records that have them): {named}{more}")
+        return pairs
 
     def _split(self, records: list[R], read: Callable[[Line], R]) -> tuple[list[R], list[R]]:
         """Training and held-out records: the validation file, or a part of the training file."""
@@ -119,4 +144,7 @@ class _Loader(NamedTuple):
         """Both parts as examples, cut to their numbers."""
         records = held_out[: self.evaluate.max_records]
         examples = [Pair(*task.to_example(record)) for record in train[: self.data.max_train]]
-        return Job(task.name, examples, [Pair(*task.to_example(record)) for record in records], task, records)
+        notes = _fewer("training", len(train), "data.max_train", self.data.max_train)
+        notes += _fewer("held-out", len(held_out), "evaluate.max_records", self.evaluate.max_records)
+        measured = [Pair(*task.to_example(record)) for record in records]
+        return Job(task.name, examples, measured, task, records, notes)

@@ -100,6 +100,12 @@ def test_long_samples_are_shortened():
     assert lines == ["prompt  | ...xxend", "vanilla | a", "| b", "tuned   | cdecd..."]
 
 
+def test_an_empty_answer_is_shown():
+    sample = {"prompt": "a", "wanted": "", "vanilla": "", "tuned": "\n"}
+    lines = [line.strip() for line in run_report.sample_text(sample).splitlines()]
+    assert lines == ["prompt  | a", "vanilla | (nothing)", "tuned   | (nothing)"]
+
+
 def test_wilson_is_the_published_interval():
     """Wilson's interval for 7 of 10: 0.3968 to 0.8922 (Newcombe 1998, method 3, by its formula)."""
     np.testing.assert_allclose(statistics.wilson(7, 10), (0.7, 0.39677, 0.89220), atol=1e-4)

@@ -1,0 +1,111 @@
+"""Files of users: encodings and dialects are read rightly or refused in one line that names the way."""
+
+import gzip
+import json
+
+import pytest
+
+from experiments.config.overrides import UsageError
+from experiments.data.jsonl import Pair, check_answers, read_lines, read_pairs, unused_keys
+
+TEXT = '{"prompt": "é?", "completion": " ü"}\n\n{"text": "雨"}\n'
+PAIRS = [Pair("é?", " ü"), Pair("", "雨")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_unicode_in_every_form(tmp_path, encoding, ends):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(TEXT.replace("\n", ends).encode(encoding))
+    assert read_pairs(path) == PAIRS
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_pairs(path) == PAIRS
+
+
+def test_marks_of_files_put_together_and_arrays(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes("".join(f"\ufeff{line}\n" for line in TEXT.split("\n") if line).encode())
+    assert read_pairs(path) == PAIRS
+    rows = [json.loads(line) for line in TEXT.split("\n") if line]
+    for indent in (None, 2):
+        path.write_text(json.dumps(rows, indent=indent))
+        assert read_pairs(path) == PAIRS
+        assert read_lines(path)[1].where == f"{path}: record 2"
+
+
+def test_messages_and_absent_columns(tmp_path):
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    shared = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
+    rows = [{"messages": chat, "text": None}, {"conversations": shared}, {"text": "t", "prompt": None, "id": 1}]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d"
+    assert read_pairs(path) == [Pair("", text), Pair("", text), Pair("", "t")]
+    assert unused_keys(read_lines(path)) == {"id": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"prompt": "a", "text": "b"}', ":1: 'prompt' and 'text' on one line: what is learnt? a line needs"),
+        ('{"prompt": "a", "completion": "b", "text": "c"}', ":1: 'prompt' and 'completion' and 'text' on one line"),
+        ('{"messages": [], "text": "c"}', ":1: 'text' and 'messages' on one line"),
+        ('{"text": "a", "text": "b"}', ":1: not JSON (the key 'text' stands twice in an object)"),
+        ('{"prompt": null, "completion": "b"}', ":1: no 'prompt'; a line needs"),
+        ('{"prompt": "a", "completion": null}', ":1: no 'completion'; a line needs"),
+        ('{"prompt": [{"role": "user"}], "completion": "b"}', ":1: 'prompt' must be a string, not list; give turns as"),
+        (
+            '{"text": "a"},\n{"text": "b"},\n',
+            ":1: not JSON (Extra data: line 1 column 14 (char 13)); leave out the comma",
+        ),
+        ('{\n  "text": "a"\n}\n', ":1: a JSON object over several lines; write each record on one line"),
+        ('[{"text": "a"},\n{"text": "b"},]', ": not JSON ("),
+        ("[]", " is empty; write one JSON object on each line"),
+        ('[{"text": "a"},\n3]', ": a JSON object is wanted, not int"),
+        ("prompt,completion\na,b\n", ":1: not JSON (Expecting value: line 1 column 1 (char 0)); write one JSON object"),
+        ('{"messages": "hi"}', ":1: 'messages': a list of"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', ":1: 'messages': no assistant message"),
+        (b"PAR1\x15\x04", " is a Parquet file; write it as jsonl"),
+        (b"PK\x03\x04\0\0", " is a zip archive; write it as jsonl"),
+        (b"\x1f\x8b\x08\0\0", ": damaged gzip ("),
+        ('{"text": "a"}\n{"text": "é"}'.encode("latin-1"), ": not UTF-8 text (byte 24) in line 2; if it is of Windows"),
+        ('{"text": "a"}'.encode("utf-16") + b"\0", ": neither UTF-8 nor UTF-16 text (byte 28)"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path, content, line):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError) as error:
+        read_pairs(path)
+    assert str(error.value).startswith(f"{path}{line}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "advice"),
+    [
+        ("question answer", """rename 'question' to "prompt" and 'answer' to "completion\""""),
+        ("instruction input output", """rename instruction and input, joined, to "prompt" and 'output' to"""),
+        ("prompt response", """rename 'response' to "completion\""""),
+    ],
+)
+def test_keys_of_other_tools_are_named(tmp_path, keys, advice):
+    (tmp_path / "x.jsonl").write_text(json.dumps(dict.fromkeys(keys.split(), "a")))
+    with pytest.raises(UsageError, match=r"a line needs .*has: ") as error:
+        read_pairs(tmp_path / "x.jsonl")
+    assert advice in str(error.value)
+
+
+def test_long_and_strange_keys_make_a_short_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"\u202e\x1b[31m" + "k" * 5000: 1}))
+    with pytest.raises(UsageError) as error:
+        read_pairs(tmp_path / "x.jsonl")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_conversation_without_an_answer():
+    with pytest.raises(UsageError, match=r"^x:3: the conversation has no answer"):
+        check_answers(Pair("", "User: a\n\nAssistant:"), "x:3")
+    assert check_answers(Pair("User: a\n\nAssistant:", " b"), "x:3").completion == " b"
