@@ -1,5 +1,6 @@
 """Benchmarks run on several initial states side by side, portion by portion."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from experiments.evaluation.answering import Answerer, StateRequest, is_generated, no_tick
@@ -29,13 +30,13 @@ class Engine:
         return self.answerer.scorer
 
     def run(self, bench: Bench, store: Store, tick: Tick) -> list[Sample]:
-        """Returns all samples of a benchmark, those in the store not computed again.
+        """Returns all samples of a benchmark, sound ones in the store not computed again.
 
         tick: gets records x states done.
         """
         samples = []
         for key, items in portions(bench):
-            if key not in store.done:
+            if not _are_sound(store.done.get(key)):
                 store.add(key, self.samples(bench, items, tick))
             else:
                 tick(len(items) * len(self.names))
@@ -59,6 +60,12 @@ class Engine:
         count = _per_record(requests, tick)
         found = iter(self.answerer.answer(flat, self.states, self.max_new_tokens, bench.prefix, count))
         return [[[next(found) for _ in many] for many in requests] for _ in self.names]
+
+
+def _are_sound(samples: Sequence[Sample] | None) -> bool:
+    """Whether there are samples, and none from results that are not finite, which earlier versions kept."""
+    results = [value for one in samples or () for value in one["results"]]
+    return samples is not None and all(isinstance(value, str) or math.isfinite(value) for value in results)
 
 
 def portions(bench: Bench) -> Iterator[tuple[str, list[tuple[Part, int]]]]:

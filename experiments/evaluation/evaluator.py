@@ -11,9 +11,11 @@ from experiments.evaluation.answering import Answerer, StateRequest, no_tick
 from experiments.tasks import Loglikelihood, Record, Request, Task
 from experiments.tasks.types import Result
 from rwkv7_jax import RWKV7, State
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
 from rwkv7_jax.inference.scoring import Tick
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.sharding import host
 from state_tuning.core import surgery, train
 from state_tuning.core.objective import Batch, Example
@@ -50,11 +52,18 @@ class Evaluator(NamedTuple):
     def losses(
         self, state: State, examples: Sequence[Example]
     ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-        """Returns (summed completion NLL in nats, completion tokens), float64 [N] each, in the order of `examples`."""
+        """Returns (summed completion NLL in nats, completion tokens), float64 [N] each, in the order of `examples`.
+
+        Raises:
+          NonFiniteLogitsError: a `ValueError`; a loss is not finite.
+        """
         nll, count = np.zeros(len(examples)), np.zeros(len(examples))
         for chosen, batch in padded(examples, self.batch_size):
             sums, tokens = host(self.scorer.nll(self.lm.params, state, batch))
             nll[chosen], count[chosen] = sums[: len(chosen)], tokens[: len(chosen)]
+            if not np.isfinite(nll[chosen]).all():
+                with cause_named(self.lm.params, [state]):
+                    raise NonFiniteLogitsError("held-out losses are not finite")
             self.tick(len(chosen))
         return nll, count
 

@@ -37,8 +37,26 @@ class ItemValues(NamedTuple):
     """How many parts an item has (1, or its tokens)."""
 
 
+def require_finite(values: Sequence[float] | np.ndarray, what: str = "value") -> None:
+    """Checks that a statistic can be made of values.
+
+    Raises:
+      ValueError: names the first that is not finite.
+    """
+    x = np.asarray(values, np.float64)
+    if len(places := np.argwhere(~np.isfinite(x))):
+        place = tuple(places[0].tolist())
+        number = ", ".join(str(n + 1) for n in place)
+        raise ValueError(f"{what} {number} of {x.size} is {x[place]}, not a finite number")
+
+
 def mean(values: Sequence[float]) -> Mean:
-    """Computes the mean and s / sqrt(n), s with n - 1; the error of a single value is NaN."""
+    """Computes the mean and s / sqrt(n), s with n - 1; the error of a single value is NaN.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    require_finite(values)
     value = sum(values) / len(values)
     spread = sum((x - value) ** 2 for x in values)
     error = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else math.nan
@@ -46,7 +64,13 @@ def mean(values: Sequence[float]) -> Mean:
 
 
 def pooled(parts: Sequence[Mean]) -> Mean:
-    """Computes the mean over all records of several parts, and its error by the parts' pooled variance."""
+    """Computes the mean over all records of several parts, and its error by the parts' pooled variance.
+
+    Raises:
+      ValueError: a mean, or the error of several values, is not finite.
+    """
+    require_finite([part.value for part in parts], "mean")
+    require_finite([part.error for part in parts if part.count > 1], "error")
     count = sum(part.count for part in parts)
     value = sum(part.value * part.count for part in parts) / count
     freedom = count - len(parts)
@@ -66,7 +90,13 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Computes the 95% score interval of a proportion (Wilson 1927), sound at 0 and 1 and for few trials."""
+    """Computes the 95% score interval of a proportion (Wilson 1927), sound at 0 and 1 and for few trials.
+
+    Raises:
+      ValueError: not 0 <= successes <= trials.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials: there are between 0 and all")
     p, z2 = successes / trials, Z95 * Z95
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
@@ -92,7 +122,12 @@ def bootstrap(
 
     Returns:
       The mean and its interval.
+
+    Raises:
+      ValueError: a value or weight is not finite.
     """
+    for group in [*groups, *(weights or ())]:
+        require_finite(group)
     rng = np.random.default_rng(seed)
     values = [np.asarray(group, np.float64) for group in groups]
     scales = [np.ones_like(x) for x in values] if weights is None else [np.asarray(w, np.float64) for w in weights]
@@ -111,7 +146,13 @@ def _blocks(total: int, size: int = 250) -> list[int]:
 
 
 def mean_of_parts(sample: ItemValues) -> float:
-    """Computes the mean over all parts of all items and seeds."""
+    """Computes the mean over all parts of all items and seeds.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    require_finite(sample.values)
+    require_finite(sample.parts, "number of parts")
     return float(sample.values.mean(0).sum() / sample.parts.sum())
 
 
@@ -128,10 +169,14 @@ def crossed_bootstrap(samples: Sequence[ItemValues], seed: int, resamples: int =
 
     Returns:
       The mean and its interval.
+
+    Raises:
+      ValueError: a value is not finite.
     """
+    means = [mean_of_parts(sample) for sample in samples]
     draws = np.mean([_draws(sample, (seed, place), resamples) for place, sample in enumerate(samples)], axis=0)
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(float(np.mean([mean_of_parts(sample) for sample in samples])), float(low), float(high))
+    return Interval(float(np.mean(means)), float(low), float(high))
 
 
 def _draws(sample: ItemValues, seed: tuple[int, int], resamples: int) -> Float[np.ndarray, "R"]:

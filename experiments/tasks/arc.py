@@ -1,6 +1,6 @@
 """ARC: each choice's text scored after the question alone (lm-evaluation-harness `arc_challenge`, version 1)."""
 
-import math
+import sys
 from collections.abc import Sequence
 
 from experiments.tasks.types import Fewshot, Loglikelihood, Record, Request, best, check_record, with_shots
@@ -31,7 +31,7 @@ class Arc:
     def score(self, record: Record, results: Sequence[float]) -> dict[str, float]:
         """`acc_norm` divides each log-likelihood by the choice's characters, leading space not counted."""
         gold, choices = _gold(record), record["choices"]["text"]
-        by_length = [x / len(text) if text else -math.inf for x, text in zip(results, choices, strict=True)]
+        by_length = [x / len(text) if text else -sys.float_info.max for x, text in zip(results, choices, strict=True)]
         return {"acc": float(best(results) == gold), "acc_norm": float(best(by_length) == gold)}
 
     def to_example(self, record: Record) -> tuple[str, str]:

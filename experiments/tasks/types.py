@@ -3,6 +3,7 @@
 The prompts and metrics are those of lm-evaluation-harness 0.4.13 (task versions in each file), so that scores compare.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -92,5 +93,10 @@ def with_shots(description: str, shots: Sequence[str], prompt: str) -> str:
 
 
 def best(scores: Sequence[float]) -> int:
-    """The index of the largest score, the first one among equals."""
+    """The index of the largest score, the first one among equals. Raises ValueError for a score that is not finite."""
+    for place, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ValueError(
+                f"the score of choice {place + 1} of {len(scores)} is {score}: nothing can be chosen from it"
+            )
     return max(range(len(scores)), key=lambda i: scores[i])

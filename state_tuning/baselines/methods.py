@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -160,13 +161,16 @@ def soup(states: Sequence[State], loss: Callable[[State], float] | None = None) 
       The average.
 
     Raises:
-      ValueError: there is no state.
+      ValueError: there is no state, or none with a finite loss.
     """
     if loss is None or len(states) == 1:
         return surgery.mix(states, [1.0 / len(states)] * len(states)) if states else surgery.mix([], [])
-    ordered = sorted(states, key=loss)
-    chosen, best = [ordered[0]], loss(ordered[0])
-    for state in ordered[1:]:
+    losses = [float(loss(state)) for state in states]
+    order = sorted((i for i, value in enumerate(losses) if math.isfinite(value)), key=losses.__getitem__)
+    if not order:
+        raise ValueError(f"none of {len(states)} states has a finite loss: {losses[:4]}")
+    chosen, best = [states[order[0]]], losses[order[0]]
+    for state in (states[i] for i in order[1:]):
         value = loss(soup([*chosen, state]))
         if value <= best:
             chosen, best = [*chosen, state], value

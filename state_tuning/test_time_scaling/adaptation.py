@@ -80,7 +80,8 @@ def controls(session: Session, sizes: Sequence[int], answer: Answer) -> dict[str
     """Answers by self-consistency and best-of-N, without adaptation.
 
     The N samples are the first of the same max(sizes), of which the first K are those of the adaptation's first step.
-    The scorer of best-of-N is the adaptation's. Choices are drawn from their policy, and the vote is between them.
+    The scorer of best-of-N is the adaptation's; the first sample stands where it scores none of them. Choices are drawn
+    from their policy, and the vote is between them.
 
     Args:
       session: model, teacher, problems and settings.
@@ -105,7 +106,7 @@ def controls(session: Session, sizes: Sequence[int], answer: Answer) -> dict[str
         for b, problem in enumerate(session.problems):
             members = drawn[b, :size].tolist()
             votes = [r if problem.choices else answer(b, samples.texts[r]) for r in members]
-            by_vote, by_score = members[selection.majority(votes)], members[selection.best(spent.rewards[members])]
+            by_vote, by_score = members[selection.majority(votes)], _best(members, spent.rewards)
             first = int(b * len(samples.texts) / len(session.problems))
             sampled = spent.sampling(members)
             voted = Answered(_chosen(problem, samples, by_vote, first), sampled)
@@ -212,6 +213,12 @@ def _draw(explorer: GivenChoices, delta: Array, count: int) -> Int[np.ndarray, "
     log_p = explorer.log_likelihoods(delta).astype(np.float32)
     drawn = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(count,)))(explorer.s.keys, log_p)
     return np.asarray(drawn) + np.arange(len(log_p))[:, None] * explorer.width
+
+
+def _best(members: Sequence[int], rewards: np.ndarray) -> int:
+    """The member of the largest reward, the first one if none has one."""
+    found = rewards[list(members)]
+    return members[0 if np.isnan(found).all() else selection.best(found)]
 
 
 def _preferred(likely: np.ndarray, margin: np.ndarray) -> list[float]:

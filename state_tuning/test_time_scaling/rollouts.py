@@ -12,9 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from rwkv7_jax.bucketing import padded_prompt_length
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation.generate import SamplingParams, TextResult, generate_text
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State
+from rwkv7_jax.tokenizer.abilities import encode_after
 from state_tuning.core.objective import Batch, Example, collate, encode_example
 from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, Program, Weights, require_adaptable
@@ -23,6 +26,8 @@ from state_tuning.test_time_scaling.teacher.in_process import Scores, Teacher
 
 NOT_CHOSEN = -1e9
 """Log-likelihood reported for a choice that was not chosen."""
+NOTHING = Example(np.zeros(2, np.int32), 2, 0)
+"""Tokens of which none counts."""
 
 Results = list[str] | list[float]
 """As benchmark tasks take them: [text], or the log-likelihood of each choice."""
@@ -122,7 +127,7 @@ class SampledAnswers:
         """Returns the teacher's own answer to each problem, in the student's tokens."""
         prompts, stop = [problem.prompt for problem in self.s.problems], self.s.problems[0].stop
         found = self.s.teacher.generate(prompts, self.s.config.max_new_tokens, stop)
-        encoded = [self.s.student.lm.tokenizer.encode(text)[: self.s.config.max_new_tokens] for text in found.texts]
+        encoded = [encode_after(self.s.student.lm.tokenizer, text)[: self.s.config.max_new_tokens] for text in found.texts]
         examples = [self._example(*pair, end=False) for pair in zip(prompts, encoded, strict=True)]
         return examples, [Cost(0, int(n)) for n in found.tokens]
 
@@ -149,8 +154,7 @@ class GivenChoices:
         self.width = max(len(problem.choices) for problem in session.problems)
         rows = [problem.choices[k : k + 1] for problem in session.problems for k in range(self.width)]
         tokenizer = session.student.lm.tokenizer
-        nothing = Example(np.zeros(2, np.int32), 2, 0)
-        examples = [encode_example(tokenizer, *row[0], eos=False) if row else nothing for row in rows]
+        examples = [encode_example(tokenizer, *row[0], eos=False) if row else NOTHING for row in rows]
         cost = [len(example.tokens) - example.completion_start for example in examples]
         texts, contexts = [row[0][1] if row else "" for row in rows], [row[0][0] if row else "" for row in rows]
         self.samples = Samples(examples, texts, contexts, cost)
@@ -159,9 +163,16 @@ class GivenChoices:
         self._scores: Scores | None = None
 
     def log_likelihoods(self, delta: Array) -> np.ndarray:
-        """Returns those of the choices [B, C], nats; -inf where a prompt has fewer choices."""
+        """Returns those of the choices [B, C], nats; -inf where a prompt has fewer choices.
+
+        Raises:
+          NonFiniteLogitsError: a `ValueError`; that of a choice is not finite.
+        """
         student = self.s.student
         nll = np.asarray(self.s.program.nll(student.lm.params, student.state, delta, self.batch), np.float64)
+        if not np.isfinite(nll[self.present]).all():
+            with cause_named(student.lm.params, [student.state]):
+                raise NonFiniteLogitsError("the student's log-likelihoods of choices are not finite")
         return np.where(self.present, -nll, -np.inf).reshape(-1, self.width)
 
     def explore(self, delta: Array, step: int) -> Explored:
@@ -194,12 +205,15 @@ class GivenChoices:
         return rows, [Cost(int(n)) for n in spent]
 
     def teacher_answers(self) -> tuple[list[Example], list[Cost]]:
-        """Returns the choice of each problem that the teacher scores best."""
+        """Returns the choice of each problem that the teacher scores best; nothing of one that it does not score."""
         scores = self.score()
-        rewards = np.where(self.present, reward(scores, self.s.config), -np.inf).reshape(-1, self.width)
-        chosen = [best(row) + b * self.width for b, row in enumerate(rewards)]
+        rewards = np.where(self.present, reward(scores, self.s.config), np.nan).reshape(-1, self.width)
+        examples = [
+            NOTHING if np.isnan(row).all() else self.samples.examples[best(row) + b * self.width]
+            for b, row in enumerate(rewards)
+        ]
         read = scores.tokens.reshape(rewards.shape).sum(1)
-        return [self.samples.examples[r] for r in chosen], [Cost(0, int(n)) for n in read]
+        return examples, [Cost(0, int(n)) for n in read]
 
 
 def batch_of(examples: Sequence[Example]) -> Batch:
@@ -211,9 +225,11 @@ def reward(scores: Scores, config: AdaptConfig) -> np.ndarray:
     """Returns the teacher's score that is the reward [R]; NaN for a sample of which the teacher says nothing.
 
     Raises:
-      ValueError: the teacher does not give it.
+      ValueError: the teacher does not give it, or it is infinite.
     """
     value = np.asarray(getattr(scores, config.reward), np.float64)
+    if len(places := np.flatnonzero(np.isinf(value))):
+        raise ValueError(f"the teacher's {config.reward} of a sample is {value[places[0]]}, not a finite number")
     if np.isnan(value).all():
         raise ValueError(f"the teacher gives no {config.reward}; choose the other reward, or another interface")
     return value

@@ -16,12 +16,15 @@ from jaxtyping import Array, Float, Int, Key
 
 from rwkv7_jax import functional
 from rwkv7_jax.bucketing import padded_prompt_length
+from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import SamplingParams, generate_text
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer
+from rwkv7_jax.tokenizer.abilities import encode_after
 from state_tuning.core import objective, surgery
 
 
@@ -113,7 +116,11 @@ class InProcessTeacher:
         self._suffix, self._answers = _branch(lm.tokenizer, self.question)
 
     def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
-        """Scores as `Teacher` says. Both scores come from one pass; its tokens are those read, with the question's."""
+        """Scores as `Teacher` says. Both scores come from one pass; its tokens are those read, with the question's.
+
+        Raises:
+          NonFiniteLogitsError: a `ValueError`; the teacher's logits are not finite.
+        """
         suffix = self._suffix if margin else []
         rows = [self._example(*pair) for pair in zip(prompts, samples, strict=True)]
         parts = [self._score(rows[i : i + self.batch_size], suffix) for i in range(0, len(rows), self.batch_size)]
@@ -161,25 +168,29 @@ class InProcessTeacher:
         for i, row in enumerate(rows):
             mask[i, row.completion_start - 1 : len(row.tokens) - 1] = 1.0
         arrays = jax.tree.map(jnp.asarray, {**batch, "loss_mask": mask})
-        total, margin = _pass(self.lm.model, self.lm.params, self.state, arrays, jnp.asarray(self._answers))
-        return np.asarray(total)[: len(rows)], np.asarray(margin)[: len(rows)]
+        found = _pass(self.lm.model, self.lm.params, self.state, arrays, jnp.asarray(self._answers))
+        total, margin, finite = (np.asarray(column)[: len(rows)] for column in found)
+        if not (finite.all() and np.isfinite(total).all()):
+            with cause_named(self.lm.params, [self.state]):
+                raise NonFiniteLogitsError("the teacher's logits are not finite")
+        return total, margin
 
 
 def _branch(tokenizer: Tokenizer, question: Question) -> tuple[list[int], Int[np.ndarray, "2"]]:
     """(tokens after a sample up to where yes and no part, the token of each there)."""
-    yes, no = tokenizer.encode(question.yes), tokenizer.encode(question.no)
+    yes, no = encode_after(tokenizer, question.yes), encode_after(tokenizer, question.no)
     shared = next((i for i, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1]), None)
     if shared is None:
         raise ValueError(
             f"{question.yes!r} and {question.no!r}: one begins with all tokens of the other; choose others"
         )
-    return [*tokenizer.encode(question.suffix), *yes[:shared]], np.asarray([yes[shared], no[shared]], np.int32)
+    return [*encode_after(tokenizer, question.suffix), *yes[:shared]], np.asarray([yes[shared], no[shared]], np.int32)
 
 
 @partial(jax.jit, static_argnums=0)
 def _pass(
     model: RWKV7, params: Params, state: State, batch: dict[str, Array], answers: Int[Array, "2"]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     tokens, valid = batch["tokens"], batch["valid"]
     zero = zero_state(model.config, tokens.shape[0])
     start = surgery.broadcast(state, tokens.shape[0])
@@ -194,7 +205,7 @@ def _pass(
     nll, _ = objective.chunked_sums(hidden, head, batch["targets"], batch["loss_mask"])
     last = jnp.maximum(valid.sum(1) - 1, 0)
     logits = head(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
-    return -nll, logits[:, answers[0]] - logits[:, answers[1]]
+    return -nll, logits[:, answers[0]] - logits[:, answers[1]], ~not_finite(logits)
 
 
 def _joined(tokens: np.ndarray, more: Sequence[int]) -> np.ndarray:

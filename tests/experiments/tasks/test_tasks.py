@@ -1,5 +1,7 @@
 """Benchmark tasks: the exact prompts and scores of lm-evaluation-harness, on examples made by hand."""
 
+import math
+
 import pytest
 
 from experiments.pocket import benchmarks
@@ -176,3 +178,18 @@ def test_declared_metrics_and_missing_fields(name: str) -> None:
     assert task.name == name
     with pytest.raises(ValueError, match=f"a {name} record lacks"):
         task.requests({"text": "x"})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["mmlu", "winogrande", "arc", "mmlu_rwkv"])
+def test_nothing_is_chosen_from_a_score_that_is_not_finite(name: str, wrong: float) -> None:
+    task, record = PROTOCOLS[name], benchmarks.load(name.removesuffix("_rwkv"), "validation")[0]
+    scores = [-1.0] * len(task.requests(record))
+    for place in range(len(scores)):
+        with pytest.raises(ValueError, match=f"the score of choice {place + 1} of {len(scores)} is {wrong}"):
+            task.score(record, [wrong if i == place else x for i, x in enumerate(scores)])
+
+
+def test_an_empty_choice_of_arc_is_never_the_likeliest_by_length() -> None:
+    record = {"question": "q", "answerKey": "B", "choices": {"text": ["", "long"], "label": ["A", "B"]}}
+    assert TASKS["arc"].score(record, [-1.0, -50.0]) == {"acc": 0.0, "acc_norm": 1.0}

@@ -158,6 +158,10 @@ def test_soup_averages_and_the_greedy_one_leaves_out_what_harms():
     np.testing.assert_allclose(methods.soup([far, *states], loss).wkv, wanted, rtol=1e-6)
     with pytest.raises(ValueError, match="0 states"):
         methods.soup([])
+    infinite = states[0]._replace(wkv=states[0].wkv * jnp.nan)
+    np.testing.assert_allclose(methods.soup([infinite, far, *states], loss).wkv, wanted, rtol=1e-6)
+    with pytest.raises(ValueError, match="none of 2 states has a finite loss"):
+        methods.soup([infinite, infinite], loss)
 
 
 def test_unknown_names_and_projections_are_refused():

@@ -45,6 +45,14 @@ def by_hand(text, state=None):
     return log_softmax(logits(weights(), tokens, start)[0])
 
 
+@pytest.mark.parametrize("margin", [False, True])
+def test_a_broken_teacher_is_an_error(teacher, margin):
+    params = {**LM.params, "head": {"weight": LM.params["head"]["weight"].at[3, 0].set(jnp.inf)}}
+    broken = InProcessTeacher(LM.replace(params=params), question=teacher.question, batch_size=2)
+    with pytest.raises(ValueError, match=r"the teacher's logits are not finite: .* weights head\.weight"):
+        broken.score(["ab"], [" de"], margin)
+
+
 def test_in_process_scores_are_the_models_own(teacher):
     found = teacher.score(["ab", "c", "ab"], [" de", "f", " dg"], margin=True)
     for i, (prompt, chain) in enumerate([("ab", " de"), ("c", "f"), ("ab", " dg")]):
@@ -446,11 +454,37 @@ def test_a_replay_file_survives_a_crash_but_not_other_content(tmp_path):
     again.put({"a": 3}, {"x": 3})
     assert Replay(path).get({"a": 3}) == {"x": 3}
     assert Replay(path).get({"a": 4}) is None
-    path.write_text("hello\n" + path.read_text())
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(ValueError, match=r"replay\.jsonl:1: no line of a replay file"):
         Replay(path)
     with pytest.raises(FileNotFoundError, match="run once online"):
         Replay(tmp_path / "none", offline=True)
+
+
+def test_a_damaged_answer_is_asked_for_again(tmp_path):
+    path = tmp_path / "replay.jsonl"
+    kept = Replay(path)
+    for number in (1, 2, 3):
+        kept.put({"a": number}, {"x": number})
+    sound = path.read_text()
+    path.write_text(sound.replace('"x": 2', '"x": 7'))
+    with pytest.warns(UserWarning, match=r"replay\.jsonl:2 is damaged \(it differs from its checksum\)"):
+        offline = Replay(path, offline=True)
+    with pytest.raises(ValueError, match="no answer to this request \\(of its lines 1 are damaged\\)"):
+        offline.get({"a": 2})
+    with pytest.warns(UserWarning, match="their requests are sent again"):
+        again = Replay(path)
+    assert [again.get({"a": number}) for number in (1, 2, 3)] == [{"x": 1}, None, {"x": 3}]
+    again.put({"a": 2}, {"x": 2})
+    assert sorted(path.read_text().splitlines()) == sorted(sound.splitlines())
+
+
+def test_a_replay_file_from_before_checksums_is_read(tmp_path):
+    path = tmp_path / "replay.jsonl"
+    Replay(path).put({"a": 1}, {"x": 1})
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps({"key": line["key"], "answer": line["answer"]}) + "\n")
+    assert Replay(path).get({"a": 1}) == {"x": 1}
 
 
 def test_a_replay_file_without_its_last_line_break_can_be_added_to(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import zero_state
+from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation.generate import SamplingParams, generate_text
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import ByteTokenizer
@@ -407,4 +408,50 @@ def test_votes_and_best():
     assert selection.majority(["x", "y"]) == 0
     assert selection.best([1.0, 3.0, 3.0, float("nan")]) == 1
     np.testing.assert_array_equal(selection.advantages([1.0, float("nan")]), [0.0, 0.0])
+    assert selection.majority(["b", float("nan"), float("nan"), "a", "a"]) == 3
     assert Cost(1, 2, 3.0).plus(Cost(1, 1, 0.5)) == Cost(2, 3, 3.5)
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf])
+def test_nothing_is_chosen_by_a_reward_that_is_not_finite(wrong):
+    for choose in (selection.best, selection.advantages):
+        with pytest.raises(ValueError, match=f"the reward of sample 1 of 3 is {wrong}"):
+            choose([1.0, wrong, 2.0])
+    with pytest.raises(ValueError, match="none of 2 samples has a reward"):
+        selection.best([np.nan, np.nan])
+    with pytest.raises(ValueError, match="probabilities of a group are not finite"):
+        selection.advantages([1.0, 2.0], [0.5, np.nan])
+
+
+def broken_student():
+    params = {**PARAMS, "head": {"weight": PARAMS["head"]["weight"].at[3, 0].set(jnp.nan)}}
+    return Student(STUDENT.lm.replace(params=params), STUDENT.state)
+
+
+@pytest.mark.parametrize("problems", [CHOICES, PROBLEMS])
+def test_a_broken_student_is_an_error(problems):
+    config = dataclasses.replace(SETTINGS, samples=2, steps=1)
+    broken = session(config, problems, student=broken_student())
+    with pytest.raises(NonFiniteLogitsError, match=r"not finite.*weights head\.weight"):
+        adaptation.adapt(broken)
+    with pytest.raises(NonFiniteLogitsError, match=r"not finite.*weights head\.weight"):
+        adaptation.controls(broken, [2], lambda b, text: text)
+
+
+def test_without_a_reward_of_any_sample_the_first_stands_and_nothing_is_imitated():
+    class Silent(ToyTeacher):
+        def score(self, prompts, samples, margin=False):
+            found = super().score(prompts, samples, margin)
+            return found._replace(log_probability=np.where([s in (" x", " w") for s in samples], np.nan, 1.0))
+
+    config = dataclasses.replace(SETTINGS, samples=2, steps=1, chain_steps=1)
+    silent = session(config, [Problem("b", (("b?", " x"), ("bb?", " w"))), CHOICES[0]])._replace(teacher=Silent())
+    examples, _ = GivenChoices(silent).teacher_answers()
+    assert len(examples[0].tokens) == examples[0].completion_start
+    assert BYTES.decode(examples[1].tokens.tolist()) == "a: yy"
+    drawn = adaptation.controls(silent, [3], lambda b, text: text)["best_of_n"][3]
+    assert drawn[0].results.count(0.0) == 1
+    infinite = session(config, CHOICES)
+    infinite.teacher.score = lambda *asked: ToyTeacher().score(*asked)._replace(log_probability=np.full(5, np.inf))
+    with pytest.raises(ValueError, match="log_probability of a sample is inf"):
+        GivenChoices(infinite).explore(infinite.program.start(2).delta, 0)
