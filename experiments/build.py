@@ -12,8 +12,12 @@ ASSETS = Path(__file__).parent / "assets" / "pocket"
 EMBEDDED = {f"pocket/{name}": ASSETS / f"{name}.safetensors" for name in ("student", "teacher")}
 
 
-def checkpoint_path(name: str) -> Path:
+def checkpoint_path(name: str, key: str = "model.checkpoint") -> Path:
     """Returns the file behind the name of an embedded model or a path.
+
+    Args:
+      name: as the user wrote it.
+      key: the setting, for the message.
 
     Raises:
       UsageError: no such file.
@@ -21,7 +25,7 @@ def checkpoint_path(name: str) -> Path:
     path = EMBEDDED.get(name, Path(name).expanduser())
     if path.exists():
         return path
-    raise UsageError(f"model.checkpoint: no file {path}{suggest(name, list(EMBEDDED))}")
+    raise UsageError(f"{key}: no file or folder {str(path)!r}{suggest(name, list(EMBEDDED))}")
 
 
 def load_model(config: ModelConfig) -> LanguageModel:

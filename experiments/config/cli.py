@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.config.loading import help_lines
+from experiments.config.loading import find_config, help_lines, load_config
 from experiments.config.overrides import UsageError, suggest
 from rwkv7_jax import terminal
 
@@ -30,11 +30,21 @@ class Help(NamedTuple):
         more = f"rwkv7 {self.name} --help lists every setting."
         return "\n\n".join([*(self.text or "").strip().split("\n\n")[:2], more])
 
-    def full(self) -> str:
-        """The text and every setting with its default."""
-        lines = [line for config in self.settings for line in help_lines(config)]
-        head = ["", "settings, --key value or key=value [default; configs set their own]:"] if lines else []
+    def full(self, name: str | None = None) -> str:
+        """The text and every setting with its default, or with its value in the config called `name`."""
+        trees = [_named(config, name) for config in self.settings]
+        lines = [line for config in trees for line in help_lines(config)]
+        shown = f"value in {name}" if trees != list(self.settings) else "default; configs set their own"
+        head = ["", f"settings, --key value or key=value [{shown}]:"] if lines else []
         return "\n".join([(self.text or "").strip(), *head, *lines])
+
+
+def _named(default: "DataclassInstance", name: str | None) -> "DataclassInstance":
+    """The config called `name` if it is of the kind of `default`, else `default`."""
+    try:
+        return default if name is None else load_config(name, (), type(default))
+    except UsageError:
+        return default
 
 
 def command(
@@ -60,16 +70,16 @@ def command(
     if "-h" in args or "--help" in args:
         named = [word for word in args if word in (verbs or {})][:1]
         shown = [(verbs or {})[word] for word in named] or list((verbs or {}).values())
-        lines = help_text(help, shown, named or list(verbs or {}))
+        lines = help_text(help, shown, named or list(verbs or {}), find_config(args)[0])
         return exit_status(lambda: _print(lines), "")
     if not args:
         return exit_status(lambda: _print(help.short(), 2), "")
     return exit_status(lambda: body(args), interrupted)
 
 
-def help_text(help: Help, shown: "Sequence[DataclassInstance]", names: Sequence[str]) -> str:
-    """The whole help, with the settings of the verbs."""
-    parts = [help.full()]
+def help_text(help: Help, shown: "Sequence[DataclassInstance]", names: Sequence[str], config: str | None = None) -> str:
+    """The whole help, with the settings of the verbs, and with the values of a config."""
+    parts = [help.full(config)]
     parts += ["\n".join([f"{help.name} {name}:", *help_lines(own)]) for name, own in zip(names, shown, strict=True)]
     return "\n\n".join(parts)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, suggest, variants
-from experiments.config.schema import RunConfig
+from experiments.config.schema import PretrainConfig, RunConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 TABLES = (".toml", ".json")
+COMMANDS = {RunConfig: "tune", PretrainConfig: "pretrain"}
+"""Kind of config -> the command for it."""
 FORMS = "a path to a .py, .toml or .json file"
 
 
@@ -119,8 +121,14 @@ def _from_python(path: Path, kind: type[C]) -> C:
     except Exception as error:
         raise UsageError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, kind):
-        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`")
+        raise UsageError(f"{path}: defines no `config = {kind.__name__}(...)`{_meant(config)}")
     return config
+
+
+def _meant(config: object) -> str:
+    """The command that takes a config of another kind."""
+    found = [word for kind, word in COMMANDS.items() if isinstance(config, kind)]
+    return f"; it is a config of rwkv7 {found[0]}" if found else ""
 
 
 def _from_file(path: Path, kind: type[C], above: Sequence[Path] = ()) -> C:

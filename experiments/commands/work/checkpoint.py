@@ -6,17 +6,57 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
+from experiments.build import checkpoint_path
 from rwkv7_jax.checkpoint import CheckpointError, load, params_to_flat, pth, rwkv_cpp, safetensors, weights_hash
 from rwkv7_jax.checkpoint.names import flat_to_params
+from rwkv7_jax.checkpoint.states import TIME_STATE, read_state_tensors
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+SAID = ("method", "task", "layout", "base_model_hash")
+"""Of a state file's metadata."""
 Tensors = dict[str, np.ndarray]
 
 
-def inspect(path: str) -> int:
-    """Prints what is in a checkpoint."""
-    print(load(path).report)
+def inspect(name: str) -> int:
+    """Prints what is in a checkpoint, or in a state file.
+
+    Args:
+      name: of an embedded model, or a path.
+
+    Raises:
+      ValueError, OSError: whatever is wrong with the file, in one line.
+    """
+    path = checkpoint_path(name, "rwkv7 inspect")
+    try:
+        text = str(load(path).report)
+    except CheckpointError:
+        state = _state_report(path)
+        if state is None:
+            raise
+        text = state
+    print(text)
     return 0
+
+
+def _state_report(path: pathlib.Path) -> str | None:
+    """What is in a state file; None if it is none."""
+    try:
+        tensors, metadata = read_state_tensors(path)
+    except (ValueError, OSError):
+        return None
+    states = [array for name, array in tensors.items() if TIME_STATE.fullmatch(name)]
+    if not states:
+        return None
+    shape = " x ".join(map(str, states[0].shape))
+    said = [f"{name:<13} {metadata[name]}" for name in SAID if name in metadata]
+    lines = [
+        f"file          {path}",
+        "format        a state, not a model: for --state, or load_state in Python",
+        f"layers        {len(states)} of {shape}, {states[0].dtype}; {len(tensors)} tensors",
+        *said,
+        f"more          rwkv7 state info {path}" + ("" if metadata else " --layout LAYOUT"),
+    ]
+    return "\n".join(lines)
 
 
 def convert(source: str, target: str, dtype: str | None = None) -> int:
@@ -28,7 +68,7 @@ def convert(source: str, target: str, dtype: str | None = None) -> int:
     writer = WRITERS.get(pathlib.Path(target).suffix)
     if writer is None:
         raise CheckpointError(f"{target}: the suffix must be one of {', '.join(WRITERS)}")
-    checkpoint = load(source, mixed=dtype and DTYPES[dtype])
+    checkpoint = load(checkpoint_path(source, "rwkv7 convert"), mixed=dtype and DTYPES[dtype])
     print(checkpoint.report)
     flat = params_to_flat(checkpoint.params)
     if dtype == "float16" and writer is _write_rwkv_cpp:

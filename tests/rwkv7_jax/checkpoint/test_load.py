@@ -194,7 +194,7 @@ def test_command_line_interrupted_or_read_in_part(tmp_path, make_flat, capsys, m
     pth.write(tmp_path / "a.pth", make_flat())
     for error, status in ((KeyboardInterrupt, 130), (ValueError("two\nlines"), 2)):
         monkeypatch.setattr(work, "load", Mock(side_effect=error))
-        assert cli.main(["inspect", "a.pth"]) == status
+        assert cli.main(["inspect", str(tmp_path / "a.pth")]) == status
         assert capsys.readouterr().err.count("\n") == 1
     command = [sys.executable, "-m", "experiments.cli", "inspect", str(tmp_path / "a.pth")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -1,0 +1,40 @@
+"""`rwkv7 inspect`, and `rwkv7 convert`, of whatever a user names."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli
+from rwkv7_jax import RWKV7Config, zero_state
+from rwkv7_jax.checkpoint import export_state, load, save_state
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A state in our own format and in two of other tools."""
+    folder = tmp_path_factory.mktemp("states")
+    state = jax.tree.map(np.asarray, zero_state(RWKV7Config(256, 2, 128), None))
+    save_state(folder / "own.safetensors", state, metadata={"method": "standard", "task": "arc"})
+    export_state(folder / "other.pth", state, layout="rwkv-runner")
+    export_state(folder / "other.st", state, layout="web-rwkv")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "other.pth", "other.st"])
+def test_a_state_file_is_described(files, name, capsys):
+    assert cli.main(["inspect", str(files / name)]) == 0
+    out, error = capsys.readouterr()
+    assert not error
+    assert "a state, not a model" in out
+    assert "2 of 2 x 64 x 64" in out
+    assert f"rwkv7 state info {files / name}" in out
+    assert ("arc" in out) is (name == "own.safetensors")
+
+
+def test_names_of_embedded_models_are_taken(tmp_path, capsys):
+    assert cli.main(["inspect", "pocket/student"]) == 0
+    assert "4 layers" in capsys.readouterr().out
+    assert cli.main(["convert", "pocket/student", str(tmp_path / "s.pth")]) == 0
+    assert load(tmp_path / "s.pth").config.n_layer == 4
+    assert cli.main(["inspect", "pocket/studnet"]) == 2
+    assert "did you mean pocket/student?" in capsys.readouterr().err
