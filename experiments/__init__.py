@@ -2,6 +2,7 @@
 
 import sys
 
-from experiments.cli.moved import refuse_moved
+from experiments.cli.moved import MOVED
+from rwkv7_jax.moved import refuse_moved
 
-refuse_moved(sys.argv, sys.orig_argv)
+refuse_moved(MOVED, sys.argv, sys.orig_argv)

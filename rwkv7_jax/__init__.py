@@ -7,6 +7,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from rwkv7_jax.moved import MOVED, refuse_moved
+
 if TYPE_CHECKING:
     from rwkv7_jax import (
         checkpoint,
@@ -84,6 +86,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if sys.argv[:1] == ["-m"] and "rwkv7_jax.generate" in sys.orig_argv:
-    print("error: python -m rwkv7_jax.generate is now: rwkv7 generate", file=sys.stderr)
-    raise SystemExit(2)
+refuse_moved(MOVED, sys.argv, sys.orig_argv)

@@ -23,7 +23,7 @@ from experiments.config.methods import (
     UpscaleMethod,
 )
 from experiments.reporting.tables import markdown_table
-from experiments.study.timing import take_pair
+from experiments.training.pairs import take_pair
 from rwkv7_jax import RWKV7
 from rwkv7_jax.functional import Params
 from state_tuning.core import train

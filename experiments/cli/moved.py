@@ -1,8 +1,5 @@
 """Modules that were commands, and the command that took over."""
 
-import sys
-from collections.abc import Sequence
-
 MOVED = {
     "experiments.evaluate": "rwkv7 evaluate",
     "experiments.harness": "rwkv7 evaluate --data.tasks lm_eval:TASK",
@@ -21,18 +18,3 @@ MOVED = {
     "experiments.pocket": "rwkv7 pocket",
     "experiments.sources.mmlu_tfds": "python -m experiments.data.tfds_mmlu",
 }
-
-
-def refuse_moved(argv: Sequence[str], words: Sequence[str]) -> None:
-    """Ends the process with one line if it runs a module that is now a command.
-
-    Args:
-      argv: `sys.argv`; its first word is "-m" while Python looks for the module that it runs.
-      words: `sys.orig_argv`.
-    """
-    if argv[:1] != ["-m"] or "-m" not in words[:-1]:
-        return
-    module = words[words.index("-m") + 1]
-    if module in MOVED:
-        print(f"error: python -m {module} is now: {MOVED[module]}", file=sys.stderr)
-        raise SystemExit(2)

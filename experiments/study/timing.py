@@ -2,7 +2,6 @@
 alike."""
 
 import statistics
-import time
 from itertools import islice
 
 import jax
@@ -10,24 +9,8 @@ import jax
 from experiments.data import batching
 from experiments.study.plan import timed_methods
 from experiments.study.resources import Resources
-from rwkv7_jax.functional import Params
+from experiments.training.pairs import take_pair
 from state_tuning.core import train
-from state_tuning.core.objective import Batch
-
-PAIR = 2
-"""Steps timed together: DBP measures the correlations at every second one."""
-
-
-def take_pair(
-    step: train.TrainStep, params: Params, tuned: train.TuneState, batch: Batch
-) -> tuple[train.TuneState, float]:
-    """Returns (tuned, seconds per step) after PAIR steps on one batch."""
-    begin = time.perf_counter()
-    metrics: train.Metrics = {}
-    for _ in range(PAIR):
-        tuned, metrics = step(params, tuned, batch)
-    jax.block_until_ready(metrics)
-    return tuned, (time.perf_counter() - begin) / PAIR
 
 
 def measure(resources: Resources, rounds: int) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NotRequired, TypedDict
+from typing import NoReturn, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -148,6 +148,14 @@ def show(row: Row) -> str:
     return f"{label}{1e3 * row['seconds']:>9.3f}{ratio:>8}{share:>8}{row['error']:>9.0e}"
 
 
+class Parser(argparse.ArgumentParser):
+    """Its errors are one line each, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with status 2."""
+        self.exit(2, f"error: {message}\n")
+
+
 def parse_shape(text: str) -> Shape:
     """Reads "B,T,H,N", with K = V = N."""
     try:
@@ -167,7 +175,7 @@ def check_output(parser: argparse.ArgumentParser, path: pathlib.Path | None) -> 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pallas_kernels.bench", description="Times of wkv7 against the plain scan and other libraries."
     )
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
@@ -202,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -7,7 +7,6 @@ tuning and every peer that can be imported: its largest error against the scan i
 that is small, its best time and the fraction of the measured memory bandwidth that it reaches.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ import numpy as np
 
 from pallas_kernels import IMPLEMENTATIONS, decode, gpu
 from pallas_kernels.bench import peers
-from pallas_kernels.bench.__main__ import check_output, parse_shape
+from pallas_kernels.bench.__main__ import Parser, check_output, parse_shape
 from pallas_kernels.bench.measure import (
     OURS,
     TASKS,
@@ -134,7 +133,9 @@ def suite(seconds: float) -> str:
     command += ["-W", "ignore:The Pallas Triton backend is deprecated:DeprecationWarning"]
     environment = os.environ | {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=seconds, encoding="utf-8"
+        )
     except subprocess.TimeoutExpired:
         return f"not finished in {seconds:.0f} s"
     lines = (done.stdout or done.stderr).strip().splitlines()
@@ -153,7 +154,7 @@ def show(row: Row) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints and writes the table; exit status 1 where there is no GPU."""
-    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench.gpu", description="Check and time on a GPU.")
+    parser = Parser(prog="python -m pallas_kernels.bench.gpu", description="Check and time on a GPU.")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("gpu_check.json"), help="where to write")
     parser.add_argument("--seconds", type=float, default=570, help="start nothing new after this (default 570)")
     parser.add_argument("--shape", type=parse_shape, action="append", help="B,T,H,N; may be given several times")
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in candidates(shape, rate):
             rows.append(row)
             show(row)
-            options.json.write_text(json.dumps(report, indent=1) + "\n")
+            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             if time.monotonic() - begin > options.seconds:
                 print("out of time: what is missing was not started")
                 return 0

@@ -1,11 +1,11 @@
 """Benchmarks run by their settings; each prints a table and writes its numbers."""
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import singledispatch
 from pathlib import Path
 
 from experiments.bench import evaluation, model, steps, tokenizer
+from experiments.build import checkpoint_path
 from experiments.config.bench import (
     BenchEvaluation,
     BenchGpu,
@@ -15,6 +15,7 @@ from experiments.config.bench import (
     BenchTokenizer,
 )
 from experiments.config.overrides import UsageError, suggest
+from experiments.reporting.json_text import json_text
 from pallas_kernels.bench import __main__ as kernels
 from pallas_kernels.bench import gpu
 
@@ -57,7 +58,7 @@ def _tokenizer(config: BenchTokenizer) -> int:
 @run.register
 def _evaluation(config: BenchEvaluation) -> int:
     questions = evaluation.Questions(Path(config.data.dir).expanduser(), config.subjects, config.shots, config.limit)
-    checkpoint = Path(config.model.checkpoint).expanduser() if config.model.checkpoint else None
+    checkpoint = checkpoint_path(config.model.checkpoint) if config.model.checkpoint else None
     results = evaluation.compare(
         questions,
         checkpoint,
@@ -73,12 +74,20 @@ def _evaluation(config: BenchEvaluation) -> int:
 @run.register
 def _kernels(config: BenchKernels) -> int:
     words = ["--dtype", config.dtype, "--repeats", str(config.repeats), *_kernel_words(config.shape, config.json)]
-    return kernels.main(words)
+    return _status(kernels.main, words)
 
 
 @run.register
 def _gpu(config: BenchGpu) -> int:
-    return gpu.main(["--seconds", str(config.seconds), *_kernel_words(config.shape, config.json)])
+    return _status(gpu.main, ["--seconds", str(config.seconds), *_kernel_words(config.shape, config.json)])
+
+
+def _status(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    """The status of a benchmark of `pallas_kernels`, whose parser says what is wrong and ends the process."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def _kernel_words(shapes: tuple[str, ...], file: str | None) -> list[str]:
@@ -95,5 +104,5 @@ def _check_names(key: str, names: Sequence[str], known: Collection[str]) -> None
 
 def _write(file: str | None, numbers: object) -> int:
     if file:
-        Path(file).expanduser().write_text(json.dumps(numbers, indent=1) + "\n")
+        Path(file).expanduser().write_text(json_text(numbers, indent=1) + "\n", encoding="utf-8")
     return 0

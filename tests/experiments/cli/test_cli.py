@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments import cli
-from experiments.cli.moved import MOVED, refuse_moved
+from experiments.cli.moved import MOVED
 from experiments.config import commands
 from experiments.config.bench import BenchTokenizer
 from experiments.config.loading import load_config, parse
@@ -16,6 +16,7 @@ from experiments.config.old_names import OLD
 from experiments.config.overrides import UsageError, apply_overrides, leaves
 from experiments.config.schema import PretrainConfig, RunConfig, check, config_hash, digest, resolved
 from experiments.config.study import TableRunConfig, shared_identity
+from rwkv7_jax.moved import refuse_moved
 
 HEAVY = ("jax", "numpy", "flax", "optax", "matplotlib", "tyro")
 
@@ -44,6 +45,35 @@ def test_help_into_a_pipe_that_is_closed_is_silent(words):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["tune", "--config", "jsonl"], ["[value in jsonl]", "examples a step [8]"]),
+        (["tune", "--help", "--config=quickstart"], ["[value in quickstart]", "examples a step [16]"]),
+        (["pretrain", "--config", "pretrain_student"], ["[value in pretrain_student]", "width [128]"]),
+        (["tune", "--config", "nothing"], ["[default; configs set their own]"]),
+    ],
+)
+def test_help_with_a_config_shows_its_values(words, shown, capsys):
+    assert cli.main([*words, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pretrain", "--config", "quickstart"], "it is a config of rwkv7 tune"),
+        (["tune", "--config", "pretrain_student"], "it is a config of rwkv7 pretrain"),
+    ],
+)
+def test_the_config_of_another_command_names_it(words, told, capsys):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
 
 
 def test_each_command_says_of_itself_what_the_overview_says():
@@ -174,11 +204,11 @@ def test_an_old_module_names_the_command(module):
 
 
 def test_only_moved_modules_are_refused(capsys):
-    refuse_moved(["-m"], ["python", "-m", "experiments.run", "--config", "experiments.sweep"])
-    refuse_moved(["pytest"], ["python", "-m", "experiments.sweep"])
-    refuse_moved(["-m"], ["python", "-m"])
+    refuse_moved(MOVED, ["-m"], ["python", "-m", "experiments.run", "--config", "experiments.sweep"])
+    refuse_moved(MOVED, ["pytest"], ["python", "-m", "experiments.sweep"])
+    refuse_moved(MOVED, ["-m"], ["python", "-m"])
     with pytest.raises(SystemExit):
-        refuse_moved(["-m"], ["python", "-m", "experiments.sweep"])
+        refuse_moved(MOVED, ["-m"], ["python", "-m", "experiments.sweep"])
     assert capsys.readouterr().err == "error: python -m experiments.sweep is now: rwkv7 sweep\n"
 
 
