@@ -25,7 +25,7 @@ def checkpoint_path(name: str, key: str = "model.checkpoint") -> Path:
     path = EMBEDDED.get(name, Path(name).expanduser())
     if path.exists():
         return path
-    raise UsageError(f"{key}: no file or folder {str(path)!r}{suggest(name, list(EMBEDDED))}")
+    raise UsageError(f"{key}: no file {path}{suggest(name, list(EMBEDDED))}")
 
 
 def load_model(config: ModelConfig) -> LanguageModel:
