@@ -15,6 +15,10 @@ echo "$packages" > "$("$folder/venv/bin/python" -c 'import sysconfig; print(sysc
 mkdir -p "$folder/work/experiments"
 echo 'raise ImportError("the package of the user, not that of the wheel")' > "$folder/work/experiments/__init__.py"
 cd "$folder/work"
+for package in pallas_kernels rwkv7_jax state_tuning; do
+  test -f "$("$folder/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/$package/py.typed" ||
+    { echo "error: the wheel has no $package/py.typed" >&2; exit 1; }
+done
 small="--tune.steps 2 --data.tasks pocket:arc --evaluate.max_records 4 --report.plots false"
 "$folder/venv/bin/rwkv7" --version
 for rwkv7 in "$folder/venv/bin/rwkv7" "$folder/venv/bin/python -m rwkv7_jax"; do

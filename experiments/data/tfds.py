@@ -15,6 +15,7 @@ from experiments.data.jsonl import Line
 from experiments.tasks.types import Record
 
 NAMES = {"mmlu": "mmlu_csv", "gsm8k": "gsm8k", "winogrande": "winogrande", "arc": "ai2_arc/ARC-Challenge"}
+INSTALL = "pip install tensorflow-datasets (the extra tfds)"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -29,7 +30,8 @@ def read(home: Path, dataset: str, split: str) -> list[Line]:
     """Reads the records of a split, text as bytes; none if there is no such split.
 
     Raises:
-      UsageError: the folder cannot be read without TensorFlow, as in a format other than array_record.
+      UsageError: TFDS is not installed, or the folder cannot be read without TensorFlow, as in a format other than
+        array_record.
     """
     name = {"train": "train_xl"}.get(split, split) if dataset == "winogrande" else split
     name = "auxiliary_train" if (dataset, split) == ("mmlu", "train") else name
@@ -43,7 +45,10 @@ def read(home: Path, dataset: str, split: str) -> list[Line]:
 
 
 def _source(home: Path, split: str) -> Sequence[Record]:
-    tfds: Any = importlib.import_module("tensorflow_datasets")
+    try:
+        tfds: Any = importlib.import_module("tensorflow_datasets")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{home}: reading it needs {error.name}: {INSTALL}") from None
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:
         return []

@@ -10,13 +10,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
 from experiments.config.overrides import UsageError
 from experiments.data import find
 from experiments.data.jsonl import Line
 from experiments.data.load import load
+from experiments.data.tfds import INSTALL
 from experiments.tasks.types import Record
+
+try:
+    import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+    print(f"error: python -m experiments.data.tfds_mmlu needs {error.name}: {INSTALL}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 SPLITS = {"test": "test", "validation": "validation", "dev": "dev", "auxiliary_train": "train"}
 """Name here -> name of the files' split."""

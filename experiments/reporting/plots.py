@@ -25,13 +25,16 @@ def pyplot() -> ModuleType:
     return plt
 
 
-def smooth(values: Sequence[float], weight: float = 0.9) -> Float[np.ndarray, "N"]:
-    """Computes the exponential moving average without bias at the start, as drawn in the loss curve."""
-    total, norm, out = 0.0, 0.0, []
-    for value in values:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-        out.append(total / norm)
-    return np.asarray(out)
+def smooth(values: Sequence[float], reach: int = 9) -> Float[np.ndarray, "N"]:
+    """Computes the centred mean that is drawn in the loss curve, which does not lag behind the values.
+
+    Args:
+      values: one a step.
+      reach: values on each side that count; towards the ends as many as there are on both sides.
+    """
+    found, last = np.asarray(values, np.float64), len(values) - 1
+    sides = [min(reach, i, last - i) for i in range(len(found))]
+    return np.asarray([found[i - side : i + side + 1].mean() for i, side in enumerate(sides)])
 
 
 def loss_curves(

@@ -130,7 +130,7 @@ def speed(path: Path, losses: dict[str, list[float]], seconds: dict[str, float])
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
     base, *others = losses
-    steps, trend = np.arange(1, len(losses[base]) + 1), smooth(losses[base], 0.97)
+    steps, trend = np.arange(1, len(losses[base]) + 1), smooth(losses[base], 32)
     for index, name in enumerate(others, 1):
         label = LABELS.get(name, name)
         paired = smooth(np.subtract(losses[name], losses[base]).tolist())

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +105,19 @@ def test_columnar_layouts(tmp_path, kind):
     (tmp_path / "gsm8k" / "main" / f"test.{kind}").write_bytes(b"no table")
     with pytest.raises(UsageError, match=rf"test\.{kind}: not readable"):
         sources.load("gsm8k", "test", tmp_path)
+
+
+def test_without_tfds_one_line_says_what_to_install(tmp_path, monkeypatch):
+    home = tmp_path / "gsm8k" / "1.0.0"
+    home.mkdir(parents=True)
+    (home / "dataset_info.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UsageError, match=r"1\.0\.0: reading it needs tensorflow_datasets: pip install"):
+        sources.load("gsm8k", "test", tmp_path)
+    code = "import sys; sys.modules['tensorflow_datasets'] = None; import experiments.data.tfds_mmlu"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "needs tensorflow_datasets: pip install" in done.stderr
 
 
 def test_our_tfds_builder_keeps_the_order(tmp_path):

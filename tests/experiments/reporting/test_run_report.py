@@ -146,6 +146,10 @@ def test_metrics_log_rewinds_one_job_and_drops_a_torn_row(tmp_path):
 def test_smoothing_is_unbiased_at_the_start():
     np.testing.assert_allclose(plots.smooth([2.0] * 5), 2.0)
     assert plots.smooth([4.0, 0.0])[0] == 4.0
+    line = np.arange(50.0)
+    np.testing.assert_allclose(plots.smooth(line), line)  # a mean of the past alone would lag
+    np.testing.assert_allclose(plots.smooth([0.0, 0.0, 3.0, 0.0, 0.0], 1), [0, 1, 1, 1, 0])
+    assert plots.smooth([]).shape == (0,)
 
 
 def test_pictures_are_drawn_for_any_number_of_heads_and_a_zero_state(tmp_path):
