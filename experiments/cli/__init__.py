@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_status(_version)
     if args[0] not in COMMANDS:
         return _unknown(args[0])
-    return importlib.import_module(f"experiments.commands.{args[0]}").main(args[1:])
+    return exit_status(lambda: importlib.import_module(f"experiments.commands.{args[0]}").main(args[1:]), "interrupted")
 
 
 def overview() -> str:

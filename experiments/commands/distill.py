@@ -10,7 +10,6 @@ on texts that were not fitted) and what is saved.
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from experiments.config.commands import Distill
 from experiments.config.loading import parse
 from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, check_required
+from rwkv7_jax.terminal import standard_input
 
 HELP = Help("distill", __doc__, (Distill(),))
 
@@ -61,7 +61,14 @@ def check(config: Distill) -> None:
 
 def _read_prompt(name: str) -> str:
     """The text of a file, or of standard input for "-"."""
-    text = sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8")
+    text = standard_input("--prompt_file") if name == "-" else _text(Path(name).expanduser())
     if not text:
         raise ValueError(f"{name}: the prompt is empty")
     return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: the prompt is not valid UTF-8") from None

@@ -10,7 +10,6 @@ In --prompt and --stop the escapes \n \t \r \\ \xHH \uHHHH \UHHHHHHHH are unders
     rwkv7 generate --prompt 'User: hi\n\nAssistant:' --stop '\n\n' --stop 'User:'
 """
 
-import sys
 from collections.abc import Sequence
 
 from experiments.config.cli import Help, command
@@ -33,14 +32,6 @@ def body(args: list[str]) -> int:
     config = parse(Generate(), args)
     if not 0 <= config.seed < 2**32:
         raise UsageError(f"--seed must lie in 0..{2**32 - 1}, got {config.seed}")
-    _tolerate_narrow_terminals()
     from experiments.commands.work import generate
 
     return generate.show(config)
-
-
-def _tolerate_narrow_terminals() -> None:
-    """What the terminal's encoding lacks is shown as a question mark."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")

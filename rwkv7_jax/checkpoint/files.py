@@ -97,9 +97,13 @@ def atomic(path: PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Writes a text file in UTF-8 atomically."""
+    """Writes a text file in UTF-8 atomically; parts of file names that are not UTF-8 keep their bytes."""
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(data)
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

@@ -10,9 +10,11 @@ from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
+from rwkv7_jax.dtypes import on_device
 from rwkv7_jax.generation.generate import for_decoding, stream
 from rwkv7_jax.generation.sampling import SamplingParams
-from rwkv7_jax.language_model import compute_dtype, find_tokenizer
+from rwkv7_jax.language_model import find_tokenizer
+from rwkv7_jax.terminal import standard_input, typed
 from rwkv7_jax.tokenizer import load_tokenizer
 
 SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingParams))
@@ -38,10 +40,10 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     """
     sampling = SamplingParams(**{name: getattr(config, name) for name in SAMPLING})
     use_compilation_cache(config.system.compilation_cache)
-    prompt, stop = _prompt(config.prompt), [_valid("--stop", text) for text in config.stop]
+    prompt, stop = _prompt(config.prompt), [typed("--stop", text) for text in config.stop]
     path = checkpoint_path(config.model.checkpoint)
     loaded = checkpoint.load(path)
-    tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size)
+    tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size, path)
     state = None
     if config.state:
         base = loaded.report.weights_hash
@@ -50,8 +52,7 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         ).state
     if not config.quiet:
         print(loaded.report, file=sys.stderr)
-    dtype = compute_dtype(config.model.dtype)
-    dimensions = dataclasses.replace(loaded.config, dtype=dtype, wkv_implementation=config.model.wkv)
+    dimensions = dataclasses.replace(on_device(loaded.config, config.model.dtype), wkv_implementation=config.model.wkv)
     model, params = for_decoding(RWKV7(dimensions), loaded.params)
     del loaded
     key = jax.random.key(config.seed)
@@ -64,16 +65,4 @@ def _prompt(text: str) -> str:
     Raises:
       ValueError: it is not UTF-8.
     """
-    if text == "-":
-        if sys.stdin is None:
-            raise ValueError("--prompt -: standard input is closed")
-        text = sys.stdin.read()
-    return _valid("--prompt", text)
-
-
-def _valid(option: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{option}: the text is not valid UTF-8") from None
-    return text
+    return standard_input("--prompt") if text == "-" else typed("--prompt", text)
