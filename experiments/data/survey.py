@@ -138,9 +138,9 @@ def warnings(name: str, train: Survey, held_out: Survey, shared: int, data: Data
         )
     if train.merged:
         lines.append(
-            f"{name}: in {train.merged:,} of {train.records:,} training records the end of the prompt and the beginning of "
-            "the completion would be one token if they were one text; begin the completion with the space or line end "
-            "that ends the prompt"
+            f"{name}: in {train.merged:,} of {train.records:,} training records the end of the prompt and the "
+            "beginning of the completion would be one token if they were one text; begin the completion with the space "
+            "or line end that ends the prompt"
         )
     if shared:
         lines.append(f"{name}: {shared:,} of {held_out.records:,} held-out records are training records too")

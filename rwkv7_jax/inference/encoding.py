@@ -1,4 +1,8 @@
-"""Encodes texts as scored token sequences, as lm-evaluation-harness does (`TemplateLM._encode_pair`)."""
+"""Encodes texts as scored token sequences, as lm-evaluation-harness does (`TemplateLM._encode_pair`).
+
+One difference: where a token would hold the end of the context and the beginning of the continuation, the harness
+counts the context's own tokens in the joint ones, and scores a part of the continuation, or nothing.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +10,7 @@ import numpy as np
 
 from rwkv7_jax.inference.prefix_tree import ScoredSequence
 from rwkv7_jax.tokenizer import Tokenizer, WorldTokenizer
+from rwkv7_jax.tokenizer.abilities import encode_after
 
 
 class Encoder:
@@ -41,8 +46,9 @@ class Encoder:
     def pair(self, context: str, continuation: str, prefix: Sequence[int] = (), state: int = 0) -> ScoredSequence:
         """Encodes both as one text, scored from where the context's own tokens end.
 
-        White space at the context's end counts as the continuation's. With neither prefix nor context the end token,
-        which separates texts in training, comes first.
+        Where these are not the beginning of the joint ones, a token would be part context and part continuation; then
+        the continuation is encoded alone. White space at the context's end counts as the continuation's. With neither
+        prefix nor context the end token, which separates texts in training, comes first.
 
         Raises:
           ValueError: the continuation has no token of its own.
@@ -50,8 +56,8 @@ class Encoder:
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
         before = self.prompt(context, prefix)
-        ids = self.encode(context + continuation)
-        own = ids[len(before) - len(prefix) :] if context else ids
+        ids, read = self.encode(context + continuation), before[len(prefix) :] if context else ()
+        own = ids[len(read) :] if tuple(ids[: len(read)]) == read else encode_after(self.tokenizer, continuation)
         if not own:
             raise ValueError(f"the continuation {continuation!r} of {context[-40:]!r} has no token of its own")
         return ScoredSequence((*before, *own), len(before), state)

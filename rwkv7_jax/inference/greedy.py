@@ -11,7 +11,7 @@ from rwkv7_jax.bucketing import padded_prompt_length
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
-from rwkv7_jax.generation.stop_strings import cut_at_earliest_start
+from rwkv7_jax.generation.stop_strings import generated_text
 from rwkv7_jax.inference import continuous_batching
 from rwkv7_jax.inference.prefix_tree import Query, ScoredSequence, forest
 from rwkv7_jax.inference.scoring import PlacedNode, PrefixScorer, Tick
@@ -75,7 +75,7 @@ class GreedyGenerator:
             with cause_named(self.params, states):
                 found = self._in_one_pool(prompts, chosen, states, members, ends, tick) if chosen else []
             for index, ids in zip(chosen, found, strict=True):
-                texts[index] = cut_at_earliest_start(self.tokenizer.decode(ids), stops)
+                texts[index] = generated_text(self.tokenizer, ids, stops)
         return texts
 
     def _in_one_pool(

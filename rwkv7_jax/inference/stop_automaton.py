@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkv7_jax.tokenizer import Tokenizer
+from rwkv7_jax.tokenizer.abilities import end_ids, special_tokens
 
 START, HIT = 0, 1
 
@@ -15,7 +16,8 @@ START, HIT = 0, 1
 def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> np.ndarray:
     """Builds the automaton's table next_state [S, vocab], int16, S a power of two: HIT, once reached, stays.
 
-    With a tokenizer whose tokens do not join up to bytes it never finds a stop string.
+    Special tokens count as the text that spells them, and a token that ends a text (`end_ids`) is a hit. With a
+    tokenizer whose tokens do not join up to bytes no stop string is ever found.
 
     Raises:
       ValueError: an empty stop string.
@@ -25,9 +27,12 @@ def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> 
     moves = _byte_moves([stop.encode() for stop in stops])
     size = 1 << (len(moves) - 1).bit_length()
     table = np.repeat(np.minimum(np.arange(size), len(moves) - 1)[:, None], vocab_size, axis=1).astype(np.int16)
+    table[:, [i for i in end_ids(tokenizer) if i < vocab_size]] = HIT
     if not _joins_bytes(tokenizer):
         return table
+    special, ends = special_tokens(tokenizer), end_ids(tokenizer)
     pieces = [tokenizer.decode_bytes([i]) for i in range(min(vocab_size, tokenizer.vocab_size))]
+    pieces = [b"" if i in ends else special[i].encode() if i in special else piece for i, piece in enumerate(pieces)]
     lengths = np.asarray([len(piece) for piece in pieces])
     for place in range(max(lengths, default=0)):
         ids = np.flatnonzero(lengths > place)

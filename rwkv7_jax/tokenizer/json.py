@@ -35,8 +35,9 @@ class JsonTokenizer:
         self._path = path
         with _one_line(f"{path}: not a tokenizer.json of the tokenizers library"):
             self._library = Library.from_file(str(path))
-        self._library.no_truncation()
-        self._library.no_padding()
+            self._library.no_truncation()
+            self._library.no_padding()
+            self._inside = _without_prefix(self._library, path)
         self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_id: int = self._find_eos(path, eos_token)
         self.end_ids: tuple[int, ...] = ()
@@ -45,7 +46,6 @@ class JsonTokenizer:
         self.special_tokens: dict[int, str] = {i: token.content for i, token in added.items() if token.special}
         """Ids that decode to nothing, with the text that spells them."""
         self._pieces = _byte_pieces(self._library)
-        self._inside = _without_prefix(self._library)
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text whole, without special tokens.
@@ -64,7 +64,8 @@ class JsonTokenizer:
           ValueError: the text has lone surrogates.
         """
         text.encode()
-        return self._inside.encode(text, add_special_tokens=False).ids
+        with _one_line(f"{self._path}: the tokenizers library fails"):
+            return self._inside.encode(text, add_special_tokens=False).ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Encodes the text whose UTF-8 the bytes are.
@@ -98,7 +99,9 @@ class JsonTokenizer:
         """
         if self._pieces is not None:
             return self.decode_bytes(ids)
-        return self._inside.decode(checked_ids(ids), skip_special_tokens=True).encode()
+        ids = checked_ids(ids)
+        with _one_line(f"{self._path}: the tokenizers library fails"):
+            return self._inside.decode(ids, skip_special_tokens=True).encode()
 
     def _find_eos(self, path: Path, eos_token: str | None) -> int:
         config = path.with_name("tokenizer_config.json")
@@ -129,7 +132,8 @@ def _named_eos(path: Path) -> str | None:
     try:
         token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
         token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError):
+        (token or "").encode()
+    except (ValueError, AttributeError, KeyError, RecursionError):
         token = path
     if token is None or isinstance(token, str):
         return token
@@ -138,7 +142,7 @@ def _named_eos(path: Path) -> str | None:
 
 def _byte_pieces(library: Library) -> dict[int, bytes] | None:
     """Returns the bytes of every id of a byte-level tokenizer ({special id: b""}), None for other kinds."""
-    decoder = json.loads(library.decoder.__getstate__()) if library.decoder else {}
+    decoder = _part(library, "decoder")
     kinds = {part.get("type") for part in [decoder, *decoder.get("decoders", [])]}
     if kinds != {"ByteLevel"}:
         return None
@@ -152,21 +156,34 @@ def _byte_pieces(library: Library) -> dict[int, bytes] | None:
     return pieces
 
 
-def _without_prefix(library: Library) -> Library:
+def _part(library: Library, name: str) -> dict:
+    """Returns a part of a tokenizer as the library writes it, with all its settings; {} if there is none."""
+    part = getattr(library, name)
+    return {} if part is None else json.loads(part.__getstate__())
+
+
+def _without_prefix(library: Library, path: Path) -> Library:
     """Returns the tokenizer that changes nothing at the beginning of a text; the same one if it never does."""
-    spec = json.loads(library.to_str())
-    before = json.dumps(spec)
-    if (spec["normalizer"] or {}).get("type") == "Prepend":
-        spec["normalizer"] = None
-    for name, members in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
-        part = spec[name] or {}
+    members_of = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+    parts = {name: _part(library, name) for name in members_of}
+    before = json.dumps(parts)
+    if parts["normalizer"].get("type") == "Prepend":
+        parts["normalizer"] = {}
+    for name, members in members_of.items():
+        part = parts[name]
         if members in part:
             part[members] = [member for member in part[members] if member["type"] != "Prepend"]
         for member in (part, *part.get(members, ())):
             for key, neutral in NOT_AT_THE_BEGINNING.items():
                 if key in member and (key != "start" or member["type"] == "Strip"):
                     member[key] = neutral
-    return library if json.dumps(spec) == before else Library.from_str(json.dumps(spec))
+    if json.dumps(parts) == before:
+        return library
+    spec = json.loads(path.read_text(encoding="utf-8"))  # what the library would write may lack or repeat tokens
+    changed = Library.from_str(json.dumps(spec | {name: part or None for name, part in parts.items()}))
+    changed.no_truncation()
+    changed.no_padding()
+    return changed
 
 
 def _byte_symbols() -> str:

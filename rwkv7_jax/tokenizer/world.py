@@ -7,17 +7,25 @@ are tokens themselves: one dictionary look-up. What is left walks a trie, which 
 
 import ast
 import functools
+import hashlib
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from rwkv7_jax.terminal import readable
 from rwkv7_jax.tokenizer.protocol import REPLACEMENT, checked_ids
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
+RELEASED_SHA256 = "e6dee3d4e31b4d5c40ac99508ac6c701ceef4bed681bf2167ce9a908552bca89"
+"""Of the released vocabulary with plain line ends."""
 WORLD_SIZES = range(65530, 66049)
 """Vocabulary sizes taken for World: ids end at 65529, embeddings have 65536 rows as released, or more as padding."""
+MAX_ID = 2**24
+MAX_LITERAL = 14
+"""Characters of a literal for each byte of its token, quotes and prefix included."""
 SHORT = 32
 """Below this many bytes, looking for boundaries costs more than it spares."""
 
@@ -62,6 +70,8 @@ class WorldTokenizer:
         self._tables = load_tables(Path(path) if path is not None else find_vocabulary())
         self.used = max(self._tables.token_of) + 1
         """Ids that text may get are below it; `vocab_size` is that of released models, which have some rows more."""
+        self.end_ids: tuple[int, ...] = ()
+        """Ids that end a generated text beside `eos_id`."""
         self.vocab_size = 65536 if self.used == WORLD_SIZES.start else self.used
 
     def encode(self, text: str) -> list[int]:
@@ -157,21 +167,48 @@ class Trie(dict[int, Root]):
 
 @functools.cache
 def load_tables(path: Path) -> WorldTables:
-    """Reads a vocabulary file once a process.
+    """Reads a vocabulary file once a process; warns of one that is the released one but for some tokens.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line is malformed; the message names it.
+      ValueError: a line is malformed, which the message names, or a file of the released name has another content.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such World vocabulary file")
-    ids = parse_vocabulary(path.read_bytes(), str(path))
+    data = path.read_bytes()
+    ids = parse_vocabulary(data, str(path))
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
         raise ValueError(
             f"{path}: {len(missing)} single bytes have no token (first: {missing[0]}), so not every text fits"
         )
+    if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != RELEASED_SHA256:
+        _check_copy(path, ids)
     return WorldTables(ids)
+
+
+def _check_copy(path: Path, ids: dict[bytes, int]) -> None:
+    """Tells a vocabulary of its own from a damaged copy of the released one.
+
+    Raises:
+      ValueError: the file has the released name.
+    """
+    if path.name == FILE_NAME:
+        raise ValueError(
+            f"{path}: differs from the released World vocabulary: damaged; install `rwkv` again, or copy it"
+        )
+    try:
+        released = parse_vocabulary(find_vocabulary().read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    changed = [number for token, number in released.items() if ids.get(token) != number]
+    if len(changed) < len(released) // 2:
+        first = f" (first: id {min(changed)})" if changed else ""
+        warnings.warn(
+            f"{path}: of the released World vocabulary {len(changed)} tokens are missing or have other ids{first}, "
+            f"{max(0, len(ids) - len(released))} are new: damaged, unless it was changed on purpose",
+            stacklevel=4,
+        )
 
 
 def parse_vocabulary(data: bytes, source: str = "vocabulary") -> dict[bytes, int]:
@@ -190,7 +227,10 @@ def parse_vocabulary(data: bytes, source: str = "vocabulary") -> dict[bytes, int
     for number, line in enumerate(lines, 1):
         if line:
             token, token_id = _parse_line(line, f"{source} line {number}")
-            ids[token] = token_id
+            if ids.setdefault(token, token_id) != token_id:
+                raise ValueError(f"{source} line {number}: the token has the id {ids[token]} already")
+    if len(set(ids.values())) != len(ids):
+        raise ValueError(f"{source}: two tokens have the same id")
     return ids
 
 
@@ -198,14 +238,23 @@ def _parse_line(line: str, where: str) -> tuple[bytes, int]:
     try:
         token_id, rest = line.split(" ", 1)
         literal, length = rest.rsplit(" ", 1)
-        plain = "\\" not in literal and literal[0] in "'\""
+        size = int(length)
+        if len(literal) > MAX_LITERAL * max(size, 1):
+            raise ValueError(f"a literal of {len(literal)} characters")
+        plain = (
+            "\\" not in literal and literal[0] in "'\"" and literal.count(literal[0]) == 2 and literal[-1] == literal[0]
+        )
         value = literal[1:-1] if plain else ast.literal_eval(literal)
         token = value.encode() if isinstance(value, str) else value
-        if not token or len(token) != int(length):
+        if not isinstance(token, bytes):
+            raise ValueError(f"the literal is of type {type(token).__name__}")
+        if not token or len(token) != size:
             raise ValueError(f"token of {len(token)} bytes, {length} announced")
-        return token, int(token_id)
+        if not 0 < (number := int(token_id)) < MAX_ID:
+            raise ValueError(f"id {number}; ids run from 1")
+        return token, number
     except (ValueError, SyntaxError, IndexError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{where}: not `ID LITERAL LENGTH` ({error})") from None
+        raise ValueError(f"{where}: not `ID LITERAL LENGTH` ({readable(str(error), 200)})") from None
 
 
 def _boundaries(ids: dict[bytes, int]) -> np.ndarray:

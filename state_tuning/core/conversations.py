@@ -78,7 +78,7 @@ def from_messages(messages: object) -> str:
     if not isinstance(messages, list) or not messages:
         raise ValueError('a list of {"role", "content"} messages is wanted')
     turns = [_turn(number, message) for number, message in enumerate(messages, 1)]
-    text = "\n\n".join(turns)
+    text = "\n\n".join(turn for turn in turns if turn != "System: ")
     if not any(part.answer for part in exchanges(text)):
         raise ValueError("no assistant message follows another; there is nothing to learn")
     return text
@@ -162,7 +162,7 @@ def encode_conversation(tokenizer: Tokenizer, parts: Sequence[Exchange], max_len
     ends = [False] * (len(answered) - 1) + [len(answered) == len(parts)]
     groups: list[list[Example]] = []
     for part, end in zip(answered, ends, strict=True):
-        one = encode_example(tokenizer, *part, max_len, eos=end)
+        one = encode_example(tokenizer, *part, max_len, eos=end, follows=bool(groups))
         if groups and sum(len(example.tokens) for example in [*groups[-1], one]) <= max_len + 1:
             groups[-1].append(one)
         else:

@@ -17,9 +17,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from rwkv7_jax.tokenizer import Tokenizer
+from rwkv7_jax.tokenizer.abilities import encode_after
 
 Head = Callable[[Float[Array, "B C D"]], Float[Array, "B C vocab"]]
 """activations -> logits"""
+BOUNDARY = 64
+"""Characters before and after a boundary that may share a token."""
 
 
 class Batch(TypedDict):
@@ -49,6 +52,7 @@ def encode_example(
     *,
     prefix: Sequence[int] = (),
     eos: bool = True,
+    follows: bool = False,
 ) -> Example:
     """Encodes `prefix`, prompt, completion and (if `eos`) the end token, the parts apart (see the module).
 
@@ -63,6 +67,7 @@ def encode_example(
         first (a quarter of `max_len` stays), then the end of its completion.
       prefix: token ids before the prompt.
       eos: whether the end token is predicted after the completion.
+      follows: whether the prompt itself follows other text, as a later part of a conversation does.
 
     Returns:
       The example, int32.
@@ -76,8 +81,10 @@ def encode_example(
       >>> example.tokens.tolist(), example.completion_start
       ([50, 43, 50, 61, 52, 0], 4)
     """
-    context = [*prefix, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
-    answer = [*tokenizer.encode(completion), *([tokenizer.eos_id] if eos else [])]
+    given = encode_after(tokenizer, prompt) if follows else tokenizer.encode(prompt)
+    context = [*prefix, *given] or [tokenizer.eos_id]
+    said = encode_after(tokenizer, completion) if given or follows else tokenizer.encode(completion)
+    answer = [*said, *([tokenizer.eos_id] if eos else [])]
     if not answer:
         raise ValueError(f"encode_example: the completion {completion!r} has no token to predict")
     if max_len is not None and max_len < 1:
@@ -118,8 +125,12 @@ def encode_text(tokenizer: Tokenizer, text: str, max_len: int) -> list[Example]:
 
 
 def boundary_merges(tokenizer: Tokenizer, prompt: str, completion: str) -> bool:
-    """Returns whether encoding prompt and completion jointly gives other tokens than encoding them apart."""
-    return tokenizer.encode(prompt + completion) != [*tokenizer.encode(prompt), *tokenizer.encode(completion)]
+    """Returns whether encoding prompt and completion jointly gives other tokens than encoding them apart.
+
+    The characters on both sides of the boundary decide it.
+    """
+    before, after = prompt[-BOUNDARY:], completion[:BOUNDARY]
+    return tokenizer.encode(before + after) != [*tokenizer.encode(before), *encode_after(tokenizer, after)]
 
 
 def collate(examples: Sequence[Example], length: int, batch_size: int | None = None) -> Batch:

@@ -127,7 +127,9 @@ class SampledAnswers:
         """Returns the teacher's own answer to each problem, in the student's tokens."""
         prompts, stop = [problem.prompt for problem in self.s.problems], self.s.problems[0].stop
         found = self.s.teacher.generate(prompts, self.s.config.max_new_tokens, stop)
-        encoded = [encode_after(self.s.student.lm.tokenizer, text)[: self.s.config.max_new_tokens] for text in found.texts]
+        encoded = [
+            encode_after(self.s.student.lm.tokenizer, text)[: self.s.config.max_new_tokens] for text in found.texts
+        ]
         examples = [self._example(*pair, end=False) for pair in zip(prompts, encoded, strict=True)]
         return examples, [Cost(0, int(n)) for n in found.tokens]
 

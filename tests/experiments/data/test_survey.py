@@ -6,7 +6,7 @@ from experiments.config.schema import DataConfig, EvaluateConfig
 from experiments.data import batching, survey
 from experiments.data.jobs import Job, load_jobs
 from experiments.data.jsonl import Pair
-from rwkv7_jax.tokenizer import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer, WorldTokenizer
 
 PLAIN = "Loss: nats per completion token of held-out records, end token included; no token before the prompt."
 PAIRS = [Pair("q" * 9, "a" * 9), Pair("q" * 9, "a" * 9), Pair("p" * 109, "c" * 240)]
@@ -33,6 +33,14 @@ def test_cuts_are_told_with_the_setting_that_keeps_all(capsys):
         "keeps all\nwarning: mine: 1 of 1 held-out records are training records too\n"
     )
     assert found(PAIRS, DataConfig(max_length=349)).cut == 0
+
+
+def test_prompts_whose_end_would_be_one_token_with_the_completion_are_told(capsys):
+    data, world = DataConfig(), WorldTokenizer()
+    job = Job("mine", [Pair("The Ans", "wer"), Pair("Q: 1?\nA: ", "two"), Pair("Q: 1?\nA:", " two")], [Pair("a", " b")])
+    survey.tell(job, world, batching.encode_each(world, job.train, data), data, 6)
+    said = "in 2 of 3 training records the end of the prompt and the beginning of the completion would be one token"
+    assert said in capsys.readouterr().err
 
 
 def test_few_steps_are_a_part_of_a_pass():

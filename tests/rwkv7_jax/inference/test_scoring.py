@@ -91,6 +91,17 @@ def test_pairs_are_parted_as_in_the_harness():
         encoder.pair("ab", "")
 
 
+def test_a_continuation_that_shares_a_token_with_its_context_is_encoded_alone():
+    tokenizer = WorldTokenizer()
+    encoder = Encoder(tokenizer)
+    assert tokenizer.encode("Answer") != [*tokenizer.encode("Ans"), *tokenizer.encode("wer")]
+    for context, continuation in [("Ans", "wer"), ("is gre", "y."), ("is gre", "en. The leaf"), ("f gre ", "y.")]:
+        found = encoder.pair(context, continuation, (7,))
+        own = context[len(context.rstrip()) :] + continuation
+        assert found.tokens[: found.start] == (7, *tokenizer.encode(context.rstrip()))
+        assert tokenizer.decode(found.tokens[found.start :]) == own
+
+
 @pytest.fixture(scope="module")
 def states(tiny) -> list[State]:
     """The zero state and two random ones, unbatched."""

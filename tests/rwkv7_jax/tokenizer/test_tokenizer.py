@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rwkv7_jax.generation.stop_strings import cut_tokens
 from rwkv7_jax.tokenizer import ByteTokenizer, JsonTokenizer, TextDecoder, WorldTokenizer, load_tokenizer, world
+from rwkv7_jax.tokenizer.abilities import decode_bytes_after, encode_after
 
 TEXTS = st.one_of(
     st.text(max_size=80),
@@ -136,6 +137,19 @@ def test_a_malformed_vocabulary_is_named_by_line(tmp_path, line, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_copy_of_the_released_vocabulary_is_not_taken_silently(tmp_path):
+    lines = world.find_vocabulary().read_bytes().replace(b"\r\n", b"\n")
+    same, other = tmp_path / "same.txt", tmp_path / "other.txt"
+    same.write_bytes(lines)
+    assert WorldTokenizer(same).encode(" the") == world.WorldTokenizer().encode(" the")
+    other.write_bytes(lines.replace(b" ' the' 4\n", b" ' thf' 4\n"))
+    with pytest.warns(UserWarning, match="other.txt: of the released World vocabulary 1 tokens are missing"):
+        WorldTokenizer(other)
+    (tmp_path / world.FILE_NAME).write_bytes(b"".join(lines.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="differs from the released World vocabulary"):
+        WorldTokenizer(tmp_path / world.FILE_NAME)
+
+
 def test_a_vocabulary_without_every_byte_is_refused(tmp_path):
     path = tmp_path / "vocabulary.txt"
     path.write_text("1 'a' 1\n")
@@ -235,6 +249,51 @@ def fallback(tmp_path_factory):
     path = tmp_path_factory.mktemp("fallback") / "tokenizer.json"
     library.save(str(path))
     return JsonTokenizer(path)
+
+
+@pytest.fixture(scope="module", params=["always", "first", "legacy", "prepend", "byte-level"])
+def prefixing(request, tmp_path_factory, fallback):
+    """Tokenizers that put a space before a whole text: T5's and Llama's, and GPT-2's with `add_prefix_space`."""
+    if request.param == "prepend":
+        return fallback
+    symbols = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefo", "▁a", "▁f", "▁fo"]
+    merges = [("▁", "a"), ("▁", "f"), ("▁f", "o")]
+    scheme = request.param if request.param in ("always", "first") else "always"
+    if request.param == "byte-level":
+        pre, out = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True), tokenizers.decoders.ByteLevel()
+        symbols, merges = [*"Ġabcdefo", "Ġa", "Ġf"], [("Ġ", "a"), ("Ġ", "f")]
+    else:
+        pre = tokenizers.pre_tokenizers.Metaspace("▁", scheme)
+        out = tokenizers.decoders.Sequence(
+            [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace("▁", scheme)]
+        )
+    model = tokenizers.models.BPE({s: i for i, s in enumerate(symbols)}, merges, byte_fallback=True)
+    library = tokenizers.Tokenizer(model)
+    library.pre_tokenizer, library.decoder = pre, out
+    path = tmp_path_factory.mktemp("prefixing") / "tokenizer.json"
+    library.save(str(path))
+    if request.param == "legacy":
+        spec = json.loads(path.read_text())
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+        spec["decoder"]["decoders"][1] = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+        path.write_text(json.dumps(spec))
+    return JsonTokenizer(path)
+
+
+@pytest.mark.parametrize("after", [" foa", "foa", "a", " a fo", "  a"])
+def test_a_text_that_follows_another_gets_no_space_and_loses_none(prefixing, after):
+    before = prefixing.encode("abc fo")
+    ids = encode_after(prefixing, after)
+    assert decode_bytes_after(prefixing, ids).decode() == after
+    whole = prefixing.decode([*before, *ids])
+    assert whole.removeprefix(" ") == "abc fo" + after
+    decoder = TextDecoder(prefixing, after=True)
+    assert "".join([*(decoder.push([i]) for i in ids), decoder.finish()]) == after
+
+
+def test_a_tokenizer_without_such_a_space_encodes_alike_everywhere(json_path, world_tokenizer):
+    for tokenizer in (JsonTokenizer(json_path), world_tokenizer, ByteTokenizer()):
+        assert encode_after(tokenizer, " the cat") == tokenizer.encode(" the cat")
 
 
 @settings(max_examples=60)

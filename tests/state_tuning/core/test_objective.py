@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
+from rwkv7_jax.tokenizer import JsonTokenizer
 from state_tuning.core import objective
 from state_tuning.core.objective import Example
 
@@ -64,6 +66,30 @@ def test_a_merge_across_the_boundary_does_not_move_the_mask():
     assert tokenizer.decode(example.tokens[example.completion_start :]) == "b"
     assert objective.boundary_merges(tokenizer, "ca", "b")
     assert not objective.boundary_merges(tokenizer, "cb", "a")
+
+
+def test_only_the_boundary_decides_about_merges():
+    for far in (63, 64, 65, 500):
+        assert objective.boundary_merges(tokenizer, "b" * far + "ca", "b" * far)
+        assert not objective.boundary_merges(tokenizer, "ab" * far + "c", "ab" * far)
+
+
+def test_a_completion_gets_no_space_that_is_put_before_whole_texts(tmp_path):
+    symbols = ["<unk>", "</s>", *"▁king?ROMEO:", "▁k"]
+    model = tokenizers.models.BPE({s: i for i, s in enumerate(dict.fromkeys(symbols))}, [("▁", "k")], unk_token="<unk>")
+    library = tokenizers.Tokenizer(model)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", "always")
+    library.decoder = tokenizers.decoders.Metaspace("▁", "always")
+    library.save(str(tmp_path / "tokenizer.json"))
+    llama = JsonTokenizer(tmp_path / "tokenizer.json")
+    for completion in (" king?", "king?", "  king"):
+        example = objective.encode_example(llama, "ROMEO: O", completion, eos=False)
+        assert llama.decode(example.tokens.tolist()) == "ROMEO: O" + completion
+        part = objective.encode_example(llama, " ROMEO:", completion, eos=False, follows=True)
+        both = [*example.tokens.tolist(), *part.tokens.tolist()]
+        assert llama.decode(both) == f"ROMEO: O{completion} ROMEO:{completion}"
+    text = objective.encode_example(llama, "", "king", eos=False)
+    assert text.tokens[1:].tolist() == llama.encode("king"), "a text without a prompt is whole"
 
 
 def test_prefix_comes_first_and_is_never_predicted():
