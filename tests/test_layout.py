@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -64,6 +65,43 @@ def test_tests_mirror_the_packages():
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     assert [str(folder) for folder in folders if not (ROOT / folder).is_dir()] == []
     assert [name for name in sources() if name.rpartition(".")[2].startswith("test_") and "test_time" not in name] == []
+
+
+def leaves_the_encoding_open(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in the encoding of the locale."""
+    named = {keyword.arg: keyword.value for keyword in call.keywords}
+    if None in named or "encoding" in named:
+        return False
+    method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text"):
+        return method and len(call.args) <= (name == "write_text")
+    if name == "open":
+        modes = [one.value for one in (*call.args, *named.values()) if isinstance(one, ast.Constant)]
+        modes = [mode for mode in modes if isinstance(mode, str) and re.fullmatch(r"[rwax][+bt]*", mode)]
+        return "b" not in modes[0] if modes else len(call.args) == (not method)
+    return any(getattr(named.get(key), "value", None) is True for key in ("text", "universal_newlines"))
+
+
+def test_text_is_utf8_whatever_the_locale_says():
+    """`zipfile`'s `open` has no text mode."""
+    calls = [(name, node) for name, tree in sources().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found = [f"{name}: {ast.unparse(call)}" for name, call in calls if leaves_the_encoding_open(call)]
+    assert [one for one in found if not one.startswith("rwkv7_jax.checkpoint.pth: archive.open(")] == []
+
+
+def test_durations_are_measured_by_a_clock_that_nobody_sets():
+    """`time.time` is the clock of the wall; dates in a server's answer alone are by it."""
+    found = [
+        f"{name}: {ast.unparse(node)}" for name, tree in sources().items() for node in ast.walk(tree) if wall(node)
+    ]
+    assert [one for one in found if "teacher.http_client" not in one] == []
+
+
+def wall(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module in ("time", "datetime") and any(alias.name in ("time", "datetime") for alias in node.names)
+    return isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.datetime")
 
 
 @pytest.mark.parametrize("package", FACES)

@@ -85,7 +85,7 @@ def peak_memory() -> int:
 
     `ru_maxrss` would include the parent's.
     """
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
@@ -99,7 +99,7 @@ class Worker:
     def __init__(self, job: Job, checkpoint: Path, shape: str):
         command = [sys.executable, "-m", "experiments.bench.worker", job.who, job.task, str(checkpoint), shape]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
         self.seconds, self.peak = float("inf"), 0
         try:

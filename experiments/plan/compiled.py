@@ -146,7 +146,7 @@ def text_of(compiled: Readable, folder: str) -> str:
     """
     written = sorted(Path(folder).glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
     try:
-        return written[-1].read_text() if written else compiled.as_text() or ""
+        return written[-1].read_text(encoding="utf-8") if written else compiled.as_text() or ""
     except jax.errors.JaxRuntimeError:
         return ""
 

@@ -58,7 +58,7 @@ class Record(TypedDict):
 def records() -> list[Record]:
     """Returns all plans, by kind of step and by size."""
     found: list[Record] = [
-        json.loads(path.read_text()) | {"name": path.stem} for path in sorted(RESULTS.glob("*.json"))
+        json.loads(path.read_text(encoding="utf-8")) | {"name": path.stem} for path in sorted(RESULTS.glob("*.json"))
     ]
     return sorted(found, key=lambda one: (one["config"].startswith("pretrain"), one["size"] or "", one["chips"]))
 

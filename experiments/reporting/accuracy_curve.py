@@ -1,11 +1,11 @@
 """Accuracy against budget: outcomes of answered problems -> curve, table, picture."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from experiments.reporting.json_text import json_text
 from experiments.reporting.plots import pyplot
 from experiments.reporting.statistics import bootstrap, wilson
 from experiments.reporting.tables import markdown_table
@@ -138,7 +138,9 @@ def write(folder: Path, problems: Sequence[Problem], seed: int) -> str:
     """Writes curve.json, curve.md and curve.png; returns the table."""
     points, gains = curve(problems), differences(problems, seed)
     text = table(points, gains, len(problems))
-    (folder / "curve.json").write_text(json.dumps({"points": points, "differences": gains}, indent=1) + "\n")
-    (folder / "curve.md").write_text(text + "\n")
+    (folder / "curve.json").write_text(
+        json_text({"points": points, "differences": gains}, indent=1) + "\n", encoding="utf-8"
+    )
+    (folder / "curve.md").write_text(text + "\n", encoding="utf-8")
     picture(folder / "curve.png", points)
     return text

@@ -1,12 +1,12 @@
 """The table as Markdown and JSON, and its copy in the documentation."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.config.study import LARGER
 from experiments.pocket.question_kinds import KINDS
 from experiments.reporting.accuracy_curve import table as scaling_table
+from experiments.reporting.json_text import json_text
 from experiments.reporting.statistics import Interval
 from experiments.reporting.tables import markdown_table, text_table
 from experiments.study.labels import LABELS
@@ -185,8 +185,8 @@ def markdown(body: TableResults, pictures: Sequence[str], prefix: str = "") -> s
 
 def write(folder: Path, body: TableResults, pictures: Sequence[str]) -> None:
     """Writes report.md and results.json."""
-    (folder / "report.md").write_text(f"# {body['config']['name']}\n\n{markdown(body, pictures)}")
-    (folder / "results.json").write_text(json.dumps(body, indent=1) + "\n")
+    (folder / "report.md").write_text(f"# {body['config']['name']}\n\n{markdown(body, pictures)}", encoding="utf-8")
+    (folder / "results.json").write_text(json_text(body, indent=1) + "\n", encoding="utf-8")
 
 
 def fill(page: Path, text: str) -> None:
@@ -195,11 +195,11 @@ def fill(page: Path, text: str) -> None:
     Raises:
       ValueError: the page has no markers.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page}: no {BEGIN} ... {END} to fill")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def text_of(body: Summary) -> str:

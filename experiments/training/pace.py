@@ -79,7 +79,7 @@ def memory(devices: Iterable[Device]) -> str:
 def _resident() -> int:
     """Largest resident memory of this process so far in bytes; on Linux without that of its parent."""
     status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.is_file() else ():
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
         if line.startswith("VmHWM"):
             return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

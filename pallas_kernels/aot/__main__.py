@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     print(table.text(rows))
     if options.json:
-        options.json.write_text(table.to_json(rows))
+        options.json.write_text(table.to_json(rows), encoding="utf-8")
     return int(any(row.status != table.COMPILED for row in rows))
 
 

@@ -68,7 +68,7 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
             "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *filter(None, sys.path)]),
         }
         command = [sys.executable, "-m", "pallas_kernels.aot.gpu", target, folder, *map(str, shape)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"compiling for {target} ended with: {done.stderr.strip().splitlines()[-1]}")
     return from_json(done.stdout.splitlines()[-1])
@@ -113,7 +113,11 @@ def _compile(target: str, folder: str, shape: tuple[int, ...]) -> list[Row]:
             except Exception as error:  # the message is the result
                 out.append(row._replace(status=" ".join(str(error).split())[:200]))
                 continue
-            found = [path for path in glob.glob(f"{folder}/*.ptx") if ".entry wkv7_" in pathlib.Path(path).read_text()]
+            found = [
+                path
+                for path in glob.glob(f"{folder}/*.ptx")
+                if ".entry wkv7_" in pathlib.Path(path).read_text(encoding="utf-8")
+            ]
             registers, spills = map(max, zip(*(nvidia.examine(path, facts.arch) for path in found), strict=True))
             out.append(row._replace(registers=registers, spills=spills, memory=_shared_memory(folder)))
     return out
@@ -121,7 +125,7 @@ def _compile(target: str, folder: str, shape: tuple[int, ...]) -> list[Row]:
 
 def _shared_memory(folder: str) -> int | None:
     """Bytes of shared memory that the kernel is launched with, from XLA's record of the last compilation."""
-    records = (pathlib.Path(path).read_text() for path in glob.glob(f"{folder}/*thunk_sequence*"))
+    records = (pathlib.Path(path).read_text(encoding="utf-8") for path in glob.glob(f"{folder}/*thunk_sequence*"))
     return max((int(size) for text in records for size in re.findall(r"shared_memory: (\d+)", text)), default=None)
 
 

@@ -76,7 +76,7 @@ def ptxas() -> str | None:
 def examine(ptx: str, arch: str) -> tuple[int, int]:
     """Returns (registers per thread, bytes spilled, stores and loads) that `ptxas` reports of a PTX file."""
     command = [str(ptxas()), f"-arch={arch}", "-v", ptx, "-o", os.devnull]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    report = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
     registers = max(map(int, re.findall(r"Used (\d+) registers", report)))
     return registers, spilled

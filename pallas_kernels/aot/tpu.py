@@ -81,7 +81,7 @@ def row(kernel: str, target: str, shape: tuple[int, ...], dtype: str) -> Row:
     chip = TARGETS[target]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pallas_kernels.aot.tpu", kernel, chip.topology, dtype, *map(str, shape)]
-        done = subprocess.run(command, env=_environment(folder), capture_output=True, text=True)
+        done = subprocess.run(command, env=_environment(folder), capture_output=True, text=True, encoding="utf-8")
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
             return Row(kernel, target, shape, dtype, lines[-1].strip())
@@ -122,7 +122,7 @@ def _dump(folder: str, kernel: str, stage: str) -> str:
     found = [path for path in pathlib.Path(folder).iterdir() if pattern.search(path.name)]
     if len(found) != 1:
         raise FileNotFoundError(f"{len(found)} dumps of {kernel} after {stage}: another libtpu than the known ones?")
-    return found[0].read_text(errors="replace")
+    return found[0].read_text(errors="replace", encoding="utf-8")
 
 
 def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> dict[str, int]:

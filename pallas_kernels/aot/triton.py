@@ -79,6 +79,6 @@ def compile_kernel(name: str, target: str, shape: tuple[int, ...], dtype: str) -
     compiled = triton.compile(source, GPUTarget("cuda", 10 * facts.major, 32), options)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernel.ptx")
-        path.write_text(compiled.asm["ptx"])
+        path.write_text(compiled.asm["ptx"], encoding="utf-8")
         registers, spills = nvidia.examine(str(path), facts.arch)
     return {"registers": registers, "spills": spills, "memory": compiled.metadata.shared}

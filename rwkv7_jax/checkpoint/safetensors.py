@@ -150,7 +150,7 @@ def _tensor(body: np.ndarray, name: str, entry: Entry) -> np.ndarray:
 def _folder_files(folder: pathlib.Path) -> Iterable[pathlib.Path]:
     """Returns the shards of a Hugging Face folder: by its index, else its only safetensors file."""
     if (folder / INDEX).is_file():
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         for name in sorted(names):
             if pathlib.PurePath(name).name != name or "\\" in name:
                 raise CheckpointError(f"{INDEX} names the shard {name}, which points outside of the folder")
@@ -171,7 +171,7 @@ def _folder_config(folder: pathlib.Path) -> dict[str, object]:
     """Reads and checks config.json, if there is one: only what changes the computation; dimensions come from shapes."""
     if not (folder / "config.json").is_file():
         return {}
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type", "rwkv7") not in ("rwkv7", "rwkv"):
         raise CheckpointError(f"config.json says model_type {config['model_type']}; an RWKV-7 checkpoint is needed")
     if abs(config.get("norm_eps", 1e-5) - 1e-5) > 1e-9:

@@ -1,6 +1,5 @@
 """A training step compiled for hardware that is not there."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from experiments.config.schema import MeshConfig
 from experiments.plan import advice, compiled, report, step
 from experiments.plan.step import Step
 from experiments.plan.topology import Topology
+from experiments.reporting.json_text import json_text
 
 pretraining, tuning = step.pretraining, step.tuning
 
@@ -40,5 +40,5 @@ def run(
     print(report.text(made, parts, compiled.options(made, parts), changes))
     if own.json:
         label = report.Label(name, own.size, list(overrides))
-        Path(own.json).write_text(json.dumps(report.as_json(made, parts, label), indent=1) + "\n")
+        Path(own.json).write_text(json_text(report.as_json(made, parts, label), indent=1) + "\n", encoding="utf-8")
     return 0 if made.fits else 1
