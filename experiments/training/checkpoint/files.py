@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from rwkv7_jax.terminal import readable
+
 MANIFEST, META, TREE = "MANIFEST.json", "meta.json", "tree"
 
 
@@ -60,7 +62,7 @@ def steps(folder: Path) -> list[int]:
 
 def meta(folder: Path, step: int) -> Meta:
     """Reads the JSON side of a checkpoint."""
-    return json.loads((place(folder, step) / META).read_text())
+    return json.loads((place(folder, step) / META).read_text(encoding="utf-8"))
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -79,23 +81,48 @@ def _sha256(path: Path) -> str:
 def damage(folder: Path) -> str | None:
     """Returns what is wrong with the checkpoint in `folder`, by its manifest; None if nothing is."""
     try:
-        wanted = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        wanted = None
+    if not isinstance(wanted, dict):
         return f"{MANIFEST} is missing or damaged"
     found = file_hashes(folder)
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
-            return f"{name} is missing"
+            return f"{readable(name, 200)} is missing"
         if found[name] != wanted.get(name):
-            return f"{name} differs from its SHA-256"
+            return f"{readable(name, 200)} differs from its SHA-256"
     return None
+
+
+def check_renames(folder: Path) -> None:
+    """Checks that a folder with a file in it can be renamed in `folder`, as Orbax and `publish` do.
+
+    Raises:
+      OSError: it cannot, as in a bucket that is mounted without leave for it.
+    """
+    source, target = folder / ".part_probe", folder / ".part_renamed"
+    try:
+        for path in (source, target):
+            shutil.rmtree(path, ignore_errors=True)
+        source.mkdir()
+        (source / "file").touch()
+        source.rename(target)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: checkpoints cannot be kept here, a folder cannot be renamed ({error.strerror}); a bucket needs "
+            "gcsfuse --rename-dir-limit 100000"
+        ) from None
+    finally:
+        for path in (source, target):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def publish(folder: Path, step: int, described: str) -> None:
     """Makes the written arrays of a step a checkpoint: JSON side, manifest and, last of all, its name."""
     source, target = part(folder, step), place(folder, step)
-    (source / META).write_text(described)
-    (source / MANIFEST).write_text(json.dumps(file_hashes(source), indent=1))
+    (source / META).write_text(described, encoding="utf-8")
+    (source / MANIFEST).write_text(json.dumps(file_hashes(source), indent=1), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
 

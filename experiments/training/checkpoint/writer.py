@@ -1,8 +1,11 @@
 """Asynchronous saving: the step goes on as soon as the arrays have left the device."""
 
+import errno
 import json
 import logging
+import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +17,20 @@ from jaxtyping import PyTree
 
 from experiments.training.checkpoint import files
 from experiments.training.checkpoint.files import Keep, Meta
+from rwkv7_jax.terminal import readable
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
+
+
+UNBOUNDED = 10**9
+"""Seconds. Orbax measures its time-outs by the wall clock, which may be set while it saves; one process waits for no
+other, and its disk answers or fails."""
+LACKS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+
+
+_hooks = [sys.__unraisablehook__]
+"""What was called before with exceptions that no caller gets."""
 
 
 class Writer:
@@ -47,16 +61,21 @@ class Writer:
         Raises: what went wrong with the save before (OSError for a full disk).
         """
         self.wait()
-        if self._checkpointer is None:
-            self._checkpointer = _checkpointer()
+        first = self._checkpointer is None
+        self._checkpointer = self._checkpointer or _checkpointer()
         described = json.dumps(meta)
-        if jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".part_*"):
-                shutil.rmtree(left)
-            files.part(self.folder, step).mkdir()
-        barrier(f"checkpoint of step {step}")
-        self._checkpointer.save(files.part(self.folder, step) / files.TREE, tree)
+        try:
+            if jax.process_index() == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob(".part_*"):
+                    shutil.rmtree(left)
+                if first:
+                    files.check_renames(self.folder)
+                files.part(self.folder, step).mkdir()
+            barrier(f"checkpoint of step {step}")
+            self._checkpointer.save(files.part(self.folder, step) / files.TREE, tree)
+        except (OSError, ValueError) as error:
+            raise _told(self.folder, step, error) from error
         if jax.process_index() == 0:
             finish = (self._checkpointer, step, described)
             self._thread = threading.Thread(target=self._finish, args=finish, name=f"checkpoint-{step}")
@@ -67,6 +86,8 @@ class Writer:
             checkpointer.wait_until_finished()
             files.publish(self.folder, step, described)
             files.prune(self.folder, self.keep)
+        except Exception as error:
+            self._error = _told(self.folder, step, error)
         except BaseException as error:
             self._error = error
 
@@ -106,5 +127,30 @@ def barrier(name: str) -> None:
 def _checkpointer() -> "ocp.StandardCheckpointer":
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return ocp.StandardCheckpointer()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong in Orbax's threads is raised by `wait` too
+    if sys.unraisablehook is not _without_closed_loops:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _without_closed_loops
+    if jax.process_count() > 1:
+        return ocp.StandardCheckpointer()
+    return ocp.StandardCheckpointer(async_options=ocp.options.AsyncOptions(timeout_secs=UNBOUNDED))
+
+
+def _without_closed_loops(told: "sys.UnraisableHookArgs") -> None:
+    """Says nothing of writes that end in threads of their own after another one has failed, which is raised."""
+    if not (told.exc_type is RuntimeError and str(told.exc_value) == "Event loop is closed"):
+        _hooks[-1](told)
+
+
+def _told(folder: Path, step: int, error: Exception) -> Exception:
+    """What went wrong with a save, in one line that begins with its place."""
+    if isinstance(error, OSError) and not error.strerror and not isinstance(error, TimeoutError):
+        return error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if lacks := next((text for text in LACKS if text.lower() in reason.lower()), None):
+        reason = lacks
+    advice = "make room, or choose another --output" if lacks else "see that the folder is there and can be written"
+    return OSError(
+        f"{files.place(folder, step)}: the checkpoint is not saved ({readable(reason, 200)}): {advice}; "
+        "the same command goes on from the checkpoint before"
+    )

@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +146,64 @@ def test_what_goes_wrong_in_the_background_is_raised(tmp_path, monkeypatch):
     assert checkpoint.steps(tmp_path) == [1, 4]
 
 
+def test_a_full_disk_is_one_line_without_a_traceback(tmp_path):
+    """A limit on the size of files stands for the full disk: Orbax's own writes fail, in threads of their own."""
+    code = (
+        "import pathlib, resource, signal, sys, jax.numpy as jnp\n"
+        "from experiments.training import checkpoint\n"
+        "from rwkv7_jax.terminal import exit_status\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "folder, tree = pathlib.Path(sys.argv[1]), {'a': jnp.arange(90_000.0), 'b': jnp.ones((300, 300))}\n"
+        "def body():\n"
+        "    with checkpoint.Writer(folder) as writer:\n"
+        "        writer.save(1, tree, {'identity': 'x'})\n"
+        "        writer.wait()\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+        "        writer.save(2, tree, {'identity': 'x'})\n"
+        "sys.exit(exit_status(body))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    told = f"error: {tmp_path}/step_00000002: the checkpoint is not saved (File too large): make room, or choose"
+    assert done.returncode == 2
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+    assert checkpoint.steps(tmp_path) == [1]
+    assert checkpoint.damage(tmp_path / "step_00000001") is None
+
+
+def test_a_folder_that_goes_away_is_one_line_and_the_next_save_works(tmp_path, monkeypatch, capfd):
+    with checkpoint.Writer(tmp_path / "run") as writer:
+        with monkeypatch.context() as patch:
+            hashes = files.file_hashes
+            patch.setattr(files, "file_hashes", lambda path: [shutil.rmtree(path), hashes(path)][1])
+            writer.save(1, tree_of(1), {"identity": "me"})
+            with pytest.raises(
+                OSError, match=r"step_00000001: the checkpoint is not saved \(No such file .*same command"
+            ):
+                writer.wait()
+        writer.save(2, tree_of(2), {"identity": "me"})
+    assert checkpoint.steps(tmp_path / "run") == [2]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("years", [-3, 3])
+def test_a_wall_clock_that_is_set_while_it_saves_changes_nothing(years, tmp_path, monkeypatch):
+    now, calls = time.time, []
+
+    def wall():
+        calls.append(None)
+        return now() + years * 31_536_000 * (len(calls) > 3)
+
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(1, tree_of(1), {"identity": "me"})
+        writer.wait()
+        monkeypatch.setattr(time, "time", wall)
+        writer.save(2, tree_of(2), {"identity": "me"})
+        writer.wait()
+    assert len(calls) > 3
+    assert checkpoint.steps(tmp_path) == [1, 2]
+
+
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 1)])
 def test_restored_onto_another_mesh(shape, tmp_path):
     def spread(shape):
@@ -170,3 +232,15 @@ def test_newest_best_and_anchor_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path) == [2, 3, 5, 6]
     files.discard_after(tmp_path, 3)
     assert checkpoint.steps(tmp_path) == [2, 3]
+
+
+def test_a_file_system_that_cannot_rename_folders_is_told_at_the_first_save(tmp_path, monkeypatch):
+    files.check_renames(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def refuse(self, target):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    with pytest.raises(OSError, match=r"cannot be renamed \(Too many open files\); a bucket needs gcsfuse "):
+        checkpoint.save(tmp_path / "run", 1, {"a": jnp.zeros(2)}, {"identity": "me"})
