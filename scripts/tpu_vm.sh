@@ -4,15 +4,17 @@
 #   scripts/tpu_vm.sh create                  a slice
 #   scripts/tpu_vm.sh setup                   this repository and its packages on every host
 #   scripts/tpu_vm.sh mount BUCKET            a bucket as /mnt/runs on every host, the shared output folder
-#   scripts/tpu_vm.sh run ARGUMENTS...        the same command on every host, e.g. -m experiments.run --config gsm8k ...
+#   scripts/tpu_vm.sh run ARGUMENTS...        the same command on every host, e.g. -m rwkv7_jax tune --config gsm8k ...
 #   scripts/tpu_vm.sh fetch FROM TO           a file or folder from the first host
 #   scripts/tpu_vm.sh delete                  the slice
 #
-# Settings, from the environment: TPU_NAME, ZONE, and for create ACCELERATOR (v5litepod-256, v5p-128, v6e-16), RUNTIME.
+# Settings, from the environment: TPU_NAME, ZONE, and for create ACCELERATOR (v5litepod-256, v5p-128, v6e-16), RUNTIME;
+# PYTHON_VERSION (3.12) for setup.
 set -euo pipefail
+PYTHON_VERSION=${PYTHON_VERSION:-3.12}
 
 usage() {
-    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -41,12 +43,14 @@ case "$action" in
         trap 'rm -f "$archive"' EXIT
         git archive --format=tar.gz --prefix=rwkv7-jax/ -o "$archive" HEAD
         gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:rwkv7-jax.tar.gz" --zone="$ZONE" --worker=all
-        on_all 'tar xzf rwkv7-jax.tar.gz && cd rwkv7-jax && python3 -m venv .venv &&
-            .venv/bin/pip install -q --constraint constraints.txt -e ".[tpu]"'
+        # Images come with Pythons from 3.10 on: uv brings the version that is asked for.
+        on_all "tar xzf rwkv7-jax.tar.gz && cd rwkv7-jax && python3 -m pip install -q --user uv &&
+            python3 -m uv venv -q --clear --python $PYTHON_VERSION .venv &&
+            python3 -m uv pip install -q --python .venv/bin/python --constraint constraints.txt -e '.[tpu]'"
         ;;
     mount)
         [[ $# -eq 1 ]] || usage
-        on_all "sudo mkdir -p /mnt/runs && sudo chown \$USER /mnt/runs && mountpoint -q /mnt/runs || gcsfuse --implicit-dirs $1 /mnt/runs"
+        on_all "sudo mkdir -p /mnt/runs && sudo chown \$USER /mnt/runs && mountpoint -q /mnt/runs || gcsfuse --implicit-dirs --rename-dir-limit 100000 $1 /mnt/runs"
         ;;
     run)
         [[ $# -ge 1 ]] || usage

@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig
+from experiments.training import connection
 from rwkv7_jax import sharding
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def session(config: MeshConfig) -> Iterator[Mesh | None]:
         mesh = sharding.make_mesh(config.data, config.fsdp, config.tensor, devices())
     except ValueError as error:
         raise UsageError(f"{error}; change --mesh.data, --mesh.fsdp or --mesh.tensor") from None
-    with silent(unless=is_lead()):
+    with silent(unless=is_lead()), connection.while_all_live():
         if mesh.size == 1:
             yield None
         else:
@@ -60,13 +61,8 @@ def start(config: MeshConfig) -> None:
         raise UsageError("mesh.coordinator, mesh.processes and mesh.process_id belong together: give all three")
     if jax.distributed.is_initialized():
         return
-    try:
-        if config.coordinator is not None:
-            jax.distributed.initialize(*given)
-        elif on_cluster(os.environ):
-            jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the processes did not connect ({' '.join(str(error).split())[:300]})") from None
+    if config.coordinator is not None or on_cluster(os.environ):
+        connection.connect(config)
 
 
 def on_cluster(environment: Mapping[str, str]) -> bool:
@@ -101,7 +97,7 @@ def silent(unless: bool) -> Iterator[None]:
     if unless:
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
