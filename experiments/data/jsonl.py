@@ -43,7 +43,10 @@ def read_lines(path: str | Path) -> list[Line]:
     Raises:
       UsageError: one line with file and line number: no such file, an empty one, not text, not a JSON object.
     """
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"no file {path} ({error})") from None
     text = read_text(path)
     lines = [(number, line.removeprefix("\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line.strip()]
@@ -147,7 +150,7 @@ def to_pair(line: Line) -> Pair:
     try:
         keys = form(record)
         if keys in (MESSAGES, SHAREGPT):
-            return Pair("", _messages(keys[0], record[keys[0]]))
+            return Pair("", _messages(keys[0], record[keys[0]], record.get("system")))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     for key in keys:
@@ -159,9 +162,11 @@ def to_pair(line: Line) -> Pair:
     return Pair("" if keys == TEXT else record["prompt"], record[keys[-1]])
 
 
-def _messages(key: str, value: object) -> str:
+def _messages(key: str, value: object, system: object) -> str:
+    """The turns, after a system prompt that stands beside them."""
     try:
-        return from_messages(value)
+        first = [{"role": "system", "content": system}] if isinstance(system, str) else []
+        return from_messages([*first, *value] if isinstance(value, list) else value)
     except ValueError as error:
         raise ValueError(f"{key!r}: {error}") from None
 
@@ -180,8 +185,12 @@ def check_answers(pair: Pair, where: str) -> Pair:
 
 def unused_keys(lines: Iterable[Line]) -> Counter[str]:
     """Counts the records with each key that is not read."""
-    used = {key for keys in FORMS for key in keys}
-    return Counter(key for line in lines for key, value in line.record.items() if key not in used and value is not None)
+    found = Counter[str]()
+    for record, _ in lines:
+        read = {key for keys in FORMS for key in keys}
+        read |= {"system"} if form(record) in (MESSAGES, SHAREGPT) and isinstance(record.get("system"), str) else set()
+        found.update(key for key, value in record.items() if value is not None and key not in read)
+    return found
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

@@ -20,6 +20,50 @@ def test_every_form_of_override(form):
     assert apply_overrides(RunConfig(), form).tune.steps == 7
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("tune.learning_rate=nan", "must be finite"),
+        ("tune.learning_rate=inf", "must be finite"),
+        ("tune.learning_rate=0", "must be above 0"),
+        ("tune.learning_rate=-1", "must be above 0"),
+        ("tune.alpha=0", "must not be 0"),
+        ("tune.alpha=nan", "must be finite"),
+        ("tune.l2=nan", "must be finite"),
+        ("tune.l2=inf", "must be finite"),
+        ("tune.clip_norm=nan", "must be finite"),
+        ("tune.final_fraction=2", "between 0 and 1"),
+        ("tune.final_fraction=nan", "must be finite"),
+        ("tune.steps=0", "at least 1"),
+        ("tune.accumulate=0", "at least 1"),
+        ("tune.warmup=-1", "must not be negative"),
+        ("tune.segment=-1", "must not be negative"),
+        ("tune.exact_segments=-1", "must not be negative"),
+        ("data.max_length=1", "at least 2"),
+        ("data.batch_size=0", "at least 1"),
+        ("evaluate.max_records=1", "at least 2"),
+        ("seed=-1", "from 0 to"),
+        ("seed=4294967296", "from 0 to"),
+        ("system.validate_every=-1", "must not be negative"),
+        ("system.validate_records=0", "at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(word, told):
+    with pytest.raises(UsageError, match=rf"^{word.partition('=')[0]}: .*{told}"):
+        apply_overrides(RunConfig(), [word])
+
+
+@pytest.mark.parametrize("name", ["jsonl", "gsm8k", "mmlu", "winogrande", "arc"])
+def test_the_learning_rate_that_is_taken_by_default_is_one_that_sweeps_find(name):
+    """docs/quickstart.md and docs/results.md: state tuning wants 0.1 to 3, LoRA 0.01."""
+    words = ["--data.train", "my.jsonl", "--data.dir", "none", "--data.tasks", ""]
+    assert check(load_config(name, words)).tune.learning_rate == 1.0
+    lora = ["--method.kind", "baseline", "--method.name", "lora"]
+    assert check(load_config(name, [*words, *lora])).tune.learning_rate == 0.01
+    assert check(load_config(name, [*words, "--tune.learning_rate", "0.3"])).tune.learning_rate == 0.3
+    assert check(load_config("quickstart")).tune.learning_rate == 1.0
+
+
 def test_types_of_values():
     words = ["--tune.learning-rate", "1e-3", "--data.tasks=mmlu, arc", "data.max_train=none", "--overwrite"]
     config = apply_overrides(RunConfig(), [*words, "--report.plots", "false", "--output", "x/y"])
@@ -140,6 +184,7 @@ def test_resolved_config_is_plain_and_the_hash_ignores_bookkeeping():
     moved = apply_overrides(base, ["--output", "b", "--overwrite", "--system.log_every", "3", "--resume", "no"])
     assert config_hash(moved) == config_hash(base)
     assert config_hash(apply_overrides(base, ["--tune.l2", "0.5"])) != config_hash(base)
+    assert config_hash(apply_overrides(base, ["--data.learn", "all"])) != config_hash(base)
 
 
 def test_tune_settings_reach_state_tuning_unchanged():

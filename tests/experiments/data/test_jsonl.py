@@ -43,6 +43,9 @@ def test_messages_and_absent_columns(tmp_path):
     text = "User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d"
     assert read_pairs(path) == [Pair("", text), Pair("", text), Pair("", "t")]
     assert unused_keys(read_lines(path)) == {"id": 1}
+    path.write_text(json.dumps({"system": "s", "conversations": shared}) + '\n{"text": "a", "system": "s"}\n')
+    assert read_pairs(path)[0] == Pair("", f"System: s\n\n{text}")
+    assert unused_keys(read_lines(path)) == {"system": 1}
 
 
 @pytest.mark.parametrize(

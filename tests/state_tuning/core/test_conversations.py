@@ -97,6 +97,7 @@ def test_messages_become_turns():
     parts = [{"type": "text", "text": "b\r\n\r\n"}, {"type": "text", "text": "c"}]
     messages = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": parts}]
     assert from_messages(messages) == "System: s\n\nUser: a\n\nAssistant: b\nc"
+    assert from_messages([{"role": "system", "content": ""}, *messages[1:]]) == "User: a\n\nAssistant: b\nc"
     assert from_messages([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]) == "User: a\n\nAssistant: b"
 
 
