@@ -1,5 +1,6 @@
 """Test-time scaling: each problem answered by the adapted model and its controls at every budget, kept on disk."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -117,8 +118,20 @@ def _earlier(folder: Path, identity: str, overwrite: bool, option: str) -> dict[
     if overwrite or not any(jsonl_store.scan(log, fields)):
         return {}
     check_identity(folder, read(folder).get("identity"), identity, option)
-    answered = cast(list[Answered], jsonl_store.recover(log, fields, "their problems are answered again"))
-    return {one["index"]: one for one in answered}
+    answered = cast(list[Answered], jsonl_store.recover(log, fields, "answered again"))
+    sound = [one for one in answered if all(map(_is_outcome, one["lines"]))]
+    jsonl_store.warn(log, ["an answer lacks its numbers"] * (len(answered) - len(sound)), "answered again")
+    return {one["index"]: one for one in sound}
+
+
+def _is_outcome(line: object) -> bool:
+    """Whether a line of an old file, which has no checksum, has what the curve needs."""
+    numbers = ("n", "correct", "student_tokens", "teacher_tokens", "seconds")
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("method"), str)
+        and all(isinstance(line.get(name), int | float) and math.isfinite(line[name]) for name in numbers)
+    )
 
 
 def answer_all(

@@ -47,13 +47,13 @@ def scan(path: Path, fields: Fields | None = None) -> Found:
     return found
 
 
-def read(path: Path, fields: Fields | None = None, lost: str = "they are left out") -> list[Record]:
+def read(path: Path, fields: Fields | None = None, lost: str = "left out") -> list[Record]:
     """Returns the sound records of a file in order; none if there is no file.
 
     Args:
       path: the file.
       fields: what a record has to have.
-      lost: what becomes of damaged lines, for the warning.
+      lost: what becomes of what damaged lines held, for the warning.
 
     Raises:
       OSError: the file cannot be read.
@@ -84,7 +84,7 @@ def rewrite(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     write_text(path, _text(records))
 
 
-def recover(path: Path, fields: Fields | None = None, lost: str = "they are computed again") -> list[Record]:
+def recover(path: Path, fields: Fields | None = None, lost: str = "computed again") -> list[Record]:
     """Returns the sound records of a file and takes everything else out of it, so that new ones can be added.
 
     Raises:

@@ -56,7 +56,7 @@ def _read(path: Path, identity: str) -> dict[str, list[Sample]]:
     portions = [record for record in records if "identity" not in record]
     sound = [record for record in portions if _is_portion(record)]
     damaged += ["a portion has other fields"] * (len(portions) - len(sound))
-    jsonl_store.warn(path, damaged, "they are computed again")
+    jsonl_store.warn(path, damaged, "computed again")
     return {one["portion"]: one["samples"] for one in cast(list[_Portion], [with_nan(one) for one in sound])}
 
 

@@ -37,7 +37,7 @@ class MetricsLog:
 
     def rewind(self, job: str, step: int) -> None:
         """Forgets rows of `job` after `step`, which a resumed run writes again, and a row cut off by a crash."""
-        rows = self._read("resuming leaves them out")
+        rows = self._read("left out")
         jsonl_store.rewrite(self.path, [row for row in rows if row["job"] != job or row["step"] <= step])
 
     def append(self, row: Row) -> None:
@@ -46,7 +46,7 @@ class MetricsLog:
 
     def rows(self, job: str | None = None) -> list[Row]:
         """Returns all rows, or those of one job, in order."""
-        return [row for row in self._read("they are left out") if job is None or row["job"] == job]
+        return [row for row in self._read("left out") if job is None or row["job"] == job]
 
     def _read(self, lost: str) -> list[Row]:
         rows = jsonl_store.read(self.path, {"job": str, "step": int}, lost)

@@ -31,7 +31,7 @@ def test_a_damaged_line_is_named_and_taken_out(path, capsys):
     change(path, "2.5", "2.6")
     assert jsonl_store.recover(path) == [*ROWS[:2], *ROWS[3:]]
     wrong = "1 line is damaged (line 3: it differs from its checksum)"
-    assert capsys.readouterr().err == f"warning: {path}: {wrong}; they are computed again\n"
+    assert capsys.readouterr().err == f"warning: {path}: {wrong}; computed again\n"
     assert jsonl_store.recover(path) == [*ROWS[:2], *ROWS[3:]]
     assert capsys.readouterr().err == ""
 
@@ -115,7 +115,7 @@ def test_a_damaged_portion_of_an_evaluation_is_computed_again(tmp_path, capsys):
     began = '"portion": "b", "samples": [{"part": "a", "index": '
     change(path, f"{began}0", f"{began}1")
     assert Store(path, identity).done == {"a": [sample]}
-    assert "line 3: it differs from its checksum); they are computed again" in capsys.readouterr().err
+    assert "line 3: it differs from its checksum); computed again" in capsys.readouterr().err
     change(path, f'"identity": "{identity}"', f'"identity": "{identity[:-1]}c"')
     assert Store(path, identity).done == {"a": [sample]}
     assert Store(path, identity).done == {"a": [sample]}
