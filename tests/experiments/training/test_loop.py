@@ -74,7 +74,7 @@ def test_killed_again_and_again(whole, tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     for _ in range(4):
         with monkeypatch.context() as patch:
-            killer = Killer(int(rng.integers(30, 90)))
+            killer = Killer(int(rng.integers(20, 60)))
             killer.patched(patch)
             with pytest.raises(Killed):
                 small.finish(tmp_path, step=killer.step(small.step))
