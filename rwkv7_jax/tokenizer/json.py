@@ -146,7 +146,7 @@ def _byte_pieces(library: Library) -> dict[int, bytes] | None:
     kinds = {part.get("type") for part in [decoder, *decoder.get("decoders", [])]}
     if kinds != {"ByteLevel"}:
         return None
-    byte_of = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     added = library.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     pieces = {}
@@ -186,7 +186,7 @@ def _without_prefix(library: Library, path: Path) -> Library:
     return changed
 
 
-def _byte_symbols() -> str:
+def byte_symbols() -> str:
     """Returns the 256 characters that stand for bytes in byte-level vocabularies (GPT-2's alphabet), in byte order."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = iter(range(256, 512))

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from rwkv7_jax.generation.stop_strings import cut_at_first_complete
+from state_tuning.test_time_scaling.teacher import raw_tokens
 from state_tuning.test_time_scaling.teacher.echo import NotEchoed, tokens_of_sample
 from state_tuning.test_time_scaling.teacher.foreign_text import quoted
 from state_tuning.test_time_scaling.teacher.http_client import Client, TeacherError
@@ -287,7 +288,7 @@ def _yes_or_no(likely: dict[str, float], yes: str, no: str) -> float:
     floor = min(listed.values())
 
     def mass(word: str) -> float | None:
-        values = [value for token, value in listed.items() if token.strip().lower() == word.strip().lower()]
+        values = [value for token, value in listed.items() if raw_tokens.word(token) == word.strip().lower()]
         return _logsumexp(values) if values else None
 
     for_yes, for_no = mass(yes), mass(no)

@@ -16,10 +16,11 @@ from email.utils import formatdate
 import numpy as np
 import pytest
 
+from rwkv7_jax.tokenizer.json import byte_symbols
 from state_tuning.test_time_scaling.teacher import http as teacher_http
-from state_tuning.test_time_scaling.teacher.echo import tokens_of_sample
+from state_tuning.test_time_scaling.teacher.echo import NotEchoed, tokens_of_sample
 from state_tuning.test_time_scaling.teacher.foreign_text import quoted
-from state_tuning.test_time_scaling.teacher.http import HttpTeacher
+from state_tuning.test_time_scaling.teacher.http import HttpTeacher, _yes_or_no
 from state_tuning.test_time_scaling.teacher.http_client import TeacherError
 from state_tuning.test_time_scaling.teacher.replay import Replay
 
@@ -397,6 +398,12 @@ def test_texts_of_many_scripts_are_found_however_parts_of_characters_are_shown()
             tokens = ["<s>", *(one.decode(errors=errors) for one in parts), "!"]
             found = tokens_of_sample(tokens, prompt, sample)
             assert found == range(1 + cuts.index(own), len(tokens) - 1)
+        symbols = byte_symbols()
+        for spelled in (
+            ["".join(symbols[byte] for byte in part) for part in parts],
+            ["bytes:" + "".join(f"\\x{byte:02x}" for byte in part) for part in parts],
+        ):
+            assert tokens_of_sample(["<s>", *spelled, "!"], prompt, sample) == found
 
 
 @pytest.mark.parametrize(
@@ -408,10 +415,33 @@ def test_texts_of_many_scripts_are_found_however_parts_of_characters_are_shown()
         (["a", "a", "a"], "a", "a", range(1, 2)),
         (["aa", "a", "b"], "a", "aa", range(1, 2)),
         (["<s>", "<s>", "x", "y"], "<s>", "x", range(2, 3)),
+        (["<|endoftext|>", "Q", ":", "Ġ4", "Ċ", "!"], "Q:", " 4\n", range(3, 5)),
+        (["ĠQ", ":", "Ġ4"], "Q:", " 4", range(2, 3)),
+        (["Q", ":", "Ġâ", "Ĥ", "¬", "."], "Q:", " €.", range(2, 6)),
+        (["Q", "bytes: \\xe2\\x82", "bytes:\\xac", "."], "Q", " €.", range(1, 4)),
+        (
+            ["What", " is", " it", "token_id:9", "\n", "A:", " 4", "token_id:7", "!"],
+            "What is it?\nA:",
+            " 4.",
+            range(6, 8),
+        ),
+        (["Q", ":", " bytes:x", "token_id:12"], "Q:", " bytes:xtoken_id:12", range(2, 4)),
     ],
 )
 def test_the_chain_is_found_by_its_text(tokens, prompt, sample, found):
     assert tokens_of_sample(tokens, prompt, sample) == found
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 9])
+def test_ids_instead_of_tokens_are_refused_by_name(count):
+    tokens = [f"token_id:{i}" for i in range(count)]
+    with pytest.raises(NotEchoed, match=r"ids instead of tokens \(token_id:|leave open where the chain begins"):
+        tokens_of_sample(tokens, "Q: 2", " 4")
+
+
+def test_verdicts_are_read_in_any_spelling():
+    for yes in (" yes", "Ġyes", "▁Yes", "yes"):
+        assert _yes_or_no({yes: -0.5, "x": -1.5}, " yes", " no") == 1.0
 
 
 @pytest.mark.parametrize(
