@@ -75,7 +75,7 @@ def _bench(name: str, options: Options) -> Bench:
     shots = options.shots.get(name, 0 if embedded else task.shots)
     split = options.splits.get(name, "test" if embedded else task.split)
     records = _records(name, task, split, options)
-    pool = _records(name, task, "train" if embedded else task.fewshot.split, options) if shots else []
+    pool = _pool(name, task, embedded, options) if shots else []
     parts = []
     for part in dict.fromkeys(_part(record, task) for record in records):
         mine = [record for record in records if _part(record, task) == part][: options.limit]
@@ -113,6 +113,15 @@ def _records(name: str, task: Task, split: str, options: Options) -> list[Record
     if options.data_dir is None:
         raise UsageError(f"{name}: say where its files lie with --data.dir, or use {POCKET}{_dataset(task)}")
     return [line.record for line in sources.load(_dataset(task), split, options.data_dir)]
+
+
+def _pool(name: str, task: Task, embedded: bool, options: Options) -> list[Record]:
+    """The records that shots are drawn from."""
+    try:
+        return _records(name, task, "train" if embedded else task.fewshot.split, options)
+    except UsageError as error:
+        text = str(error).removesuffix(" or choose another split")
+        raise UsageError(f"{text}; shots come from it, --shots {name}=0 needs none") from None
 
 
 def _part(record: Record, task: Task) -> str:

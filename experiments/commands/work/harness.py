@@ -1,6 +1,5 @@
 """Any task of lm-evaluation-harness on our model, with state forking."""
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from experiments.build import load_model
 from experiments.commands.work.settings import NONE, prefix_tokens
 from experiments.config.commands import Evaluate
 from experiments.config.overrides import UsageError
+from experiments.reporting.json_text import json_text
 from rwkv7_jax import State, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.language_model import LanguageModel
@@ -40,21 +40,24 @@ def run(config: Evaluate, tasks: Sequence[str]) -> int:
     model = ForkingLM(lm, _state(file, config, lm), config.batch_size, prefix, max_new_tokens=config.max_new_tokens)
     with local_datasets(config.data.dir) if config.data.dir else nullcontext():
         simple_evaluate: Any = lm_eval.simple_evaluate
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            num_fewshot=shots,
-            limit=config.limit,
-            apply_chat_template=config.lm_eval.apply_chat_template,
-            task_manager=TaskManager(include_path=config.lm_eval.include_path),
-        )
+        try:
+            found = simple_evaluate(
+                model=model,
+                tasks=list(tasks),
+                num_fewshot=shots,
+                limit=config.limit,
+                apply_chat_template=config.lm_eval.apply_chat_template,
+                task_manager=TaskManager(include_path=config.lm_eval.include_path),
+            )
+        except AssertionError as error:
+            raise ValueError(f"lm_eval: {str(error).removeprefix('Error: ')}") from None
     print(make_table(found))
     if "groups" in found:
         print(make_table(found, "groups"))
     cost = model.scorer.cost
     print(f"{cost.tokens} tokens fed ({cost.places} places), state: {file}")
     if config.json:
-        Path(config.json).expanduser().write_text(json.dumps(found, indent=1, default=str) + "\n")
+        Path(config.json).expanduser().write_text(json_text(found, indent=1, default=str) + "\n", encoding="utf-8")
     return 0
 
 
