@@ -5,7 +5,6 @@ models were made by it. An interrupted run resumes with the same command and giv
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from experiments.config.loop import LoopConfig
 from experiments.config.pretraining import DimensionsConfig, OptimizationConfig
 from experiments.config.schema import PretrainConfig, digest, resolved
 from experiments.data.packing import Batches, pocket_tokenizer
+from experiments.reporting.json_text import json_text
 from experiments.training import distributed, loop
 from experiments.training.metrics_log import MetricsLog, Row
 from experiments.training.preemption import Interrupt
@@ -209,7 +209,7 @@ def pretrain(
     place = loop.Place(folder, folder, MetricsLog(folder / "metrics.jsonl"), interrupt or Interrupt())
     rows = loop.train(task, program.init(jax.random.key(config.seed)), config, place)
     if distributed.is_lead():
-        write_text(folder / "config.json", json.dumps(resolved(config), indent=1) + "\n")
+        write_text(folder / "config.json", json_text(resolved(config), indent=1) + "\n")
     state = yield from rows
     export(folder / WEIGHTS_FILE, state.params, config.save_dtype)
 

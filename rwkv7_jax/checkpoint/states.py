@@ -6,7 +6,6 @@ This project's file (safetensors) names its layout, base model, method, config a
 """
 
 import hashlib
-import json
 import pathlib
 import re
 import warnings
@@ -22,6 +21,7 @@ from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_byt
 from rwkv7_jax.checkpoint.layouts import without_wrappers
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS, Layout, find_layout
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.json_text import json_text
 from rwkv7_jax.state import State
 
 FORMAT = "rwkv7-state"
@@ -63,7 +63,7 @@ def state_metadata(
     """
     named = {"config": config, "metrics": metrics}
     fields = {"base_model_hash": base_model_hash, "method": method} | ({} if task is None else {"task": task})
-    return fields | {name: json.dumps(value) for name, value in named.items() if value is not None}
+    return fields | {name: json_text(value) for name, value in named.items() if value is not None}
 
 
 class LayoutGuess(NamedTuple):
@@ -101,7 +101,7 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) 
     with guard(path, "a state"):
         extra = wkv_states.to_tensors(state.wkv) if kind else {}
         tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
-    fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    fields = {key: value if isinstance(value, str) else json_text(value) for key, value in metadata.items()}
     fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
     fixed |= {"memory": kind} if kind else {}
     safetensors.write(path, tensors, fields | fixed)

@@ -1,7 +1,6 @@
 """Benchmarks from several initial states side by side: tables, comparisons, and all numbers as JSON."""
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from experiments.config.schema import digest, resolved
 from experiments.evaluation import scores, suite
 from experiments.evaluation.engine import Engine
 from experiments.evaluation.suite import Bench
+from experiments.reporting.json_text import json_text
 from experiments.reporting.result_store import Sample, Store
 from experiments.reporting.tables import text_table
 from experiments.training.metrics_log import progress_bar
@@ -134,5 +134,5 @@ def write(path: Path, body: dict[str, object], benches: Sequence[Bench], found: 
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
-        file.write((json.dumps(body | {"samples": samples}, indent=1) + "\n").encode())
+        file.write((json_text(body | {"samples": samples}, indent=1) + "\n").encode())
     print(f"\nwritten: {path}")

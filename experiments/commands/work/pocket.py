@@ -1,6 +1,5 @@
 """Text, benchmark records and the tokenizer of the pocket world, as files."""
 
-import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -11,6 +10,7 @@ from experiments.config.schema import POCKET
 from experiments.pocket import benchmarks
 from experiments.pocket.text import documents
 from experiments.pocket.vocab import VOCAB_SIZE, build_tokenizer
+from experiments.reporting.json_text import json_text
 from experiments.tasks import TASKS
 from rwkv7_jax.checkpoint.files import write_text
 
@@ -27,7 +27,7 @@ def run(config: PocketText | PocketBenchmark | PocketTokenizer) -> int:
         near = f"; did you mean {POCKET}{name}?" if name in TASKS else suggest(config.task, known)
         raise UsageError(f"task: no pocket benchmark {config.task!r}{near} ({', '.join(known)})")
     records = benchmarks.load(name, config.split, config.seed)
-    return _write([json.dumps(record) for record in records], config.output)
+    return _write([json_text(record) for record in records], config.output)
 
 
 def _write(lines: Sequence[str], output: str | None) -> int:

@@ -148,7 +148,7 @@ def _value(folder: Path, step: int, metric: str) -> float:
     """A checkpoint's metric; infinite if it is unknown or not finite."""
     try:
         value = float(meta(folder, step).get("metrics", {})[metric])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return math.inf
     return value if math.isfinite(value) else math.inf
 

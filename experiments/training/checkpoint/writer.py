@@ -1,7 +1,6 @@
 """Asynchronous saving: the step goes on as soon as the arrays have left the device."""
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from experiments.reporting.json_text import json_text
 from experiments.training.checkpoint import files
 from experiments.training.checkpoint.files import Keep, Meta
 from rwkv7_jax.terminal import readable
@@ -63,7 +63,7 @@ class Writer:
         self.wait()
         first = self._checkpointer is None
         self._checkpointer = self._checkpointer or _checkpointer()
-        described = json.dumps(meta)
+        described = json_text(meta)
         try:
             if jax.process_index() == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,17 @@ def test_json_holds_every_sample_and_number(whole, state_file):
     assert all(set(s["record"]) == {"question", "answer"} for s in body["samples"]["pocket:gsm8k"])
 
 
+def test_the_json_of_a_single_record_opens_in_any_reader(argv, tmp_path):
+    words = [*argv[: argv.index("--limit")], "--limit", "1", *argv[argv.index("--limit") + 2 :]]
+    assert main([*words, "--output", str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    body = json.loads((tmp_path / "out.json").read_text(), parse_constant=refuse)
+    assert body["results"]["pocket:winogrande"]["means"]["acc"]["none"]["pocket:winogrande"]["error"] is None
+
+
 def test_a_stopped_evaluation_goes_on(whole, argv, tmp_path, monkeypatch, capsys):
     _, body = whole
     monkeypatch.setattr(engine_module, "PORTION", 12)

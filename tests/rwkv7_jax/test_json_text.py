@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments.reporting.json_text import json_text
+from rwkv7_jax.json_text import json_text
 
 
 def _strict(text: str) -> object:
@@ -53,3 +54,16 @@ def test_plain_values_are_as_json_dumps_writes_them() -> None:
     assert json_text(value) == json.dumps(value)
     assert json_text(value, indent=1, sort_keys=True) == json.dumps(value, indent=1, sort_keys=True)
     assert json_text(value, ensure_ascii=False) == json.dumps(value, ensure_ascii=False)
+
+
+def test_json_is_written_through_it() -> None:
+    """Others write numbers that are finite for certain, or text that no file holds."""
+    known = {
+        "experiments/config/schema.py", "experiments/data/jsonl.py", "experiments/bench/worker.py",
+        "experiments/training/checkpoint/files.py",
+    }  # fmt: skip
+    root = Path(__file__).parents[2]
+    found = {
+        str(path.relative_to(root)) for path in (root / "experiments").rglob("*.py") if "json.dump" in path.read_text()
+    }
+    assert found <= known
