@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from experiments.bench.weights import make_checkpoint
 from experiments.config.overrides import UsageError
 from experiments.evaluation.lm_eval_data import local_datasets
@@ -143,7 +145,7 @@ def table(results: Sequence[Result]) -> str:
     base = results[0]
     lines = [["model", "tokens", "times forking's", "seconds", "times forking's"]]
     for result in results:
-        error = max(abs(a - b) / abs(b) for a, b in zip(result.scores, base.scores, strict=True))
+        error = float(np.max([abs(a - b) / abs(b) for a, b in zip(result.scores, base.scores, strict=True)]))
         right = [f"{result.seconds:.2f}", f"{result.seconds / base.seconds:.1f}"]
         cells = right if error <= TOLERANCE else [f"wrong: differs by {error:.1e}", ""]
         lines.append([result.who, str(result.tokens), f"{result.tokens / base.tokens:.1f}", *cells])

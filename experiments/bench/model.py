@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from experiments.bench.inputs import DECODE, PREFILL, TUNE
 from experiments.bench.weights import make_checkpoint
 from experiments.bench.worker import Job, Worker
@@ -138,7 +140,7 @@ def disagreement(workers: Mapping[Job, HasResult]) -> dict[Job, str]:
         if not worker.result or not wanted:
             continue
         scale = max(abs(x) for x in wanted)
-        error = max(abs(x - y) for x, y in zip(worker.result, wanted, strict=True)) / scale
+        error = float(np.max(np.abs(np.subtract(worker.result, wanted)))) / scale
         if not error <= TOLERANCE:
             wrong[job] = f"wrong: differs by {error:.1e}"
     return wrong

@@ -52,12 +52,13 @@ def expected(inputs: dict[str, Array], dy: Array, ds: Array) -> dict[str, tuple[
 
 
 def largest_error(result: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
-    """Returns the relative L2 error of the worst array; `wanted` has the first sequence and heads of `result`."""
+    """Returns the relative L2 error of the worst array, NaN if one has NaN; `wanted` has the first sequence and
+    heads of `result`."""
     errors = []
     for x, y in zip(result, wanted, strict=True):
         part = x[tuple(slice(size) for size in y.shape)].astype(np.float64)
         errors.append(np.linalg.norm(part - y) / max(np.linalg.norm(y), 1e-30))
-    return float(max(errors))
+    return float(np.max(errors))
 
 
 def best_seconds(start: Callable[[], object], wait: Callable[[], object], repeats: int = 5, runs: int = 10) -> float:

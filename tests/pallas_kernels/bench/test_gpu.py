@@ -38,6 +38,7 @@ def test_error_is_of_the_worst_array():
     x = np.ones((2, 5, 3, 4)), np.ones((2, 3, 4, 4))
     y = np.ones((1, 5, 2, 4)), 2 * np.ones((1, 2, 4, 4))
     assert gpu.largest_error(x, y) == pytest.approx(0.5)
+    assert np.isnan(gpu.largest_error([*x, np.full(2, np.nan)], [*y, np.ones(2)]))
 
 
 def test_every_tuning_can_be_launched():
