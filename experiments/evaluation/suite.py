@@ -1,14 +1,20 @@
 """Benchmarks ready to run, by name: their records, examples and protocol, in order."""
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError, suggest
 from experiments.config.schema import POCKET
+from experiments.data import find
 from experiments.data import load as sources
 from experiments.pocket import benchmarks as pocket
 from experiments.tasks import PROTOCOLS, Record, Request, Task, fewshot
 from experiments.tasks.subjects import GROUP_OF
+
+PART = re.compile(r"(?i)(^|[^a-z])(first|last|head|tail|sample|subset|part|mini|small|tiny)s?[-_]?\d*[^a-z]")
+"""In the name of a file that holds a part of a split."""
 
 
 class Part(NamedTuple):
@@ -89,7 +95,8 @@ def _bench(name: str, options: Options) -> Bench:
     if not parts:
         raise UsageError(f"{name}: split {split} has no records of this subject")
     prefix = task.prefix if options.prefix is None else options.prefix
-    return Bench(name, task, parts, prefix, _describe(task, shots, split, prefix, options.limit, parts, embedded))
+    told = split if embedded else f"{split}{_partial(_dataset(task), split, str(options.data_dir))}"
+    return Bench(name, task, parts, prefix, _describe(task, shots, told, prefix, options.limit, parts, embedded))
 
 
 def _task(name: str) -> tuple[Task, str | None]:
@@ -122,6 +129,12 @@ def _pool(name: str, task: Task, embedded: bool, options: Options) -> list[Recor
     except UsageError as error:
         text = str(error).removesuffix(" or choose another split")
         raise UsageError(f"{text}; shots come from it, --shots {name}=0 needs none") from None
+
+
+def _partial(dataset: str, split: str, data_dir: str) -> str:
+    """The names of the split's files in brackets, if they say that they hold a part of it."""
+    names = [path.name for path in find.files(dataset, split, Path(data_dir).expanduser())]
+    return f" ({', '.join(names)})" if dataset != "mmlu" and any(map(PART.search, names)) else ""
 
 
 def _part(record: Record, task: Task) -> str:
