@@ -113,16 +113,11 @@ def tune(
         losses.append(float(metrics["loss"]))
         if callback:
             callback(index, metrics)
-    final = _loss(
-        train.make_eval_step(lm.model, config, method), lm.params, tuned.trainable, held_out, length, batch_size
-    )
+    evaluate = train.make_eval_step(lm.model, config, method)
+    final = _loss(evaluate, lm.params, tuned.trainable, held_out, length, batch_size)
     settings = {"learning_rate": learning_rate, "steps": steps, "batch_size": batch_size, "seed": seed}
-    result = lm.tuned_state(
-        full(tuned.trainable),
-        "tune",
-        config={**settings, "max_length": max_length},
-        metrics={"loss": losses[-1], "validation_loss": final},
-    )
+    settings, metrics = {**settings, "max_length": max_length}, {"loss": losses[-1], "validation_loss": final}
+    result = lm.tuned_state(full(tuned.trainable), "tune", config=settings, metrics=metrics)
     return TuneResult(result, losses, steps, final)
 
 
