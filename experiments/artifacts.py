@@ -10,6 +10,7 @@ import numpy as np
 from experiments.config.schema import Json, ModelConfig, ReportConfig
 from experiments.data.jobs import Job
 from experiments.data.jsonl import Pair
+from experiments.data.samples import prompt_and_answer
 from experiments.evaluation.evaluator import Evaluator
 from experiments.reporting import plots, run_report
 from experiments.reporting.run_report import Measurement, Outcome, RunResults
@@ -109,12 +110,10 @@ def write_job(info: RunInfo, outcome: Outcome, state: State, base_hash: str, cha
 
 
 def sample_pairs(settings: ReportConfig, held_out: Sequence[Pair]) -> list[tuple[str, str]]:
-    """Returns (prompt, wanted) of the samples: the user's prompt, or the first held-out ones; of plain text, its
-    beginning."""
+    """Returns (prompt, wanted) of the samples: the user's prompt, or those of the first held-out records."""
     if settings.prompt is not None:
         return [(settings.prompt, "")]
-    pairs = held_out[: settings.samples]
-    return [(p.prompt, p.completion) if p.prompt else (p.completion[:100], p.completion[100:300]) for p in pairs]
+    return [prompt_and_answer(pair) for pair in held_out[: settings.samples]]
 
 
 def command(model: ModelConfig, tokenizer: str, folder: Path) -> str:
@@ -133,9 +132,9 @@ def command(model: ModelConfig, tokenizer: str, folder: Path) -> str:
     return shlex.join([*words, "--temperature", "0", "--prompt", "-"]) + f" < {shlex.quote(str(folder / PROMPT_FILE))}"
 
 
-def report(info: RunInfo, lm: LanguageModel, outcomes: Sequence[Outcome], log: MetricsLog) -> int:
-    """Prints and writes the report of a run; returns 0 for PASS, 1 for FAIL."""
-    body = run_report.results(info.settings, info.seed, lm.weights_hash, protocol(outcomes), outcomes)
+def report(info: RunInfo, lm: LanguageModel, outcomes: Sequence[Outcome], log: MetricsLog, measured: str) -> int:
+    """Prints and writes the report of a run, `measured` says over which tokens; returns 0 for PASS, 1 for FAIL."""
+    body = run_report.results(info.settings, info.seed, lm.weights_hash, protocol(outcomes, measured), outcomes)
     if is_lead():
         publish(info, lm, outcomes, log, body)
     return 0 if body["verdict"] == "PASS" else 1
@@ -161,10 +160,9 @@ def publish(info: RunInfo, lm: LanguageModel, outcomes: Sequence[Outcome], log: 
     print(f"{run_report.CRITERION}\nreproducibility hash: {body['sha256']}\nRESULT: {body['verdict']}", flush=True)
 
 
-def protocol(outcomes: Sequence[Outcome]) -> str:
-    """Says how the numbers were measured, in one sentence or two."""
+def protocol(outcomes: Sequence[Outcome], text: str) -> str:
+    """Says how the numbers were measured, in a few sentences, of which `text` is that about the loss."""
     scored = [f"{o.name} {o.headline}" for o in outcomes if o.headline]
-    text = "Loss: nats per completion token of held-out records, end token included; no token before the prompt."
     if scored:
         text += f" Accuracy as in lm-evaluation-harness 0.4.13, 0 shots, greedy: {', '.join(scored)}."
     return text + " Intervals: 95%, over records (Wilson for accuracies, paired bootstrap for changes)."

@@ -23,7 +23,7 @@ from experiments.config.schema import (
     identified,
     resolved,
 )
-from experiments.data import batching
+from experiments.data import batching, survey
 from experiments.data.jobs import Job, load_jobs
 from experiments.evaluation.evaluator import Evaluator, make_scorer
 from experiments.reporting.run_report import Measurement, Outcome
@@ -108,7 +108,8 @@ def run(config: RunConfig) -> int:
         settings = identified(config)
         info = RunInfo(folder, config.name, config.seed, config.method.kind, settings, config.report, config.model)
         outcomes = [run_job(session, info, job) for job in jobs]
-        return artifacts.report(info, lm, outcomes, log)
+        measured = [survey.held_out_survey(job, lm.tokenizer, config.data) for job in jobs]
+        return artifacts.report(info, lm, outcomes, log, survey.protocol(measured, config.data.max_length))
 
 
 def check_loop(settings: LoopConfig, batch_size: int, mesh: Mesh | None) -> None:
@@ -198,7 +199,10 @@ def measure_losses(session: Session, state: State, job: Job) -> float:
 def tune(session: Session, job: Job, folder: Path) -> train.TuneState:
     """Runs the training loop of one job, from its newest checkpoint in `folder`/checkpoints on."""
     lm, data, tuner = session.lm, session.data, session.tuner
-    examples = batching.encode_pairs(lm.tokenizer, job.train, data)
+    parts = batching.encode_each(lm.tokenizer, job.train, data)
+    if distributed.is_lead():
+        survey.tell(job, lm.tokenizer, parts, data, tuner.settings.steps)
+    examples = [example for part in parts for example in part]
     mesh = jax.sharding.get_mesh()
     spread = distributed.Spread(None if mesh.empty else mesh, data.batch_size)
     task = loop.Task(

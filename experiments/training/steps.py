@@ -14,6 +14,7 @@ from experiments.training.checkpoint import Found, Keep, Meta, Writer, abstract,
 from experiments.training.checkpoint.files import discard_after
 from experiments.training.goodput import Ledger
 from experiments.training.metrics_log import MetricsLog, Row, Throughput, Timing, progress_bar
+from experiments.training.pace import Pace
 from experiments.training.preemption import Interrupt
 from experiments.training.profiling import Board, Profile
 from rwkv7_jax import flops
@@ -96,7 +97,7 @@ class Steps:
         self.values: dict[str, float] = {}
         self.warning: str | None = None
         self.shapes: set[Shapes] = set()
-        self.rate, self.speed = Throughput(), 0.0
+        self.rate, self.speed, self.pace = Throughput(), 0.0, Pace()
         self.ledger = Ledger(place.folder / "goodput.json" if self.first else None)
         self.board = Board(place.folder / "tensorboard", settings.tensorboard and self.first)
 
@@ -144,6 +145,8 @@ class Steps:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         part = "step" if shapes in self.shapes else "compile"
         self.shapes.add(shapes)
+        if part == "compile":
+            self.pace.compiled()
         self.index, self.drawn = self.index + 1, self.drawn + 1
         self.profile.before(self.index)
         with self.ledger.timed(part), jax.transfer_guard("disallow"):
@@ -167,6 +170,9 @@ class Steps:
                 last = jax.device_get({name: self.pending[-1][2][name] for name in self.task.values})
                 self.values = {name: float(value) for name, value in last.items()}
         self.pending = []
+        devices = jax.tree.leaves(self.state)[0].sharding.device_set
+        if (line := self.pace.read(self.index, self.task.steps, devices)) and self.first:
+            self.bar.write(f"{self.task.name}: {line}", file=sys.stderr)
 
     def rolled_back(self) -> bool:
         """Goes back to the last checkpoint from before too many non-finite updates in a row.

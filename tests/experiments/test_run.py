@@ -101,7 +101,10 @@ def test_lora_leaves_its_weights_beside_the_state(argv, tmp_path, capsys):
     folder = tmp_path / "run"
     assert run.main([*argv, "--method.kind", "baseline", "--method.name", "lora", "--output", str(folder)]) == 0
     weights = folder / "jsonl" / "model.safetensors"
-    assert f"rwkv7 generate --model.checkpoint {weights}" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"rwkv7 generate --model.checkpoint {weights}" in told.out
+    assert "jsonl: 27 training records, " in told.out
+    assert " steps left, " in told.err
     base = argv[argv.index("--model.checkpoint") + 1]
     merged, before = load(weights), load(base)
     state = load_state(folder / "jsonl/state.safetensors")
