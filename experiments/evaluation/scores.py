@@ -9,6 +9,9 @@ from experiments.reporting.result_store import Sample
 from experiments.reporting.statistics import Interval, Mean, bootstrap, mcnemar, mean, pooled
 from experiments.tasks.subjects import GROUP_OF, GROUPS
 
+FEW = 10
+"""Records below which a table says that an interval is not worth much."""
+
 
 class Paired(NamedTuple):
     """A state against the first one on the same records."""
@@ -92,7 +95,9 @@ def comparison_lines(bench: Bench, samples: Sequence[Sample], states: Sequence[s
         x = compare(samples, states[0], state, bench.task.headline)
         points = f"{100 * x.gain.mean:+.2f} points [{100 * x.gain.low:+.2f}, {100 * x.gain.high:+.2f}]"
         change = f"{x.better} answers better, {x.worse} worse, McNemar p = {x.p:.3g}"
-        lines.append(f"{bench.name} {bench.task.headline}, {state} against {states[0]}: {points} (95%), {change}")
+        count = sum(sample["state"] == state for sample in samples)
+        few = f"; {count} records are too few for an interval to say much" if count < FEW else ""
+        lines.append(f"{bench.name} {bench.task.headline}, {state} against {states[0]}: {points} (95%), {change}{few}")
     return lines
 
 
