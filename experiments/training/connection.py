@@ -9,18 +9,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig
+from experiments.training import liveness
 
 WAIT = 300.0
 """Seconds in which all processes have to come."""
 GRACE = 60
 """Seconds that the runtime waits longer than that."""
-HEARTBEAT = 30
-"""Seconds without a sign of life after which the runtime takes a process for dead."""
+HEARTBEAT = 90
+"""Seconds without a sign of life after which the runtime takes a process for dead, later than `liveness`."""
 GONE = re.compile(r"gloo|connection (closed|reset|refused)|heartbeat|barrier|coordination|UNAVAILABLE|DEADLINE_", re.I)
 AGAIN = "start all processes again with the same command: they resume from the newest complete checkpoint"
 
@@ -31,13 +33,15 @@ def connect(config: MeshConfig) -> None:
     Raises:
       UsageError: no connection; if the others do not come, the process ends with one line and status 2.
     """
-    timeouts = {"initialization_timeout": int(WAIT) + GRACE, "heartbeat_timeout_seconds": HEARTBEAT}
+    initialize = partial(
+        jax.distributed.initialize, initialization_timeout=int(WAIT) + GRACE, heartbeat_timeout_seconds=HEARTBEAT
+    )
     try:
         with patience(waited_for(config)):
             if config.coordinator is None:
-                jax.distributed.initialize(**timeouts)
+                initialize()
             else:
-                jax.distributed.initialize(config.coordinator, config.processes, config.process_id, **timeouts)
+                initialize(config.coordinator, config.processes, config.process_id)
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"the processes did not connect ({' '.join(str(error).split())[:200]})") from None
 
@@ -75,13 +79,19 @@ def patience(others: str) -> Iterator[None]:
 
 @contextmanager
 def while_all_live() -> Iterator[None]:
-    """Ends the process with one line if an operation over several processes fails since another one is gone."""
+    """Ends the process with one line if another one is gone, or if an operation fails because of that."""
     try:
-        yield
+        with liveness.watched(jax.process_index(), jax.process_count(), _lost):
+            yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1 and GONE.search(str(error)):
             give_up(f"another process of the run is gone ({' '.join(str(error).split())[:100]}); {AGAIN}")
         raise
+
+
+def _lost(others: list[int]) -> None:
+    names = ", ".join(map(str, others))
+    give_up(f"nothing was heard of process {names} for {liveness.LOST:.0f} s: it is gone; {AGAIN}")
 
 
 def give_up(text: str) -> None:
