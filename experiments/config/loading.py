@@ -8,16 +8,18 @@ A config is a Python module whose docstring holds the command and the expected r
     steps = 400
 """
 
+import contextlib
 import importlib.util
 import json
 import tomllib
 import typing
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, suggest, variants
 from experiments.config.schema import PretrainConfig, RunConfig
+from rwkv7_jax import checksums
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -33,7 +35,9 @@ FORMS = "a path to a .py, .toml or .json file"
 def config_names(kind: type | None = None) -> list[str]:
     """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
     files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
-    return sorted(path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text())
+    return sorted(
+        path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text(encoding="utf-8")
+    )
 
 
 def config_path(name: str, kind: type = RunConfig) -> Path:
@@ -42,9 +46,10 @@ def config_path(name: str, kind: type = RunConfig) -> Path:
     Raises:
       UsageError: there is no such file; the line lists the names.
     """
-    path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
-    if path.is_file() and path.suffix in (".py", *TABLES):
-        return path
+    with contextlib.suppress(OSError, RuntimeError):  # a name that is too long, a user (~name) who does not exist
+        path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
+        if path.is_file() and path.suffix in (".py", *TABLES):
+            return path
     names = config_names(kind)
     known = ", ".join([f"configs: {', '.join(names)}", f"or {FORMS}"] if names else [FORMS])
     raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
@@ -139,7 +144,8 @@ def _from_file(path: Path, kind: type[C], above: Sequence[Path] = ()) -> C:
 def _from_base(base: str, path: Path, kind: type[C], above: Sequence[Path]) -> C:
     """The config that the file at `path` starts from."""
     try:
-        found = config_path(base if base.isidentifier() else str(path.parent / Path(base).expanduser()), kind)
+        near = base.startswith("~") or base.isidentifier()
+        found = config_path(base if near else str(path.parent / base), kind)
     except UsageError as error:
         raise UsageError(f"{path}: base: {error}") from None
     files = (*above, path.resolve())
@@ -153,21 +159,32 @@ def _from_table(path: Path, kind: type[C], above: Sequence[Path]) -> C:
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except RecursionError:
+        raise UsageError(f"{path}: brackets are nested too deep") from None
     except ValueError as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a table of settings is needed, not {type(table).__name__}")
     if isinstance(table.get("config"), dict) and "identity" in table:
-        table = table["config"]
+        table = _checked(path, table)["config"]
     base = table.pop("base", None)
     if base is not None and not isinstance(base, str):
         raise UsageError(f"{path}: base: the name or path of a config is needed")
     start = _from_base(base, path, kind, above) if base else kind()
     lists = {key for key, leaf in leaves(start) if leaf.repeat}
     try:
-        return apply_overrides(start, list(_words(table, lists)))
+        return apply_overrides(start, list(_words(table, lists)), typed=False)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def _checked(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """What a run.json holds, if it agrees with its checksum."""
+    try:
+        checksums.check(run)
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}); take the config that the run was started with") from None
+    return run
 
 
 def _words(table: Mapping[str, object], lists: Container[str], prefix: str = "") -> Iterator[str]:
