@@ -1,6 +1,7 @@
 """What a run leaves behind: state files with the command that uses them, pictures, samples, the report."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +69,7 @@ def save_job(info: RunInfo, job: Job, vanilla: Measured, tuned: Measured, skippe
       The outcome.
     """
     headline = job.task.headline if job.task else None
+    print(f"{job.name}: samples{' and pictures' if info.report.plots else ''}", file=sys.stderr, flush=True)
     chosen = sample_pairs(info.report, job.held_out)
     prompts = [prompt for prompt, _ in chosen]
     without, with_state = (

@@ -84,6 +84,8 @@ def _convert(config: StateConvert) -> int:
         raise CheckpointError(f"{config.output}: the suffix must be one of {', '.join(SUFFIXES)}")
     if config.to not in LAYOUTS:
         raise CheckpointError(f"to: unknown layout {config.to}; one of {', '.join(LAYOUTS)}")
+    if config.to == "web-rwkv" and pathlib.Path(config.output).suffix == ".pth":
+        raise CheckpointError(f"{config.output}: {LAYOUTS[config.to].tools} reads no .pth; end the name in .st")
     state = load_state(config.file, layout=config.layout).state
     export_state(config.output, state, layout=config.to, drop_shifts=config.drop_shifts)
     layers, heads, size, _ = state.wkv.shape

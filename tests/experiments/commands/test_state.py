@@ -100,6 +100,7 @@ def test_foreign_files_need_a_layout(tmp_path, capsys):
         ("diff A SMALL", "of shape"),
         ("info nowhere.st", "nowhere.st"),
         ("convert A --to wrld --output OUT", "unknown layout wrld; one of value_key"),
+        ("convert A --to web-rwkv --output out.pth", "reads no .pth; end the name in .st"),
         ("convert A --to rlhf --output OUT", "has no place for shift states"),
         ("info A --out x", "unknown key 'out'"),
     ],
