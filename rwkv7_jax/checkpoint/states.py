@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
-from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, raw_bytes, some
+from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, one_line, raw_bytes, some
 from rwkv7_jax.checkpoint.layouts import without_wrappers
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS, Layout, find_layout
 from rwkv7_jax.config import RWKV7Config
@@ -143,7 +143,7 @@ def load_state(
     base = metadata.get("base_model_hash")
     if base and base_model_hash and base != base_model_hash:
         warnings.warn(
-            f"{path}: tuned on the base model {base[:16]}, but used with {base_model_hash[:16]}: "
+            f"{path}: tuned on the base model {one_line(base[:16])}, but used with {base_model_hash[:16]}: "
             "expect wrong output unless they differ in dtype alone",
             stacklevel=2,
         )

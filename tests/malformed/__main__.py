@@ -1,8 +1,8 @@
 """Reads damaged files.
 
-python -m tests.malformed [COUNT] [--reader NAME] [--seed N] [--processes N] [--minutes N] [--show INDEX]
+python -m tests.malformed [COUNT] [--reader NAME] [--seed N] [--processes N] [--minutes N]
+    [--bad] [--show INDEX]
 """
-
 
 import os
 
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.malformed import readers, sandbox
+from tests.malformed import bad_readers, readers, sandbox
 
 CHUNK = 2500
 """Files a worker."""
@@ -37,9 +37,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("RWKV7_TEST_SEED", "0")))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no more files after this time")
+    parser.add_argument("--bad", action="store_true", help="the readers with faults that the sandbox has to see")
     parser.add_argument("--show", type=int, help="write damaged file number SHOW to stdout, and read nothing")
     args = parser.parse_args()
-    chosen = [reader for reader in readers.every() if args.reader in reader.name]
+    known = list(bad_readers.readers()) if args.bad else readers.every()
+    chosen = [reader for reader in known if args.reader in reader.name]
     if args.show is not None:
         ((_, data),) = sandbox.make(sandbox.Share(chosen[0], args.seed, 0, 0), args.show)[0].items()
         sys.stdout.buffer.write(data)

@@ -208,7 +208,7 @@ VALUES: tuple[object, ...] = (None, True, False, 0, 1, -1, 2**31, 2**63, -(2**63
 
 
 def damage_json(rng: random.Random, value: object) -> object:
-    """Returns a JSON value of which a part has another type, another name, or is missing or repeated."""
+    """Changes a JSON value: a part gets another type or name, or is missing or repeated."""
     places: list[tuple[dict | list, object]] = []
 
     def walk(node: object) -> None:
@@ -221,7 +221,6 @@ def damage_json(rng: random.Random, value: object) -> object:
                 places.append((node, index))
                 walk(part)
 
-    value = json.loads(json.dumps(value))
     walk(value)
     if not places or rng.random() < 0.03:
         return rng.choice((*VALUES, [value], {"a": value}))

@@ -5,8 +5,6 @@ import functools
 import importlib.util
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,31 +16,17 @@ from rwkv7_jax.checkpoint.names import VECTOR, expected_shapes, flat_to_params
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
 from tests.malformed import mutate
 from tests.malformed.mutate_torch import SEALED, TORCH
-from tests.malformed.sandbox import Reader
+from tests.malformed.sandbox import Reader, bytes_of
 
 SMALL = RWKV7Config(5, 2, 4, 2, 3, 2, 2, 2, 2)
+ONE_LAYER = RWKV7Config(5, 1, 4, 2, 3, 2, 2, 2, 2)
 FLIPS = frozenset(("flip", "noise", "zeros", "truncate"))
 
 
-def bytes_of(name: str, write: Callable[[Path], object], *, forked: bool = False) -> bytes:
-    """Returns what `write` writes into a file of this name; `forked`: in another process, if threads are started."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not forked:
-            write(Path(folder) / name)
-        elif pid := os.fork():
-            os.waitpid(pid, 0)
-        else:
-            try:
-                write(Path(folder) / name)
-            finally:
-                os._exit(0)
-        return (Path(folder) / name).read_bytes()
-
-
-def weights(seed: int = 0, dtype: type = np.float32) -> dict[str, np.ndarray]:
+def weights(seed: int = 0, dtype: type = np.float32, config: RWKV7Config = SMALL) -> dict[str, np.ndarray]:
     """Returns released names and shapes with random numbers."""
     rng = np.random.default_rng(seed)
-    flat = {name: rng.standard_normal(shape).astype(dtype) for name, shape in expected_shapes(SMALL).items()}
+    flat = {name: rng.standard_normal(shape).astype(dtype) for name, shape in expected_shapes(config).items()}
     return {name: x.reshape(1, 1, -1) if VECTOR.fullmatch(name) else x for name, x in flat.items()}
 
 
@@ -99,7 +83,7 @@ def model_at(name: str) -> Callable[[Path], object]:
 
 def models() -> Iterator[Reader]:
     """Checkpoints."""
-    torch = bytes_of("m.pth", lambda path: pth.write(path, weights()))
+    torch = bytes_of("m.pth", lambda path: pth.write(path, weights(config=ONE_LAYER)))
     other = bytes_of(
         "m.pth", lambda path: pth.write(path, {f"model.{n}": a for n, a in weights(1, np.float16).items()})
     )
@@ -198,13 +182,9 @@ def tokenizers() -> Iterator[Reader]:
     def encoded(path: Path) -> object:
         tokenizer = load_tokenizer(path)
         ids = tokenizer.encode(text)
-        return (
-            ids,
-            tokenizer.decode(ids),
-            tokenizer.decode_bytes([0, 3, *ids, 10**6]),
-            tokenizer.vocab_size,
-            tokenizer.eos_id,
-        )
+        after = [getattr(tokenizer, "encode_after", len)(text), getattr(tokenizer, "decode_bytes_after", len)(ids)]
+        ends = tokenizer.eos_id, getattr(tokenizer, "end_ids", ()), tokenizer.vocab_size
+        return ids, tokenizer.decode(ids), tokenizer.decode_bytes([0, 3, *ids, 10**6]), after, ends
 
     vocabulary = [f"{i + 1} {bytes([i])!r} 1" if i > 127 else f"{i + 1} {chr(i)!r} 1" for i in range(256)]
     vocabulary += ["257 'the' 3", "258 ' of' 3", "259 '猫' 3", "260 b'\\xe7\\x8c' 2", "261 '\\n\\n' 2", '262 "it\'s" 4']

@@ -6,6 +6,7 @@ A worker process writes the number of the file it is at into shared memory befor
 than `SECONDS` of CPU time ends its worker by SIGPROF, also inside of a library; the next worker goes on behind it.
 """
 
+import gc
 import json
 import mmap
 import os
@@ -14,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -59,11 +61,15 @@ class Reader(NamedTuple):
     targets: Mapping[str, Sequence[Mutator]]
     """Which of the files are damaged, and how."""
     sealed: frozenset[str] = frozenset()
-    """Kinds of damage after which the value is the sound file's, or the file is refused."""
+    """Kinds of damage after which the value is the sound file's, or `allowed`, or the file is refused."""
     others: Sequence[bytes] = ()
     """Other files, to splice with."""
     check: Callable[[object], None] = lambda value: None
     """Raises AssertionError for a value that no file may have."""
+    allowed: Callable[[object, object], bool] = lambda value, sound: False
+    """Tells whether a value other than the sound one may come of damage that is `sealed`, by the sound value."""
+    warns: bool = False
+    """Whether it prints warnings, of one line each with the path."""
 
 
 class Share(NamedTuple):
@@ -88,10 +94,25 @@ class Found(NamedTuple):
     """Most bytes that one file took."""
 
 
+def bytes_of(name: str, write: Callable[[Path], object], *, forked: bool = False) -> bytes:
+    """Returns what `write` writes into a file of this name; `forked`: in another process, for it starts threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not forked:
+            write(Path(folder) / name)
+        elif pid := os.fork():
+            os.waitpid(pid, 0)
+        else:
+            try:
+                write(Path(folder) / name)
+            finally:
+                os._exit(0)
+        return (Path(folder) / name).read_bytes()
+
+
 def same_bytes(value: object) -> str:
     """Returns a text that is the same for the same value, arrays by their bytes."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key!r}:{same_bytes(part)}" for key, part in sorted(value.items(), key=repr)) + "}"
+        return "{" + ",".join(sorted(f"{key!r}:{same_bytes(part)}" for key, part in value.items())) + "}"
     if isinstance(value, tuple | list):
         return "[" + ",".join(map(same_bytes, value)) + "]"
     if hasattr(value, "__array__"):
@@ -143,7 +164,9 @@ def message_fault(text: str, folder: Path, *, path: bool = True) -> str | None:
     return "without the path" if path and str(folder) not in text else None
 
 
-def _fault(reader: Reader, call: Callable[[], object], done: str, sound: str, folder: Path) -> tuple[str | None, str]:
+def _fault(
+    reader: Reader, call: Callable[[], object], done: str, sound: object, sound_bytes: str, folder: Path
+) -> tuple[str | None, str]:
     """Reads once; returns (what is wrong, "refused", "same" or "other")."""
     try:
         value = call()
@@ -158,13 +181,20 @@ def _fault(reader: Reader, call: Callable[[], object], done: str, sound: str, fo
     except BaseException as error:
         return f"raises {type(error).__name__}: {str(error)[:300]!a} {_where(error)}", "refused"
     try:
-        same = same_bytes(value) == sound
-        if not same and set(done.split("+")) <= reader.sealed:
+        same = same_bytes(value) == sound_bytes
+        if not same and set(done.split("+")) <= reader.sealed and not reader.allowed(value, sound):
             return "another value than the sound file's", "other"
         reader.check(value)
     except AssertionError as error:
         return f"value: {error!s:.300} {_where(error)}", "other"
     return None, "same" if same else "other"
+
+
+def _printed_fault(reader: Reader, text: str, folder: Path) -> str | None:
+    if " panicked at " in text:
+        return None
+    sound = reader.warns and all(not message_fault(line, folder) for line in text.splitlines())
+    return None if sound else f"prints {text!r:.300}"
 
 
 def _where(error: BaseException) -> str:
@@ -181,8 +211,12 @@ def work(share: Share, folder: Path, board: mmap.mmap, faults: Path) -> Found:
     printed = os.open(folder.parent / f"{folder.name}.out", os.O_CREAT | os.O_RDWR | os.O_APPEND)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
-    sound = same_bytes(reader.read(folder))
-    assert same_bytes(reader.read(folder)) == sound, "a sound file gives two values"
+    sound = reader.read(folder)
+    for name, data in reader.files.items():
+        assert (folder / name).read_bytes() == data, f"{name} is changed by reading it"
+    assert sound, "nothing is read of a sound file"
+    sound_bytes = same_bytes(sound)
+    assert same_bytes(reader.read(folder)) == sound_bytes, "a sound file gives two values"
     _limit_memory()
     watch, log, statm = Watch(folder), faults.open("a"), os.open("/proc/self/statm", os.O_RDONLY)
     counts, total, slowest, memory, size = {"refused": 0, "same": 0, "other": 0}, 0.0, 0.0, 0, os.fstat(printed).st_size
@@ -195,7 +229,7 @@ def work(share: Share, folder: Path, board: mmap.mmap, faults: Path) -> Found:
         before, peak = int(os.pread(statm, 64, 0).split()[1]) * page, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         start, watch.active = time.process_time(), True
-        wrong, kind = _fault(reader, lambda: reader.read(folder), done, sound, folder)
+        wrong, kind = _fault(reader, lambda: reader.read(folder), done, sound, sound_bytes, folder)
         watch.active, seconds = False, time.process_time() - start
         signal.setitimer(signal.ITIMER_PROF, 0)
         counts[kind] += 1
@@ -211,8 +245,8 @@ def work(share: Share, folder: Path, board: mmap.mmap, faults: Path) -> Found:
         elif bad := next((text for text in watch.warned if message_fault(text, folder, path=False)), None):
             wrong = f"warns {bad[:300]!a}"
         elif os.fstat(printed).st_size != size:
-            text = os.pread(printed, 300, size)
-            wrong = wrong or (None if b" panicked at " in text else f"prints {text!r}")
+            text = os.pread(printed, 10_000, size)
+            wrong = wrong or _printed_fault(reader, text.decode(errors="replace"), folder)
             size = os.fstat(printed).st_size
         if wrong or memory > MEMORY:
             log.write(
@@ -293,6 +327,8 @@ def run(shares: list[Share], scratch: Path, processes: int, seconds: float) -> d
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads is not forked"
     waiting, busy, found, number = list(reversed(shares)), list[Worker](), dict[str, list[Found]](), 0
     begin = time.monotonic()
+    gc.collect()
+    gc.freeze()  # what is imported is not looked through again in every worker
     while waiting or busy:
         if time.monotonic() - begin > seconds:
             waiting.clear()
