@@ -18,15 +18,29 @@ def climb(loss: Callable[[float], float], ladder: Sequence[float] = LADDER, star
         if not 0 <= index < len(ladder):
             return math.inf
         if index not in known:
-            known[index] = loss(ladder[index])
+            found = loss(ladder[index])
+            known[index] = found if math.isfinite(found) else math.inf
         return known[index]
 
     best = min(map(ladder.index, starts), key=value)
     while True:
         other = min((best, best + 1, best - 1), key=value)
+        if other == best and not math.isfinite(value(best)):
+            raise ValueError(
+                f"tuning diverges at every rate tried: {', '.join(f'{ladder[i]:g}' for i in sorted(known))}"
+            )
         if other == best:
             return ladder[best]
         best = other
+
+
+def following(tried: Sequence[float], best: float, ladder: Sequence[float] = LADDER) -> float | None:
+    """Returns the next rate of the ladder where the best of the tried rates is the largest or the least, else None."""
+    above = [rate for rate in ladder if rate > max(tried) * (1 + 1e-9)]
+    below = [rate for rate in ladder if rate < min(tried) * (1 - 1e-9)]
+    if best == max(tried):
+        return above[0] if above else None
+    return below[-1] if below and best == min(tried) else None
 
 
 def loss_or_infinity(tune_and_measure: Callable[[], float]) -> float:

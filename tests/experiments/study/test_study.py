@@ -170,6 +170,14 @@ def test_climbing_finds_the_bottom_of_a_valley_wherever_it_is(bottom: int):
     assert len(asked) == len(set(asked))
 
 
+def test_climbing_passes_over_rates_that_diverge_and_finds_none_where_all_do():
+    assert (
+        learning_rates.climb({1e-2: 2.0, 1e-1: math.nan, 1.0: math.inf, 3e-2: math.nan, 3e-3: 3.0}.__getitem__) == 1e-2
+    )
+    with pytest.raises(ValueError, match=r"tuning diverges at every rate tried: 0\.003, 0\.01, 0\.03, 0\.1, 1$"):
+        learning_rates.climb(lambda rate: math.nan)
+
+
 def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_path: Path, monkeypatch):
     config = load_config(argv[1], ["--output", str(tmp_path)], TableRunConfig)
     search = rate_search.RateSearch(Plan(config), Interrupt())
