@@ -85,3 +85,13 @@ class BaselineMethod:
 
 
 MethodConfig = StandardMethod | UpscaleMethod | DBPMethod | UpscaleDBPMethod | BaselineMethod
+
+STATE_RATE = 1.0
+"""Peak learning rate where a matrix S_0 is tuned. On the validation splits of the pocket benchmarks and of GSM8K with a
+real model, the rate that is best or nearly so for all of them (docs/training.md)."""
+BASELINE_RATES = {"state_offset": 0.3, "prefix": 0.1, "lora": 0.01}
+
+
+def default_rate(method: MethodConfig) -> float:
+    """The peak learning rate of a method where none is given."""
+    return BASELINE_RATES[method.name] if isinstance(method, BaselineMethod) else STATE_RATE

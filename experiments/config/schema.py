@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from experiments.config.loop import LoopConfig
-from experiments.config.methods import MethodConfig, StandardMethod
+from experiments.config.methods import MethodConfig, StandardMethod, default_rate
 from experiments.config.overrides import UsageError, option
 from experiments.config.pretraining import DimensionsConfig, OptimizationConfig, PackingConfig
 
@@ -22,6 +23,8 @@ POCKET = "pocket:"
 """Begins the names of embedded benchmarks."""
 BOOKKEEPING = ("output", "resume", "overwrite", "system", "mesh")
 """Settings that say where and how a run is kept, and change nothing in its results."""
+STARTS = ("init", "init_layout")
+"""Settings of `tune` that say where it starts from, if not from zero."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -88,7 +91,7 @@ class TuneConfig:
     """How the state is tuned; the fields of state_tuning.core.train.TuneConfig (which imports JAX)."""
 
     steps: int = option(200, "optimiser steps")
-    learning_rate: float = option(1e-2, "peak learning rate of Adam")
+    learning_rate: float | None = option(None, "peak learning rate of Adam; none: 1, of baselines their own")
     schedule: Literal["constant", "linear", "cosine"] = option("cosine", "decay of the learning rate after the warm-up")
     warmup: int = option(10, "steps of linear warm-up")
     final_fraction: float = option(0.1, "last learning rate as a part of the peak")
@@ -99,11 +102,19 @@ class TuneConfig:
     accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
     segment: int = option(0, "tokens a row whose activations are held at a time, for text longer than memory; 0: all")
     exact_segments: int = option(0, "segments from the start that the gradient runs through; 0: all (exact)")
+    init: str | None = option(None, "state file to start from; none: the zero state")
+    init_layout: str | None = option(None, "axis order of a state file that does not say it")
 
     def __post_init__(self) -> None:
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        numbers = (rate, self.final_fraction, self.clip_norm, self.alpha, self.l2)
+        _require(all(map(math.isfinite, numbers)), "must be finite")
         _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
-        _require(self.learning_rate > 0, "must be above 0")
-        _require(min(self.warmup, self.l2, self.clip_norm, self.final_fraction) >= 0, "must not be negative")
+        _require(rate > 0, "must be above 0")
+        least = min(self.warmup, self.l2, self.clip_norm, self.final_fraction, self.segment, self.exact_segments)
+        _require(least >= 0, "must not be negative")
+        _require(self.alpha != 0, "must not be 0, at which the state has no effect")
+        _require(self.final_fraction <= 1, "must lie between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +141,7 @@ class ReportConfig:
     plots: bool = option(True, "draw the loss curve and the state heat-maps as PNG")
     samples: int = option(1, "held-out prompts that are continued without and with the tuned state")
     sample_tokens: int = option(48, "tokens of each continuation")
-    prompt: str | None = option(None, "continue this prompt instead of held-out ones")
+    prompt: str | None = option(None, "continue this prompt instead of held-out ones (escapes as \\n)", escapes=True)
 
     def __post_init__(self) -> None:
         _require(self.samples >= 0 and self.sample_tokens >= 1, "must not be negative")
@@ -139,6 +150,14 @@ class ReportConfig:
 @dataclasses.dataclass(frozen=True)
 class SystemConfig(LoopConfig):
     """Speed and safety of the run; nothing here changes a result."""
+
+    validate_every: int = option(50, "steps between held-out losses while tuning; the best state is kept; 0: none")
+    validate_records: int = option(64, "held-out records that they are measured on, the first ones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.validate_every >= 0, "must not be negative")
+        _require(self.validate_records >= 1, "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +189,9 @@ class RunConfig:
     report: ReportConfig = ReportConfig()
     system: SystemConfig = SystemConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**31, "must be a whole number from 0 to 2147483647")
 
     @property
     def folder(self) -> Path:
@@ -221,7 +243,7 @@ def check_tasks(data: DataConfig) -> DataConfig:
 
 
 def check(config: R) -> R:
-    """The same config, if its settings fit together.
+    """The same config, if its settings fit together, with the learning rate of its method where none is given.
 
     Raises:
       UsageError: naming the settings that do not.
@@ -241,7 +263,12 @@ def check(config: R) -> R:
     if data.batch_size % config.tune.accumulate:
         sizes = f"data.batch_size ({data.batch_size}) is not a multiple of tune.accumulate ({config.tune.accumulate})"
         raise UsageError(f"{sizes}; change one of them")
-    return config
+    if config.tune.init_layout and not config.tune.init:
+        raise UsageError("tune.init_layout needs tune.init")
+    if config.tune.learning_rate is not None:
+        return config
+    tune = dataclasses.replace(config.tune, learning_rate=default_rate(config.method))
+    return dataclasses.replace(config, tune=tune)
 
 
 def resolved(config: "DataclassInstance", *, without: Sequence[str] = ()) -> dict[str, Json]:
@@ -253,10 +280,15 @@ def resolved(config: "DataclassInstance", *, without: Sequence[str] = ()) -> dic
 def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEPING) -> dict[str, Json]:
     """What identifies the results of a run: `resolved` without bookkeeping, embedded benchmarks by their plain names.
 
-    Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one.
+    Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one, and
+    so does leaving out a start that is the zero state and a default of data.learn.
     """
     plain = resolved(config, without=without)
-    data = plain.get("data")
+    data, tune = plain.get("data"), plain.get("tune")
+    if isinstance(tune, dict):
+        for name in STARTS:
+            if tune.get(name) is None:
+                tune.pop(name, None)
     if isinstance(data, dict) and data.get("learn") == DataConfig.learn:
         data.pop("learn")
     if isinstance(data, dict) and not data.get("dir"):

@@ -68,6 +68,7 @@ class TableRunConfig(RunConfig):
     observer: ObserverConfig = ObserverConfig()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("must be given, each once")
 

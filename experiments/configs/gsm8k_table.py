@@ -19,7 +19,7 @@ RATES = {"standard": 1, "upscale": 1, "upscale_median": 0.1, "dbp": 1, "upscale_
 config = TableRunConfig(
     name="gsm8k_table",
     data=DataConfig(tasks=("gsm8k",), dir="data", max_length=512, batch_size=8),
-    tune=TuneConfig(steps=40),
+    tune=TuneConfig(steps=40, learning_rate=0.01),
     evaluate=EvaluateConfig(max_records=200, max_new_tokens=256),
     rows={name: dataclasses.replace(FULL.rows[name], rates={"gsm8k": rate}) for name, rate in RATES.items()},
     shots=0,

@@ -42,7 +42,7 @@ ROWS["larger_standard"] = Learned(StandardMethod(), RATES["standard"], model="la
 config = TableRunConfig(
     name="paper_table",
     data=DataConfig(tasks=TASKS, batch_size=8),
-    tune=TuneConfig(steps=100),
+    tune=TuneConfig(steps=100, learning_rate=0.01),
     evaluate=EvaluateConfig(max_records=400),
     rows=ROWS,
     scaling=ScalingConfig(tasks=TASKS, records=192, rate=0.1),

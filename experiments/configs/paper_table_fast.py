@@ -18,7 +18,7 @@ config = TableRunConfig(
     name="paper_table_fast",
     seeds=(0, 1),
     data=dataclasses.replace(FULL.data, tasks=("pocket:winogrande", "pocket:arc"), max_train=80, max_length=47),
-    tune=TuneConfig(steps=20),
+    tune=TuneConfig(steps=20, learning_rate=0.01),
     evaluate=EvaluateConfig(max_records=40),
     rows={name: row for name, row in FULL.rows.items() if name not in LEFT_OUT},
     timing_rounds=2,
