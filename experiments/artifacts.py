@@ -1,5 +1,6 @@
 """What a run leaves behind: state files with the command that uses them, pictures, samples, the report."""
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,18 +17,20 @@ from experiments.evaluation.evaluator import Evaluator
 from experiments.reporting import plots, run_report
 from experiments.reporting.run_report import Measurement, Outcome, RunResults
 from experiments.reporting.tables import text_table
+from experiments.training.continuing import BEST_FILE, EARLIER_FILE, OUTCOME_FILE
 from experiments.training.distributed import is_lead
-from experiments.training.metrics_log import MetricsLog
+from experiments.training.metrics_log import MetricsLog, Row
 from rwkv7_jax import State, checkpoint
+from rwkv7_jax.checkpoint.files import CheckpointError
 from rwkv7_jax.checkpoint.names import weights_hash
-from rwkv7_jax.checkpoint.states import save_state, state_metadata
+from rwkv7_jax.checkpoint.states import load_state, save_state, state_metadata
 from rwkv7_jax.functional import Params
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.sharding import host
 
 STATE_FILE, PROMPT_FILE, WEIGHTS_FILE = "state.safetensors", "prompt.txt", "model.safetensors"
-OUTCOME_FILE = "outcome.json"
-"""Written last: it marks a job as finished."""
+LAST_FILE = "last.safetensors"
+"""The state of a job that is not finished, after its last step; `OUTCOME_FILE`, written last, marks it as finished."""
 
 
 class RunInfo(NamedTuple):
@@ -53,7 +56,69 @@ class Measured(NamedTuple):
     measurement: Measurement
 
 
-def save_job(info: RunInfo, job: Job, vanilla: Measured, tuned: Measured, skipped: int) -> Outcome:
+class KeptStates(NamedTuple):
+    """The states of a job that are kept while it is tuned, as files for every command that takes a state."""
+
+    info: RunInfo
+    folder: Path
+    """That of the job."""
+    base_hash: str
+
+    def best(self, state: State, step: int, loss: float) -> None:
+        """Keeps a state if its held-out loss is below that of the one that is kept."""
+        before = self.best_loss()
+        if is_lead() and (before is None or loss < before[1]):
+            self._write(BEST_FILE, state, {"step": step, "validation_loss": loss})
+
+    def best_loss(self) -> tuple[int, float] | None:
+        """Returns the step and the held-out loss of the best state; None if there is none that can be read."""
+        try:
+            found = json.loads(load_state(self.folder / BEST_FILE).metadata["metrics"])
+            return int(found["step"]), float(found["validation_loss"])
+        except (OSError, CheckpointError, ValueError, KeyError, TypeError):
+            return None
+
+    def last(self, state: State, step: int) -> Path:
+        """Keeps the state of the last step so far, and returns where."""
+        if is_lead():
+            self._write(LAST_FILE, state, {"step": step})
+        return self.folder / LAST_FILE
+
+    def finish(self) -> None:
+        """Removes what the files of a finished job say too."""
+        if is_lead():
+            for name in (LAST_FILE, EARLIER_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _write(self, name: str, state: State, metrics: dict[str, object]) -> None:
+        info, task = self.info, self.folder.name
+        metadata = state_metadata(self.base_hash, info.method, task=task, config=info.settings, metrics=metrics)
+        save_state(self.folder / name, host(state), metadata=metadata)
+
+
+def earlier(folder: Path) -> Outcome | None:
+    """Returns the measurements of a finished job whose samples are made anew; None if there are none."""
+    try:
+        return Outcome.read(folder / EARLIER_FILE)
+    except (OSError, ValueError):
+        return None
+
+
+def tell_best(name: str, kept: KeptStates, rows: Sequence[Row]) -> None:
+    """Says at which step the held-out loss of a job was least, if that was before the last one."""
+    best = kept.best_loss()
+    at_end = [row["validation_loss"] for row in rows[-1:] if "validation_loss" in row]
+    if best and at_end and best[1] < at_end[0]:
+        print(
+            f"{name}: the held-out loss rises at the end: {best[1]:.4f} at step {best[0]}, {at_end[0]:.4f} at step "
+            f"{rows[-1]['step']}; the state of step {best[0]} is {kept.folder / BEST_FILE}",
+            file=sys.stderr,
+        )
+
+
+def save_job(
+    info: RunInfo, job: Job, vanilla: Measured, tuned: Measured, skipped: int, scale: float | None = None
+) -> Outcome:
     """Writes the state file, pictures, samples and, last, the outcome of a job, which marks it as finished.
 
     Changed weights (LoRA) are written beside the state.
@@ -64,6 +129,7 @@ def save_job(info: RunInfo, job: Job, vanilla: Measured, tuned: Measured, skippe
       vanilla: the frozen model from the zero state.
       tuned: the model from the tuned state, with its weights if the method has changed them.
       skipped: updates that were not applied.
+      scale: how many times larger the tuned state is than the model's own, where it is out of scale.
 
     Returns:
       The outcome.
@@ -79,7 +145,7 @@ def save_job(info: RunInfo, job: Job, vanilla: Measured, tuned: Measured, skippe
         {"prompt": prompt, "wanted": wanted, "vanilla": before, "tuned": after}
         for (prompt, wanted), before, after in zip(chosen, without, with_state, strict=True)
     ]
-    outcome = Outcome(job.name, headline, vanilla.measurement, tuned.measurement, samples, skipped)
+    outcome = Outcome(job.name, headline, vanilla.measurement, tuned.measurement, samples, skipped, scale)
     state, frozen, params = host(tuned.state), vanilla.evaluator.lm, tuned.evaluator.lm.params
     changed = host(params) if params is not frozen.params else None
     if is_lead():
@@ -104,7 +170,7 @@ def write_job(info: RunInfo, outcome: Outcome, state: State, base_hash: str, cha
     metrics = run_report.summarise(outcome, info.seed)
     metadata = state_metadata(base_hash, info.method, task=outcome.name, config=info.settings, metrics=metrics)
     save_state(folder / STATE_FILE, state, metadata=metadata)
-    (folder / PROMPT_FILE).write_text(outcome.samples[0]["prompt"] if outcome.samples else "")
+    (folder / PROMPT_FILE).write_text(outcome.samples[0]["prompt"] if outcome.samples else "", encoding="utf-8")
     if info.report.plots:
         maps = np.asarray(getattr(state.wkv, "s", state.wkv))
         plots.state_maps(folder / "state.png", maps, f"{info.name}: tuned state for {outcome.name}")

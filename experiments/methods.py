@@ -1,10 +1,13 @@
 """What the settings of a method build: the method, its optimiser and the model that they run on."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
@@ -25,6 +28,7 @@ from state_tuning.core.train import Correlate, Method, TuneConfig
 from state_tuning.dbp import correlations, literal, transform
 from state_tuning.upscale import stability
 
+MakeOptimizer = Callable[[TuneConfig], optax.GradientTransformation]
 Calibrate = Callable[[int], Batch]
 """Number of tokens -> a batch of training text."""
 
@@ -45,7 +49,13 @@ class Chosen(NamedTuple):
 
 
 def build(
-    config: MethodConfig, model: RWKV7, params: Params, tune: TuneConfig, calibration: Calibrate, seed: int
+    config: MethodConfig,
+    model: RWKV7,
+    params: Params,
+    tune: TuneConfig,
+    calibration: Calibrate,
+    seed: int,
+    make_optimizer: MakeOptimizer = train.make_optimizer,
 ) -> Chosen:
     """Returns the method with its optimiser; upscaling fits its map and prints how stable it is.
 
@@ -56,11 +66,12 @@ def build(
       tune: how it is tuned.
       calibration: gives training text, to which a map is fitted.
       seed: of random starts.
+      make_optimizer: gives the optimiser, which the method may wrap.
 
     Raises:
       ValueError: in one line, for instance for an unstable map.
     """
-    optimizer = train.make_optimizer(tune)
+    optimizer = make_optimizer(tune)
     if isinstance(config, BaselineMethod):
         return _baseline(config, model, params, tune, optimizer, seed)
     method = train.standard(model.config, tune)
@@ -72,6 +83,56 @@ def build(
     full = method.full
     assert full is not None
     return Chosen(model, method, optimizer, correlate, lambda weights, tree: (weights, full(tree)))
+
+
+def start_at(chosen: Chosen, state: State, tune: TuneConfig, name: str) -> PyTree:
+    """Returns the trainable tree that stands for a state, from which tuning starts.
+
+    Args:
+      chosen: the method.
+      state: unbatched.
+      tune: whose `alpha` scales what is trained.
+      name: of the state, for messages.
+
+    Raises:
+      UsageError: the method cannot hold this state.
+    """
+    fresh, full = chosen.method.init(), chosen.method.full
+    if full is None:
+        raise UsageError("tune.init: this method trains no state; it goes with standard, dbp, upscale and upscale_dbp")
+    inner, empty = (fresh.scaled if isinstance(fresh, literal.Rotated) else fresh), full(fresh)
+    lifted: Any = empty.wkv
+    if hasattr(lifted, "s") and not hasattr(state.wkv, "s"):
+        state = state._replace(wkv=lifted._replace(s=state.wkv))
+    if jax.tree.structure(state) != jax.tree.structure(empty):
+        raise UsageError(f"tune.init: {name} is the state of another method; start from it with that method")
+    parts = jax.tree.map(
+        lambda mine, leaf: None if mine is None else jnp.asarray(leaf, jnp.float32) / tune.alpha,
+        inner,
+        state,
+        is_leaf=lambda leaf: leaf is None,
+    )
+    tree = fresh._replace(scaled=parts) if isinstance(fresh, literal.Rotated) else parts
+    same = jax.tree.map(lambda x, y: np.shape(x) == np.shape(y) and np.allclose(x, y, 1e-5, 1e-6), full(tree), state)
+    if not (same.att_shift and same.ffn_shift):
+        raise UsageError(
+            f"tune.init: {name} holds token-shift states: add --tune.tune_shifts yes, which tunes them too"
+        )
+    if not all(jax.tree.leaves(same)):
+        raise UsageError(
+            f"tune.init: {name} holds what this method does not tune, as the map of an upscaled state that was fitted "
+            "to other text or with another seed"
+        )
+    return tree
+
+
+def tree_hash(tree: PyTree) -> str:
+    """Returns the SHA-256 (hex) of the arrays of a tree."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(leaf)
+        found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return found.hexdigest()
 
 
 def _baseline(

@@ -1,22 +1,24 @@
 """One run: its jobs loaded, the frozen model measured, its state tuned, the tuned state measured, all reported."""
 
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from experiments import artifacts, build, methods
-from experiments.artifacts import Measured, RunInfo
-from experiments.config.loop import LoopConfig
+from experiments.artifacts import KeptStates, Measured, RunInfo
 from experiments.config.methods import MethodConfig
 from experiments.config.schema import (
     DataConfig,
     EvaluateConfig,
+    Json,
     RunConfig,
+    SystemConfig,
     TuneConfig,
     config_hash,
     digest,
@@ -25,13 +27,14 @@ from experiments.config.schema import (
 )
 from experiments.data import batching, survey
 from experiments.data.jobs import Job, load_jobs
+from experiments.evaluation import state_scale
 from experiments.evaluation.evaluator import Evaluator, make_scorer
 from experiments.reporting.run_report import Measurement, Outcome
-from experiments.training import distributed, loop, run_folder
+from experiments.training import continuing, distributed, loop, run_folder
 from experiments.training.metrics_log import MetricsLog, progress_bar
 from experiments.training.preemption import Interrupt
 from experiments.training.profiling import Board
-from rwkv7_jax import State, flops, zero_state
+from rwkv7_jax import State, flops, load_state, zero_state
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.sharding import host
@@ -40,6 +43,8 @@ from state_tuning.core.objective import Batch
 
 VALUES = ("loss", "grad_norm")
 """Metrics of a step in the rows of metrics.jsonl."""
+VALIDATION = "validation_loss"
+"""The held-out loss in the rows of steps at which it is measured."""
 
 
 class Tuner(NamedTuple):
@@ -48,6 +53,10 @@ class Tuner(NamedTuple):
     chosen: methods.Chosen
     step: train.TrainStep
     settings: train.TuneConfig
+    fresh: Callable[[], train.TuneState]
+    """() -> the state before the first step."""
+    start: str | None = None
+    """Hash of the state that it starts from; none: zero."""
 
 
 class Session(NamedTuple):
@@ -56,7 +65,7 @@ class Session(NamedTuple):
     evaluator: Evaluator
     tuner: Tuner
     data: DataConfig
-    loop: LoopConfig
+    loop: SystemConfig
     seed: int
     """Of the order of training examples."""
     identity: str
@@ -85,41 +94,56 @@ def run(config: RunConfig) -> int:
       NonFiniteError: tuning diverged.
     """
     folder, keep = config.folder, {"resume": config.resume == "auto", "overwrite": config.overwrite}
-    with distributed.session(config.mesh) as mesh, Interrupt() as interrupt:
+    with (
+        distributed.session(config.mesh) as mesh,
+        Interrupt() as interrupt,
+        run_folder.held(folder, lead=distributed.is_lead()),
+    ):
         use_compilation_cache(config.system.compilation_cache)
         jobs = load_jobs(config.data, config.evaluate, config.seed)
         lm = build.load_model(config.model)
-        identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
+        tuner = make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed)
+        settings, parts = resolved(config), run_parts(lm, jobs, tuner)
+        old = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
+        identity = continuing.identity(folder, settings, parts, old)
+        measured = {job.name: digest([job.held_out, list(job.records)]) for job in jobs}
+        going_on = continuing.Run(folder, identity, settings, parts, measured)
+        if not config.overwrite:
+            distributed.lead_first(lambda lead: lead and continuing.check(going_on))
         resumed = distributed.lead_first(lambda lead: lead and run_folder.check(folder, identity, **keep))
         devices = distributed.describe(mesh) + ("; resuming" if resumed else "")
         print(f"{config.model.checkpoint}: {lm.summary}, {devices}", flush=True)
         check_loop(config.system, config.data.batch_size, mesh)
         evaluator = make_evaluator(lm, config.evaluate)
-        tuner = make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed)
         log = MetricsLog(folder / "metrics.jsonl")
         session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt)
         distributed.lead_first(
-            lambda lead: (
-                run_folder.claim(folder, identity, resolved(config), **keep)
-                if lead
-                else run_folder.join(folder, identity)
-            )
+            lambda lead: continuing.claim(going_on, **keep) if lead else run_folder.join(folder, identity)
         )
-        settings = identified(config)
-        info = RunInfo(folder, config.name, config.seed, config.method.kind, settings, config.report, config.model)
+        told = identified(config)
+        info = RunInfo(folder, config.name, config.seed, config.method.kind, told, config.report, config.model)
         outcomes = [run_job(session, info, job) for job in jobs]
         measured = [survey.held_out_survey(job, lm.tokenizer, config.data) for job in jobs]
         return artifacts.report(info, lm, outcomes, log, survey.protocol(measured, config.data.max_length))
 
 
-def check_loop(settings: LoopConfig, batch_size: int, mesh: Mesh | None) -> None:
+def run_parts(lm: LanguageModel, jobs: Sequence[Job], tuner: Tuner) -> dict[str, Json]:
+    """Returns hashes of what the tuned trees of a run depend on besides its settings."""
+    parts: dict[str, Json] = {
+        "weights": lm.weights_hash,
+        "training data": digest([[job.name, job.train] for job in jobs]),
+    }
+    return parts | ({} if tuner.start is None else {"start (tune.init)": tuner.start})
+
+
+def check_loop(settings: SystemConfig, batch_size: int, mesh: Mesh | None) -> None:
     """Checks what the training loop would refuse, before anything is measured or thrown away.
 
     Raises:
       UsageError: rows that cannot be cut over the devices, an unknown best_metric, no writer for TensorBoard.
     """
     distributed.Spread(mesh, batch_size)
-    loop.check_best_metric(settings, VALUES)
+    loop.check_best_metric(settings, (*VALUES, VALIDATION) if settings.validate_every else VALUES)
     with tempfile.TemporaryDirectory() as scratch:
         Board(Path(scratch), settings.tensorboard and distributed.is_lead()).close()
 
@@ -130,7 +154,13 @@ def make_evaluator(lm: LanguageModel, limits: EvaluateConfig) -> Evaluator:
 
 
 def make_tuner(
-    lm: LanguageModel, jobs: Sequence[Job], data: DataConfig, tune: TuneConfig, method: MethodConfig, seed: int
+    lm: LanguageModel,
+    jobs: Sequence[Job],
+    data: DataConfig,
+    tune: TuneConfig,
+    method: MethodConfig,
+    seed: int,
+    make_optimizer: methods.MakeOptimizer = train.make_optimizer,
 ) -> Tuner:
     """Returns the jitted tuning of a method; a feature map is fitted to the text of all jobs.
 
@@ -142,23 +172,55 @@ def make_tuner(
     def calibration(tokens: int) -> Batch:
         return methods.calibration_batch(lm.tokenizer, jobs, data, tokens)
 
-    chosen = methods.build(method, lm.model, lm.params, settings, calibration, seed)
-    return Tuner(chosen, chosen.make_step(settings), settings)
+    chosen = methods.build(method, lm.model, lm.params, settings, calibration, seed, make_optimizer)
+    if tune.init is None:
+        return Tuner(
+            chosen,
+            chosen.make_step(settings),
+            settings,
+            lambda: train.init(chosen.optimizer, chosen.method.init()),
+        )
+    path = Path(tune.init).expanduser()
+    state = load_state(path, layout=tune.init_layout, config=lm.model.config, base_model_hash=lm.weights_hash).state
+    start = methods.start_at(chosen, state, settings, tune.init)
+    fresh = lambda: train.init(chosen.optimizer, start)  # noqa: E731
+    return Tuner(chosen, chosen.make_step(settings), settings, fresh, methods.tree_hash(start))
 
 
 def run_job(session: Session, info: RunInfo, job: Job) -> Outcome:
     """Measures without a state, tunes, measures the tuned state and saves; reads back what an earlier run finished."""
     folder = info.folder / job.name
     if (folder / artifacts.OUTCOME_FILE).is_file():
-        return Outcome.read(folder / artifacts.OUTCOME_FILE)
+        try:
+            return Outcome.read(folder / artifacts.OUTCOME_FILE)
+        except ValueError as error:
+            print(f"warning: {error}; {job.name} is measured again", file=sys.stderr)
     folder.mkdir(exist_ok=True)
     session.interrupt.place = f"step 0 of {job.name}"
-    zero = zero_state(session.lm.model.config, None)
-    vanilla = Measured(session.evaluator, zero, measure(session, job, zero, "vanilla"))
-    tuned = tune(session, job, folder)
+    zero, known = zero_state(session.lm.model.config, None), artifacts.earlier(folder)
+    before = known.vanilla if known else measure(session, job, zero, "vanilla")
+    kept = KeptStates(info, folder, session.lm.weights_hash)
+    tuned = tune(session, job, folder, kept)
     after, state = finished(session, tuned)
-    measured = Measured(after.evaluator, state, measure(after, job, state, "tuned"))
-    return artifacts.save_job(info, job, vanilla, measured, int(host(tuned.skipped)))
+    if after.lm.params is session.lm.params:
+        kept.last(state, int(host(tuned.step)))
+    score = known.tuned if known else measure(after, job, state, "tuned")
+    vanilla, measured = Measured(session.evaluator, zero, before), Measured(after.evaluator, state, score)
+    scale = out_of_scale(session, state, job)
+    outcome = artifacts.save_job(info, job, vanilla, measured, int(host(tuned.skipped)), scale)
+    kept.finish()
+    artifacts.tell_best(job.name, kept, session.log.rows(job.name) if distributed.is_lead() else [])
+    return outcome
+
+
+def out_of_scale(session: Session, state: State, job: Job) -> float | None:
+    """Returns how many times larger a state is than the model's own on held-out text, with a warning; else None."""
+    few = batching.encode_pairs(session.lm.tokenizer, job.held_out[: state_scale.RECORDS], session.data)
+    found = state_scale.out_of_scale(session.lm, state, few)
+    if found is not None and distributed.is_lead():
+        times = f"{found:.3g} times as large as those that the model reaches on this text"
+        print(f"warning: {job.name}: the tuned state is {times}; a lower tune.learning_rate is safer", file=sys.stderr)
+    return found
 
 
 def finished(session: Session, tuned: train.TuneState) -> tuple[Session, State]:
@@ -189,18 +251,19 @@ def measure(session: Session, job: Job, state: State, label: str) -> Measurement
     return Measurement(np.add.reduceat(nll, first).tolist(), np.add.reduceat(tokens, first).tolist(), scores)
 
 
-def measure_losses(session: Session, state: State, job: Job) -> float:
-    """Returns the mean held-out completion loss from one initial state, nats per token."""
-    examples = batching.encode_pairs(session.lm.tokenizer, job.held_out, session.data)
+def measure_losses(session: Session, state: State, job: Job, records: int | None = None) -> float:
+    """Returns the mean completion loss of the first held-out records from one initial state, nats per token."""
+    examples = batching.encode_pairs(session.lm.tokenizer, job.held_out[:records], session.data)
     nll, tokens = session.evaluator.losses(state, examples)
     return float(nll.sum() / tokens.sum())
 
 
-def tune(session: Session, job: Job, folder: Path) -> train.TuneState:
-    """Runs the training loop of one job, from its newest checkpoint in `folder`/checkpoints on."""
+def tune(session: Session, job: Job, folder: Path, kept: KeptStates | None = None) -> train.TuneState:
+    """Runs the training loop of one job, from its newest checkpoint in `folder`/checkpoints on; `kept` keeps the best
+    state, and the last one if the run is interrupted."""
     lm, data, tuner = session.lm, session.data, session.tuner
     parts = batching.encode_each(lm.tokenizer, job.train, data)
-    if distributed.is_lead():
+    if kept and distributed.is_lead():
         survey.tell(job, lm.tokenizer, parts, data, tuner.settings.steps)
     examples = [example for part in parts for example in part]
     mesh = jax.sharding.get_mesh()
@@ -216,7 +279,30 @@ def tune(session: Session, job: Job, folder: Path) -> train.TuneState:
         values=VALUES,
         flops=flops.tuning(lm.model.config),
         title=f"{job.name}: tuning",
+        **(_watched(session, job, kept) if kept else {}),
     )
     place = loop.Place(folder, folder / "checkpoints", session.log, session.interrupt)
-    fresh = train.init(tuner.chosen.optimizer, tuner.chosen.method.init())
-    return loop.drain(loop.train(task, fresh, session.loop, place))
+    return loop.drain(loop.train(task, tuner.fresh(), session.loop, place))
+
+
+def _watched(session: Session, job: Job, kept: KeptStates) -> dict[str, Any]:
+    """Returns the arguments of a `loop.Task` that measure the held-out loss and keep states as files."""
+    settings = session.loop
+
+    def validate(tuned: train.TuneState) -> dict[str, float]:
+        after, state = finished(session, tuned)
+        loss = measure_losses(after, state, job, settings.validate_records)
+        if after.lm.params is session.lm.params:
+            kept.best(state, int(host(tuned.step)), loss)
+        return {VALIDATION: loss}
+
+    def leave(tuned: train.TuneState, step: int) -> None:
+        after, state = finished(session, tuned)
+        if after.lm.params is session.lm.params:
+            path = kept.last(state, step)
+            if distributed.is_lead():
+                print(f"the state after step {step} is {path}", file=sys.stderr)
+
+    if not settings.validate_every:
+        return {"leave": leave}
+    return {"evaluate": validate, "evaluate_every": settings.validate_every, "leave": leave}

@@ -6,9 +6,11 @@
     rwkv7 state scale a.safetensors --by 0.5 --output half.safetensors
     rwkv7 state truncate a.safetensors --rank 8 --output small.safetensors
     rwkv7 state convert a.safetensors --to rwkv-runner --output a.pth
+    rwkv7 state convert runs/jsonl/jsonl/checkpoints/step_00000050 --to rwkv-runner --output a.pth
 
 A file of another tool needs --layout, which says the order of its axes. `mix`, `scale`, `truncate` and `diff` write our
-own format (.safetensors), `convert` that of another tool. layouts: value_key, rwkv-runner, rlhf, fla, web-rwkv
+own format (.safetensors), `convert` that of another tool. layouts: value_key, rwkv-runner, rlhf, fla, web-rwkv. A
+checkpoint of a run of `rwkv7 tune` counts as the state file that the run would have written there.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: list[str]) -> int:
     """Parses the settings of the verb and does what it says."""
     verb, rest = chosen(args, "state", VERBS)
-    files = "FIRST SECOND" if verb in ("diff", "mix") else "FILE"
+    files = {"diff": "FIRST SECOND", "mix": "FIRST SECOND", "convert": "FILE OUTPUT"}.get(verb, "FILE")
     config = check_required(parse(VERBS[verb], rest), f"rwkv7 state {verb} {files}")
     from experiments.commands.work import state
 

@@ -15,8 +15,10 @@ from experiments.reporting.statistics import Interval, bootstrap, wilson
 from experiments.reporting.tables import markdown_table
 from rwkv7_jax.checkpoint.files import write_text
 
+ABSURD = 1000.0
+"""Times the size of the model's own states, from which on a tuned state does not count."""
 CRITERION = (
-    "PASS: the held-out completion loss falls in every task, and with benchmarks "
+    "Criterion of PASS: the held-out completion loss falls in every task, and with benchmarks "
     "the interval of the mean accuracy gain is above 0."
 )
 
@@ -46,6 +48,8 @@ class Outcome:
     """{"prompt", "wanted", "vanilla", "tuned"} each."""
     skipped: int
     """Updates that the non-finite guard did not apply."""
+    scale: float | None = None
+    """How many times larger the tuned state is than the model's own, where it is out of scale."""
 
     @staticmethod
     def read(path: Path) -> "Outcome":
@@ -177,13 +181,15 @@ def results(
         "samples": {outcome.name: outcome.samples for outcome in outcomes},
         "skipped_updates": {outcome.name: outcome.skipped for outcome in outcomes},
         "mean_gain": mean_gain,
-        "verdict": verdict(jobs, mean_gain),
+        "verdict": verdict(jobs, mean_gain, [outcome.name for outcome in outcomes if (outcome.scale or 0.0) > ABSURD]),
     }
     return {**body, "sha256": digest(body)}
 
 
-def verdict(jobs: dict[str, JobSummary], mean_gain: Interval | None) -> str:
-    """Returns 'PASS' or 'FAIL (reason)', by `CRITERION`."""
+def verdict(jobs: dict[str, JobSummary], mean_gain: Interval | None, absurd: Sequence[str] = ()) -> str:
+    """Returns 'PASS' or 'FAIL (reason)', by `CRITERION`; `absurd` names jobs whose state is far out of scale."""
+    if absurd:
+        return f"FAIL (the state is out of scale, lower tune.learning_rate: {', '.join(absurd)})"
     worse = [name for name, job in jobs.items() if not job["loss_tuned"] < job["loss_vanilla"]]
     if worse:
         return f"FAIL (held-out loss did not fall: {', '.join(worse)})"

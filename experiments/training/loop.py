@@ -84,6 +84,8 @@ def _rows(loop: Steps) -> Generator[Row, None, PyTree]:
             if stop or last or (due and not loop.bad):
                 loop.save()
             if stop:
+                if task.leave and not last:
+                    task.leave(loop.state, loop.index)
                 interrupt.check()
     loop.ledger.write()
     if loop.first and loop.index > started:

@@ -66,6 +66,8 @@ class Task(NamedTuple):
     evaluate_every: int = 1
     title: str | None = None
     """Of the progress bar; none: the name."""
+    leave: Callable[[PyTree, int], None] | None = None
+    """(state, step): called when the run ends before its last step because it was asked to, with a checkpoint begun."""
 
 
 class Place(NamedTuple):

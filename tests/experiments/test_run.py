@@ -169,7 +169,7 @@ def one_error(capsys):
 
 def test_other_settings_do_not_mix_with_an_earlier_run(argv, finished, capsys):
     assert run.main([*argv, "--output", str(finished), "--tune.l2", "0.1"]) == 2
-    assert "holds a run with other settings, data or weights" in one_error(capsys)
+    assert "holds a run with other settings (tune.l2: 0.0 there, 0.1 here)" in one_error(capsys)
     assert run.main([*argv, "--output", str(finished), "--resume", "no"]) == 2
     assert "holds an earlier run" in one_error(capsys)
 

@@ -9,7 +9,8 @@ import numpy as np
 from experiments.config.commands import StateConvert, StateDiff, StateInfo, StateMix, StateScale, StateTruncate
 from experiments.reporting.tables import text_table
 from rwkv7_jax import State
-from rwkv7_jax.checkpoint import LAYOUTS, CheckpointError, export_state, load_state, save_state
+from rwkv7_jax.checkpoint import LAYOUTS, CheckpointError, export_state, save_state
+from rwkv7_jax.checkpoint import load_state as load_file
 from rwkv7_jax.checkpoint.states import TunedState
 from state_tuning.core import surgery
 
@@ -30,7 +31,7 @@ def run(config: object) -> int:
 
 @run.register
 def _info(config: StateInfo) -> int:
-    loaded = load_state(config.file, layout=config.layout)
+    loaded = load_state(config.file, config.layout)
     layers, heads, size, _ = _matrix(loaded.state).shape
     print(f"{config.file}: {layers} layers, {heads} heads of {size}, {surgery.size(loaded.state)} values")
     print("".join(f"{name}: {_short(loaded.metadata[name])}\n" for name in SHOWN if name in loaded.metadata))
@@ -61,7 +62,7 @@ def _mix(config: StateMix) -> int:
 @run.register
 def _scale(config: StateScale) -> int:
     assert config.by is not None
-    loaded = load_state(config.file, layout=config.layout)
+    loaded = load_state(config.file, config.layout)
     _write(config.output, surgery.scale(loaded.state, config.by), loaded, f"scale {config.file} {config.by:g}")
     return 0
 
@@ -69,7 +70,7 @@ def _scale(config: StateScale) -> int:
 @run.register
 def _truncate(config: StateTruncate) -> int:
     assert config.rank is not None
-    loaded = load_state(config.file, layout=config.layout)
+    loaded = load_state(config.file, config.layout)
     small = surgery.expand(surgery.truncate_rank(loaded.state, config.rank))
     left_out = _norm(surgery.diff(loaded.state, small)) / max(_norm(loaded.state), np.finfo(np.float64).tiny)
     _write(config.output, small, loaded, f"truncate {config.file} {config.rank}")
@@ -79,19 +80,34 @@ def _truncate(config: StateTruncate) -> int:
 
 @run.register
 def _convert(config: StateConvert) -> int:
-    assert config.to is not None
-    if pathlib.Path(config.output).suffix not in SUFFIXES:
+    suffix = pathlib.Path(config.output).suffix
+    if suffix not in SUFFIXES:
         raise CheckpointError(f"{config.output}: the suffix must be one of {', '.join(SUFFIXES)}")
-    if config.to not in LAYOUTS:
+    if config.to is None and suffix not in OWN:
+        raise CheckpointError(f"to: name the layout that {config.output} is to have, one of {', '.join(LAYOUTS)}")
+    if config.to not in (None, *LAYOUTS):
         raise CheckpointError(f"to: unknown layout {config.to}; one of {', '.join(LAYOUTS)}")
-    if config.to == "web-rwkv" and pathlib.Path(config.output).suffix == ".pth":
+    if config.to == "web-rwkv" and suffix == ".pth":
         raise CheckpointError(f"{config.output}: {LAYOUTS[config.to].tools} reads no .pth; end the name in .st")
-    state = load_state(config.file, layout=config.layout).state
+    loaded = load_state(config.file, config.layout)
+    if config.to is None:
+        _write(config.output, loaded.state, loaded, f"convert {config.file}")
+        return 0
+    state = loaded.state
     export_state(config.output, state, layout=config.to, drop_shifts=config.drop_shifts)
     layers, heads, size, _ = state.wkv.shape
     tools = LAYOUTS[config.to].tools
     print(f"wrote {config.output}: {layers} layers, {heads} heads of {size}, layout {config.to} ({tools})")
     return 0
+
+
+def load_state(path: str, layout: str | None) -> TunedState:
+    """Reads a state file, or the state in a checkpoint of a run."""
+    if not pathlib.Path(path).is_dir():
+        return load_file(path, layout=layout)
+    from experiments.commands.work import checkpoint_state
+
+    return checkpoint_state.load_state(pathlib.Path(path))
 
 
 def norms(state: State) -> str:
@@ -113,7 +129,7 @@ def _pair(first: str, second: str, layout: str | None) -> tuple[TunedState, Tune
     Raises:
       CheckpointError: they were tuned on different models.
     """
-    one, two = load_state(first, layout=layout), load_state(second, layout=layout)
+    one, two = load_state(first, layout), load_state(second, layout)
     bases = [loaded.metadata.get("base_model_hash", "") for loaded in (one, two)]
     if all(bases) and bases[0] != bases[1]:
         raise CheckpointError(
