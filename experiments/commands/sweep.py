@@ -3,13 +3,15 @@
     rwkv7 sweep --config quickstart --tune.learning_rate 0.03,0.1,0.3,1,3 --seeds 0,1
     rwkv7 sweep --config jsonl --model.checkpoint model.pth --data.train my.jsonl
 
-Where tuning diverges the loss is infinite. One line a cell is kept in sweep.jsonl, found again by settings, data and
-weights, so an interrupted sweep goes on with the same command. Draws sweep.png and writes sweep.md.
-Validation records: --evaluate.max_records
+While the best rate is the least or the largest of several, the next one of 1e-4, 3e-4, ... 3, 10 is tried too; the last
+line says which to take. Where tuning diverges the loss is infinite. One line a cell is kept in sweep.jsonl, found again
+by settings, data and weights, so an interrupted sweep goes on with the same command. Draws sweep.png and writes
+sweep.md. Validation records: --evaluate.max_records
 """
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +40,19 @@ def body(args: list[str]) -> int:
         raise UsageError(f"output: {folder} is a file; choose another --output")
     from experiments.commands.work import sweep
 
-    return sweep.run(config, own, folder)
+    return sweep.run(config, own, folder, shlex.join(["rwkv7", "tune", *without_output(args, own)]))
+
+
+def without_output(args: Sequence[str], own: Sweep) -> list[str]:
+    """The words that `rwkv7 tune` takes for the same run: without those of the sweep and its folder."""
+    words, kept = take(own, args)[1], []
+    while words:
+        word = words.pop(0)
+        if word == "--output" and words:
+            words.pop(0)
+        elif not word.startswith(("--output=", "output=")):
+            kept.append(word)
+    return kept
 
 
 def check_lists(own: Sweep) -> None:

@@ -254,7 +254,7 @@ class Scale:
 class SweepTuneConfig:
     """What is tried."""
 
-    learning_rate: tuple[float, ...] = option((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), "learning rates, by commas")
+    learning_rate: tuple[float, ...] = option((0.03, 0.1, 0.3, 1.0, 3.0), "learning rates, by commas")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +263,7 @@ class Sweep:
 
     tune: SweepTuneConfig = SweepTuneConfig()
     seeds: tuple[int, ...] = option((0, 1, 2), "seeds, by commas")
+    extend: bool = option(True, "go on to 1e-4 or 10 while the best rate is the least or the largest")
 
 
 @dataclasses.dataclass(frozen=True)

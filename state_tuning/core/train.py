@@ -149,8 +149,14 @@ def full_state(config: RWKV7Config, trainable: State, tune: TuneConfig) -> State
     return surgery.graft(surgery.scale(trainable, tune.alpha), zero)
 
 
-def make_schedule(tune: TuneConfig) -> Callable[[ArrayLike], Float[Array, ""]]:
-    """Returns the learning rate as a function of the number of updates applied: linear warm-up, then decay."""
+def make_schedule(tune: TuneConfig, peak: Float[Array, ""] | None = None) -> Callable[[ArrayLike], Float[Array, ""]]:
+    """Returns the learning rate as a function of the number of updates applied: linear warm-up, then decay.
+
+    Args:
+      tune: the schedule and its settings.
+      peak: the largest rate, where a compiled step is to serve several; None: `tune.learning_rate`.
+    """
+    largest = tune.learning_rate if peak is None else peak
 
     def rate(count: ArrayLike) -> Float[Array, ""]:
         count = jnp.asarray(count, jnp.float32)
@@ -158,7 +164,7 @@ def make_schedule(tune: TuneConfig) -> Callable[[ArrayLike], Float[Array, ""]]:
         progress = jnp.clip((count - tune.warmup) / max(tune.steps - tune.warmup, 1), 0.0, 1.0)
         left = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 + 0.5 * jnp.cos(jnp.pi * progress)}
         decay = tune.final_fraction + (1.0 - tune.final_fraction) * left[tune.schedule]
-        return jnp.asarray(tune.learning_rate * warm * decay, jnp.float32)
+        return jnp.asarray(largest * warm * decay, jnp.float32)
 
     return rate
 

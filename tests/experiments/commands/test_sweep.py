@@ -1,15 +1,23 @@
 """The learning-rate sweep: one row a cell, read back on the second run, and a table that shows the means."""
 
+import dataclasses
+import itertools
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments import build, session
 from experiments.commands import sweep
 from experiments.commands.work import sweep as work
+from experiments.config.loading import load_config, split_config
+from experiments.config.schema import RunConfig, check
+from experiments.data import batching
+from experiments.data.jobs import load_jobs
 from experiments.reporting import plots
 from experiments.session import Session
 from experiments.study import learning_rates
@@ -24,7 +32,7 @@ def argv(tiny_checkpoint: Path, tmp_path: Path) -> Argv:
     write_data(tmp_path, "say")
     args = ["--config", "jsonl", "--model.checkpoint", str(tiny_checkpoint), "--data.train", str(tmp_path / "my.jsonl")]
     args += ["--output", str(tmp_path / "out"), "--tune.steps", "2", "--tune.warmup", "0", "--model.wkv", "scan"]
-    return [*args, "--seeds", "0", "--system.compilation_cache", "false"]
+    return [*args, "--seeds", "0", "--extend", "no", "--system.compilation_cache", "false"]
 
 
 def write_data(folder: Path, word: str) -> None:
@@ -95,8 +103,88 @@ def test_a_picture_of_rates_that_all_diverge(tmp_path: Path):
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
+def measured(loss: Callable[[float], float]) -> Callable[[float], list[work.SweepRecord]]:
+    """Records of one task as a sweep finds them."""
+    return lambda rate: [{"task": "a", "seed": 0, "rate": rate, "loss_vanilla": 4.0, "loss_tuned": loss(rate)}]
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "ends"),
+    [
+        (0.1, [0.03, 0.1, 0.3, 1], False),
+        (3, [0.03, 0.1, 0.3, 1, 3, 10], False),
+        (0.003, [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1], False),
+        (50, [0.03, 0.1, 0.3, 1, 3, 10], True),
+        (1e-7, [1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1], True),
+    ],
+)
+def test_the_ladder_goes_on_while_an_end_is_best(best: float, tried: list[float], ends: bool):
+    rates = [0.3, 0.1, 0.03, 1]
+    found = work.climbed(measured(lambda rate: abs(math.log(rate / best)) / 10), rates, extend=True)
+    assert sorted(cell["rate"] for cell in found) == tried
+    line = work.advice(found, "rwkv7 tune --config jsonl")
+    nearest = min(tried, key=lambda rate: abs(math.log(rate / best)))
+    assert line.startswith(f"take rate {nearest:g} (")
+    assert line.endswith(f": rwkv7 tune --config jsonl --tune.learning_rate {nearest:g}")
+    assert ("an end of the rates" in line) == ends
+    assert len(work.climbed(measured(lambda rate: -rate), rates, extend=False)) == 4
+    assert len(work.climbed(measured(lambda rate: -rate), [0.1], extend=True)) == 1
+
+
+def test_rates_that_all_diverge_go_down_and_no_rate_is_advised():
+    found = work.climbed(measured(lambda rate: math.inf), [0.3, 1], extend=True)
+    assert min(cell["rate"] for cell in found) == 1e-4
+    assert work.advice(found, "rwkv7 tune").startswith("no rate lowers the held-out loss")
+    some = work.climbed(measured(lambda rate: math.inf if rate > 0.01 else 3.9 - rate), [0.3, 1], extend=True)
+    assert work.advice(some, "rwkv7 tune").startswith("take rate 0.01 (")
+
+
+def test_the_command_that_tunes_with_the_rate(
+    argv: Argv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(work, "losses", lambda *_: {"loss_vanilla": 3.0, "loss_tuned": 2.0})
+    assert sweep.main([*argv, "--tune.learning_rate=0.1,1", "--output=ignored", "--output", str(tmp_path / "out")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("take rate 0.1 (the held-out loss falls by 1.000; an end")
+    words = last.split(": rwkv7 tune ")[1].split()
+    assert words[-2:] == ["--tune.learning_rate", "0.1"]
+    assert not {"--seeds", "--extend", "--output"} & set(words)
+    assert "ignored" not in last
+    config = load_config(*split_config(words))
+    assert (config.tune.steps, config.tune.learning_rate) == (2, 0.1)
+
+
+@pytest.mark.parametrize("kind", ["standard", "dbp"])
+def test_one_compiled_step_serves_every_rate_bit_for_bit(argv: Argv, tmp_path: Path, kind: str):
+    rates = (0.03, 1.0)
+    words = [*argv, "--tune.steps", "4", "--tune.warmup", "2", "--method.kind", kind, "--evaluate.batch_size", "4"]
+    assert sweep.main([*words, "--tune.learning_rate", ",".join(map(str, rates))]) == 0
+    found = {row["rate"]: row["loss_tuned"] for row in rows(tmp_path)}
+    for rate in rates:
+        tuned = [word for i, word in enumerate(words) if not {"--extend", "--seeds"} & {word, *words[i - 1 : i]}]
+        config = check(load_config(*split_config([*tuned, "--tune.learning_rate", str(rate)])))
+        assert reference(config) == found[rate]
+
+
+def reference(config: RunConfig) -> float:
+    """The held-out loss after tuning with a step that is compiled for its rate alone."""
+    lm = build.load_model(config.model)
+    jobs = load_jobs(config.data, dataclasses.replace(config.evaluate, split="validation"), config.seed)
+    tuner = session.make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed)
+    batches = batching.training_batches(
+        batching.encode_pairs(lm.tokenizer, jobs[0].train, config.data), config.data.batch_size, 0
+    )
+    tuned = tuner.fresh()
+    for batch in itertools.islice(batches, config.tune.steps):
+        tuned, _ = tuner.step(lm.params, tuned, batch)
+    params, state = tuner.chosen.finish(lm.params, tuned.trainable)
+    evaluator = session.make_evaluator(lm.replace(params=params), config.evaluate)
+    nll, tokens = evaluator.losses(state, batching.encode_pairs(lm.tokenizer, jobs[0].held_out, config.data))
+    return float(nll.sum() / tokens.sum())
+
+
 def test_table_shows_the_mean_over_seeds():
-    rows = [
+    rows: list[work.SweepRecord] = [
         {"task": "a", "rate": rate, "seed": seed, "loss_vanilla": 3.0, "loss_tuned": rate + seed}
         for rate in (0.5, 1.0)
         for seed in (0, 1)
