@@ -114,6 +114,9 @@ def run(config: RunConfig) -> int:
         devices = distributed.describe(mesh) + ("; resuming" if resumed else "")
         print(f"{config.model.checkpoint}: {lm.summary}, {devices}", flush=True)
         check_loop(config.system, config.data.batch_size, mesh)
+        if config.tune.warmup > config.tune.steps and distributed.is_lead():
+            limits = f"tune.warmup ({config.tune.warmup}) is above tune.steps ({config.tune.steps})"
+            print(f"warning: {limits}: the learning rate never reaches its peak", file=sys.stderr)
         evaluator = make_evaluator(lm, config.evaluate)
         log = MetricsLog(folder / "metrics.jsonl")
         session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt)
