@@ -1,8 +1,9 @@
 """What an HTTP teacher makes of servers that answer wrongly, late, without end, or with what should not be shown.
 
-`RWKV7_TEST_SERVERS=N` tries N damaged answers instead of 20.
+`RWKV7_TEST_SERVERS=N` tries N random servers instead of 20.
 """
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -26,8 +27,9 @@ from state_tuning.test_time_scaling.teacher.replay import Replay
 
 KEY = "sk-7Hq2mZ0vT4xWb9Lk"
 SERVERS = int(os.environ.get("RWKV7_TEST_SERVERS", "20"))
+SEED = int(os.environ.get("RWKV7_TEST_SEED", "0"))
 SOUND = {"choices": [{"text": "fine", "finish_reason": "stop"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
-SLACK = 2.0
+SLACK = 5.0
 """Seconds that a busy machine may add to a deadline."""
 
 
@@ -66,6 +68,11 @@ class Server:
             except (OSError, ValueError):
                 pass
 
+    def close(self):
+        """Ends all that the server does."""
+        self.over.set()
+        self.listener.close()
+
     def drip(self, connection, piece, seconds=0.02):
         """Sends `piece` again and again until the test ends."""
         while not self.over.wait(seconds):
@@ -84,8 +91,7 @@ def serve(monkeypatch):
 
     yield start
     for server in servers:
-        server.over.set()
-        server.listener.close()
+        server.close()
 
 
 def http(server, **options):
@@ -188,6 +194,18 @@ HOSTILE = {
 }
 
 
+@contextlib.contextmanager
+def bounded_memory(limit=64 * 2**20):
+    """Checks the bytes that Python objects take at once in the block."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield
+        assert tracemalloc.get_traced_memory()[1] - before < limit
+    finally:
+        tracemalloc.stop()
+
+
 def ends(call, limit):
     """The one line in which a call ends, within its time."""
     begin = time.monotonic()
@@ -209,7 +227,8 @@ def fit_to_show(message):
 def test_hostile_servers_are_given_up_in_time_in_one_line(serve, name):
     server = serve(HOSTILE[name])
     teacher = http(server, timeout=0.15)
-    message = ends(lambda: teacher.generate(["p"], 9), 2 * 0.15 + 0.01)
+    with bounded_memory():
+        message = ends(lambda: teacher.generate(["p"], 9), 2 * 0.15 + 0.01)
     assert server.address.removesuffix("/v1") in message
 
 
@@ -218,13 +237,8 @@ def test_hostile_servers_are_given_up_in_time_in_one_line(serve, name):
 )
 def test_the_size_of_an_answer_is_bounded(serve, name):
     server = serve(HOSTILE[name])
-    tracemalloc.start()
-    try:
-        with pytest.raises(TeacherError):
-            http(server, timeout=10.0, retries=0).generate(["p"], 9)
-        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
-    finally:
-        tracemalloc.stop()
+    with bounded_memory(), pytest.raises(TeacherError):
+        http(server, timeout=10.0, retries=0).generate(["p"], 9)
 
 
 @pytest.mark.parametrize("value", [b'{"":[]},', '"\N{GRINNING FACE}",'.encode()])
@@ -233,13 +247,9 @@ def test_the_values_of_an_answer_are_bounded(serve, value):
     separators = sum(map(value.count, (b",", b":", b"[", b"{")))
     count = min(390_000 // separators, 4_000_000 // len(value))
     body = b'{"choices": [' + value * count + b"0]}"
-    tracemalloc.start()
-    try:
-        with pytest.raises(TeacherError, match="it has no"):
-            http(serve(sends(reply(body))), timeout=60.0, retries=0).generate(["p"], 9)
-        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
-    finally:
-        tracemalloc.stop()
+    server = serve(sends(reply(body)))
+    with bounded_memory(), pytest.raises(TeacherError, match="it has no"):
+        http(server, timeout=60.0, retries=0).generate(["p"], 9)
 
 
 INSTEAD = [b"1e999", b"-1", b"true", b"null", b"[]", b"{}", b"NaN", b"9" * 50, b'"\\ud800\\u001b[2J"']
@@ -278,26 +288,33 @@ def damaged(rng):
 
 
 def test_damaged_answers_are_read_or_given_up_in_time(serve, tmp_path):
-    """Whatever comes, there is a text or one line, in time, without the key, also in the replay file."""
-    texts = 0
-    for seed in range(SERVERS):
-        server, path = serve(damaged(np.random.default_rng(seed))), tmp_path / f"{seed}.jsonl"
+    """Whatever comes, there is a text or one line, in time, in little memory, without the key, also in the replay file.
+
+    Every fifth server is one of the `HOSTILE` ones.
+    """
+    texts, slowest = 0, 0.0
+    for number in range(SERVERS):
+        rng, path = np.random.default_rng([SEED, number]), tmp_path / f"{number}.jsonl"
+        server = serve(damaged(rng) if number % 5 else list(HOSTILE.values())[rng.integers(len(HOSTILE))])
         teacher = http(server, timeout=0.15, replay=Replay(path))
         begin = time.monotonic()
         try:
-            found = teacher.generate(["p"], 9)
+            with bounded_memory():
+                found = teacher.generate(["p"], 9)
             assert KEY not in found.texts[0]
             found.texts[0].encode()
             assert 0 <= found.tokens[0] < 10**9
             texts += 1
         except TeacherError as error:
             fit_to_show(str(error))
-        assert time.monotonic() - begin < 0.31 + SLACK, seed
+        slowest = max(slowest, time.monotonic() - begin)
+        assert slowest < 0.31 + SLACK, number
+        server.close()
         kept = path.read_text() if path.exists() else ""
         assert KEY not in kept
         for line in kept.splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    print(f"{SERVERS} damaged answers: {texts} read, {SERVERS - texts} given up")
+    print(f"{SERVERS} servers: {texts} texts, {SERVERS - texts} given up; one at most {slowest:.1f} s")
     assert texts
 
 
@@ -456,11 +473,11 @@ def test_tokens_that_do_not_spell_the_request_are_refused(serve, tokens):
 
 
 def test_hostile_tokens_take_no_time():
-    text, begin = "€" * 20_000, time.monotonic()
+    text, begin = "€" * 20_000, time.process_time()
     for tokens in (["�"] * 100_000, [""] * 100_000, ["€€"] * 9000, ["a" * 4_000_000], ["�" * 100_000] * 9):
         with pytest.raises(ValueError, match=r"spell|leave open"):
             tokens_of_sample(tokens, text, text + ".")
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
 
 
 def test_a_missing_log_probability_inside_the_chain_is_malformed(serve):
