@@ -1,6 +1,6 @@
 """Runs that are killed by SIGKILL at random moments and started again until they are done: the result must be the same.
 
-    python -m tests.experiments.training.kill_loop FOLDER --kills 1000 [--seed N] [--whole 0.1]
+    python -m tests.experiments.training.kill_loop FOLDER --kills 1000 [--seed N] [--whole 0.1] [--minutes N]
 
 This process has imported all that a run needs, and has neither threads nor a JAX backend: it forks each session of a
 run instead of starting Python anew. A session is killed after a random amount of CPU time, or kills itself before a
@@ -16,6 +16,7 @@ os.environ.update(XLA_FLAGS="--xla_force_host_platform_device_count=1", JAX_ENAB
 
 import argparse
 import collections
+import gc
 import json
 import random
 import re
@@ -203,6 +204,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", type=float, default=0.0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no more runs after this time")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(args.folder / "cache")
@@ -210,6 +212,8 @@ def main() -> int:
     jax.config.update("jax_compilation_cache_dir", str(args.folder / "cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    gc.collect()
+    gc.freeze()  # what is imported is not looked through again in every session
     kinds, rng, begin = [loop_kind()], random.Random(args.seed), time.monotonic()
     if args.whole:
         kinds.append(tune_kind(args.folder))
@@ -218,7 +222,7 @@ def main() -> int:
         session_of(kind, args.folder / f"{kind.name}-cold")
         sound[kind.name] = session_of(kind, args.folder / kind.name), kind.result(args.folder / kind.name)
     places, runs = collections.Counter(), 0
-    while places.total() < args.kills:
+    while places.total() < args.kills and time.monotonic() - begin < 60 * args.minutes:
         kind, folder = kinds[rng.random() < args.whole], args.folder / f"{runs:06d}"
         whole, wanted = sound[kind.name]
         places.update(killed_until_done(kind, folder, rng, whole, args.kills - places.total()))

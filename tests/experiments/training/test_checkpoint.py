@@ -82,6 +82,14 @@ def test_a_missing_and_an_extra_file_are_damage(tmp_path):
     assert checkpoint.damage(place) == "extra differs from its SHA-256"
     (place / "extra").unlink()
     assert checkpoint.damage(place) is None
+    manifest = (place / "MANIFEST.json").read_text()
+    for damaged in ("[]", "1.5", "null", "[" * 100_000):
+        (place / "MANIFEST.json").write_text(damaged)
+        assert checkpoint.damage(place) == "MANIFEST.json is missing or damaged"
+    (place / "MANIFEST.json").write_text(json.dumps({**json.loads(manifest), "\x1b[2J" + "x" * 5000: ""}))
+    assert checkpoint.damage(place).isprintable()
+    assert len(checkpoint.damage(place)) < 300
+    (place / "MANIFEST.json").write_text(manifest)
     (place / "meta.json").unlink()
     assert checkpoint.damage(place) == "meta.json is missing"
     found = checkpoint.restore(tmp_path, tree_of(0), "me")

@@ -97,6 +97,13 @@ def test_base_model_is_compared(tmp_path):
     assert "\n" not in str(caught[0].message)
 
 
+def test_a_base_model_of_control_characters_is_not_shown_as_it_is(tmp_path):
+    save_state(tmp_path / "x.st", random_state(), metadata={"base_model_hash": "\x1b[2J\u202e" * 9})
+    with pytest.warns(UserWarning, match="base model") as caught:
+        load_state(tmp_path / "x.st", base_model_hash="cd" * 32)
+    assert str(caught[0].message).isprintable()
+
+
 def test_wrong_model_is_one_line(tmp_path, small, one_line_error):
     save_state(tmp_path / "x.st", random_state(depth=3, heads=3, size=4), metadata={})
     load_state(tmp_path / "x.st", config=small)

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -127,6 +128,15 @@ def test_world_vocabulary_is_read_as_data(tmp_path):
         ("300", "line 257"),
         ("300 '' 0", "line 257"),
         ("300 ('a') 1 1", "line 257"),
+        ("300 {'a'} 1", "line 257.*type set"),
+        ("300 'ab 1", "line 257"),
+        ("-1 'ab' 2", "line 257.*id -1"),
+        ("300 'ab' " + "9" * 900, "line 257"),
+        ("300 " + "(" * 300 + "'ab'" + ")" * 300 + " 2", "line 257.*literal of 604 characters"),
+        ("300 'ab'\n301 'ab' 2", "line 257"),
+        ("300 'ab' 2\n301 'ab' 2", "line 258.*the id 300 already"),
+        ("256 'ab' 2", "two tokens have the same id"),
+        ("300 '\u202e' 5", "line 257"),
     ],
 )
 def test_a_malformed_vocabulary_is_named_by_line(tmp_path, line, message):
@@ -134,7 +144,8 @@ def test_a_malformed_vocabulary_is_named_by_line(tmp_path, line, message):
     path.write_text("\n".join([*(f"{i + 1} {bytes([i])!r} 1" for i in range(256)), line]), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as error:
         WorldTokenizer(path)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < len(str(path)) + 300
 
 
 def test_a_damaged_copy_of_the_released_vocabulary_is_not_taken_silently(tmp_path):
@@ -203,7 +214,10 @@ def test_json_takes_the_end_token_from_the_config_beside_it(json_path, tmp_path)
     assert load_tokenizer(tmp_path).eos_id == 0
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{", "", '{"eos_token": 5}', '{"eos_token": {"id": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", "{", "", '{"eos_token": 5}', '{"eos_token": {"id": 1}}', '{"eos_token": "\\ud800"}', "[" * 100_000],
+)
 def test_a_damaged_config_beside_a_tokenizer_is_named(json_path, tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(json_path.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(content)
@@ -224,6 +238,54 @@ def test_what_is_no_text_is_a_value_error(json_path):
     for tokenizer in (JsonTokenizer(json_path), ByteTokenizer()):
         with pytest.raises(ValueError, match="surrogates"):
             tokenizer.encode("a\udcff")
+
+
+def wrong_line(path, call):
+    """The error of a call: one printable line of bounded length that begins with the path."""
+    with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+        call()
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < len(str(path)) + 300
+    return str(error.value)
+
+
+def edited(path, folder, **model):
+    """A copy of a tokenizer.json with other values in its model."""
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec["model"] |= model
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder / "tokenizer.json"
+
+
+def test_what_the_library_says_of_a_file_is_one_short_line(json_path, tmp_path):
+    for name in ("\u202eevil", "\x1b[2J", "x" * 5000):
+        path = edited(json_path, tmp_path, merges=[[name, "t"]])
+        assert "not a tokenizer.json" in wrong_line(path, lambda: JsonTokenizer(path))  # noqa: B023
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "x" * 5000}))
+    path = edited(json_path, tmp_path)
+    assert "no token 'xxx" in wrong_line(path, lambda: JsonTokenizer(path))
+
+
+def test_what_the_library_raises_later_is_one_line(json_path, tmp_path):
+    path = edited(json_path, tmp_path, unk_token="no such\u2028token", vocab={"a": 0}, merges=[])
+    tokenizer = JsonTokenizer(path)
+    assert tokenizer.encode("a") == [0]
+    assert "the tokenizers library fails" in wrong_line(path, lambda: tokenizer.encode("b"))
+
+
+def test_a_panic_of_the_library_is_one_line(json_path, tmp_path, capfd):
+    path = edited(json_path, tmp_path, continuing_subword_prefix="a long prefix")
+    assert "not a tokenizer.json" in wrong_line(path, lambda: JsonTokenizer(path))
+    assert "panicked" in capfd.readouterr().err
+
+
+def test_an_id_of_ten_digits_takes_no_memory(json_path, tmp_path, capfd):
+    """The library writes a tokenizer with a loop over all ids, so it is not asked to."""
+    vocab = json.loads(json_path.read_text(encoding="utf-8"))["model"]["vocab"]
+    tokenizer = JsonTokenizer(edited(json_path, tmp_path, vocab=vocab | {"e": 2**31}, merges=[]))
+    assert (tokenizer.encode("the")[-1], tokenizer.vocab_size) == (2**31, 2**31 + 1)
+    assert tokenizer.decode([2**31]) == "e"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_ids_may_have_gaps(tmp_path):
