@@ -29,6 +29,9 @@ class RWKV7Config:
     gate_lora: int = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of activations; norms, decays and the recurrent state stay float32."""
+    activations: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the activations alone; None: `dtype`, which is then that of the products' factors. float32 activations
+    beside bfloat16 products are fastest on a CPU, see `rwkv7_jax.dtypes.on_device`."""
     remat: Literal["none", "dots", "block"] = "none"
     """What the backward pass finds stored of each block: everything, the products with weights, its input alone; the
     rest is computed again, which takes less memory and more time."""
@@ -47,6 +50,11 @@ class RWKV7Config:
             )
         if self.n_layer < 1:
             raise ValueError(f"n_layer must be at least 1, got {self.n_layer}")
+
+    @property
+    def activation_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Dtype of activations and of the token-shift states."""
+        return self.activations or self.dtype
 
     @property
     def n_head(self) -> int:

@@ -79,5 +79,30 @@ def forward(
     return _apply(model, params, tokens, state, valid=valid, reset=reset, last_only=last_only)
 
 
+def step(
+    model: RWKV7,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    layers: list[State],
+    *,
+    valid: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B vocab"], list[State]]:
+    """Feeds tokens to a model whose layers stand one by one, from and to one state a layer.
+
+    Nothing of the state is copied from token to token: the way to decode. `LanguageModel.step` is this, compiled.
+
+    Args:
+      model: the model's description, `scan_layers` False.
+      params: its weights, as `rwkv7_jax.generation.generate.for_decoding` returns them.
+      tokens: token ids [B, T].
+      layers: the recurrent state before the first token, as `rwkv7_jax.model.split_layers` returns it.
+      valid: False marks padding, anywhere in a row.
+
+    Returns:
+      (float32 logits [B, vocab] after each row's last valid token, one state a layer).
+    """
+    return _apply(model, params, tokens, layers, valid=valid, method=RWKV7.step)
+
+
 def _apply(model: nn.Module, params: Params, *args: object, **options: object) -> PyTree:
     return model.apply({"params": params}, *args, **options)  # pyright: ignore[reportArgumentType]

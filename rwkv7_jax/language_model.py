@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rwkv7_jax import checkpoint, functional, sharding
+from rwkv7_jax import checkpoint, functional
 from rwkv7_jax.checkpoint.states import TunedState, state_metadata
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.dtypes import compute_name, on_device, placed
 from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
@@ -21,7 +22,7 @@ from rwkv7_jax.generation.generate import TextResult
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
-from rwkv7_jax.model import RWKV7
+from rwkv7_jax.model import RWKV7, split_layers
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
@@ -73,7 +74,8 @@ class LanguageModel:
           path: `.pth`, `.safetensors`, a Hugging Face folder, or rwkv.cpp's `.bin`.
           tokenizer: "auto" (the tokenizer.json beside the checkpoint, else by the vocabulary's size), "world", "byte",
             or the path of a tokenizer.json.
-          dtype: compute dtype; "auto" is float32 on a CPU and bfloat16 elsewhere.
+          dtype: compute dtype; "auto" is float32 on a CPU and bfloat16 elsewhere. bfloat16 on a CPU means matrices in
+            bfloat16, half the memory, beside activations and sums in float32.
           remat: what the backward pass computes again, see `RWKV7Config.remat`.
           wkv: implementation of the WKV op; None picks by device.
 
@@ -86,13 +88,12 @@ class LanguageModel:
         """
         path = Path(path).expanduser()
         loaded = checkpoint.load(path, lazy=True)
-        chosen = compute_dtype(dtype)
-        config = dataclasses.replace(loaded.config, dtype=chosen, remat=remat, wkv_implementation=wkv)
+        config = dataclasses.replace(on_device(loaded.config, dtype), remat=remat, wkv_implementation=wkv)
         name = find_tokenizer(tokenizer, path)
         return cls(
             RWKV7(config),
-            _placed(loaded.params, chosen),
-            load_tokenizer(name, config.vocab_size),
+            placed(loaded.params, config.dtype),
+            load_tokenizer(name, config.vocab_size, path),
             loaded.report.weights_hash,
             path,
             name,
@@ -110,7 +111,7 @@ class LanguageModel:
         c = self.config
         return (
             f"{self.parameter_count / 1e6:.2f}M parameters, {c.n_layer} layers x {c.n_embd}, {c.n_head} heads, "
-            f"vocabulary {c.vocab_size}, {c.dtype} on {jax.default_backend()}"
+            f"vocabulary {c.vocab_size}, {compute_name(c)}"
         )
 
     def replace(self, **fields: PyTree) -> "LanguageModel":
@@ -159,8 +160,7 @@ class LanguageModel:
           The continuation, or a list of them if `prompt` is a list.
 
         Raises:
-          ValueError: an unknown or wrong setting, or a state of another model.
-          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
+          ValueError: an unknown or wrong setting, a state of another model, or logits that are not finite.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         key, settings = jax.random.key(seed), _sampling(sampling)
@@ -191,8 +191,7 @@ class LanguageModel:
           A generator of pieces of text, which join to the text of `generate`; it returns the `TextResult`.
 
         Raises:
-          ValueError: an unknown or wrong setting, or a state of another model.
-          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
+          ValueError: an unknown or wrong setting, a state of another model, or logits that are not finite.
         """
         key, settings = jax.random.key(seed), _sampling(sampling)
         return generation.stream(
@@ -255,6 +254,31 @@ class LanguageModel:
                 raise NonFiniteLogitsError(f"the logits after token {wrong[0] + 1} of the text are not finite")
         return found[0], jax.tree.map(lambda leaf: leaf[:, 0], after)
 
+    def step(
+        self, tokens: int | Sequence[int], state: State | TunedState | list[State] | None = None
+    ) -> tuple[Float[Array, "*B vocab"], list[State]]:
+        """Feeds one token, or one a row, for decoding with a choice of one's own.
+
+        Args:
+          tokens: a token id, or one for each row of a batch.
+          state: unbatched, where all rows start; or what an earlier step returned, whose memory is written over.
+
+        Returns:
+          (float32 logits [vocab], or [B, vocab] of several rows; the state after the tokens, for the next step).
+          Logits are not checked for being finite: nothing waits for the device.
+
+        Raises:
+          ValueError: a token outside the vocabulary, or a state of another model.
+        """
+        rows = np.asarray(tokens, np.int32)
+        if rows.ndim > 1 or rows.size == 0 or rows.min() < 0 or rows.max() >= self.config.vocab_size:
+            raise ValueError(f"step: give a token, or one a row, in 0..{self.config.vocab_size - 1}")
+        before = state if isinstance(state, list) else _repeated(self._initial(state), rows.size)
+        if len(batch := before[0].att_shift) != rows.size:
+            raise ValueError(f"step: {rows.size} tokens for a state of {len(batch)} rows")
+        logits, after = _step(*self.for_decoding, jnp.asarray(rows.reshape(-1, 1)), before)
+        return (logits if rows.ndim else logits[0]), after
+
     def tuned_state(
         self,
         state: State,
@@ -289,11 +313,18 @@ class LanguageModel:
             if jnp.shape(leaf) != like.shape:
                 raise ValueError(f"a state leaf has shape {jnp.shape(leaf)}, the model needs {like.shape}")
         start = jax.tree.map(jnp.asarray, start)
-        dtype = self.config.dtype
+        dtype = self.config.activation_dtype
         return start._replace(att_shift=start.att_shift.astype(dtype), ffn_shift=start.ffn_shift.astype(dtype))
 
 
 _forward = jax.jit(functional.forward, static_argnums=0)
+_step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _repeated(state: State, rows: int) -> list[State]:
+    """Returns an unbatched state as that of each of many rows, one a layer."""
+    return split_layers(jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], rows, axis=1), state))
 
 
 def _plain(state: State | TunedState | None) -> State | None:
@@ -313,32 +344,7 @@ def _sampling(settings: Mapping[str, float | int]) -> SamplingParams:
     return SamplingParams(**settings)  # pyright: ignore[reportArgumentType]
 
 
-def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
-    """Returns the compute dtype that "auto" stands for: float32 on a CPU, bfloat16 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def find_tokenizer(name: str, path: Path) -> str:
     """Returns the tokenizer's name for a checkpoint: "auto" is the tokenizer.json beside it, if there is one."""
     beside = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
     return str(beside) if name == "auto" and beside.is_file() else name
-
-
-def is_matrix(at: Sequence[PyTree]) -> bool:
-    """Returns whether the weight at this path of the tree is a matrix of a linear layer or embedding."""
-    names = [str(getattr(key, "key", key)) for key in at]
-    return names[-1] == "weight" and not names[-2].startswith("ln")
-
-
-def _placed(params: PyTree, dtype: str) -> PyTree:
-    """Weights on the devices of the mesh that is set. To bfloat16 only matrices are cast: norms, decays and mixing
-    vectors keep their dtype."""
-    mesh = jax.sharding.get_mesh()
-    spread = None if mesh.empty else sharding.shardings(params, mesh)
-
-    def one(at: Sequence[PyTree], leaf: PyTree, where: PyTree = None) -> Array:
-        return sharding.place(leaf, where, dtype if dtype == "float32" or is_matrix(at) else None)
-
-    return jax.tree_util.tree_map_with_path(one, params, *([spread] if spread else []))

@@ -1,7 +1,7 @@
 """Time mix and channel mix of RWKV-7 (arXiv 2503.14456), as released; both work alone.
 
 Parameters carry the released names and orientation: a linear weight is [out, in], LoRA matrices are [in, rank] and
-[rank, out], vectors are [D]. Norms, decays and the state are float32; matrix products run in `dtype`.
+[rank, out], vectors are [D]. Norms, decays and the state are float32; products run in `dtype` or `product_dtype`.
 """
 
 import functools
@@ -12,14 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rwkv7_jax import init
+from rwkv7_jax.products import product
 from rwkv7_jax.wkv_state import WKV, Streams, WKVState, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
 """-exp(-0.5): log w lies between this and 0."""
+TRANSPOSED = "weight_t"
+"""Name of a linear weight as [in, out]."""
 
 
 class Linear(nn.Module):
-    """Computes y = x W^T with W [out, in]."""
+    """Computes y = x W^T with W [out, in]; for decoding W^T may be given instead, see `for_decoding`."""
 
     features: int
     kernel_init: init.Initializer
@@ -27,8 +30,10 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
+        if self.has_variable("params", TRANSPOSED):
+            return product("...d,do->...o", x, self.get_variable("params", TRANSPOSED), self.dtype)
         weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))
-        return jnp.einsum("...d,od->...o", x, weight.astype(self.dtype))
+        return product("...d,od->...o", x, weight, self.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -118,6 +123,8 @@ class TimeMix(nn.Module):
     layer_id: int = 0
     n_layer: int = 1
     dtype: str = "float32"
+    product_dtype: str | None = None
+    """What the factors of matrix products are rounded to; None: `dtype`."""
     wkv_implementation: str | None = None
 
     def vector(self, name: str, initializer: init.Initializer, shape: tuple[int, ...], dtype=None) -> Array:
@@ -127,10 +134,11 @@ class TimeMix(nn.Module):
     def lora(self, name: str, x, rank: int, bias, activation=None) -> Float[Array, "B T D"]:
         """Returns bias + activation(x m1) m2 in float32, the bias being the vector `{name}0` if given."""
         width = x.shape[-1]
-        down = self.param(f"{name}1", init.zeros, (width, rank)).astype(self.dtype)
-        up = self.param(f"{name}2", init.orthogonal(0.1), (rank, width)).astype(self.dtype)
-        low = jnp.einsum("btd,dr->btr", x, down)
-        out = jnp.einsum("btr,rd->btd", activation(low) if activation else low, up).astype(jnp.float32)
+        down = self.param(f"{name}1", init.zeros, (width, rank))
+        up = self.param(f"{name}2", init.orthogonal(0.1), (rank, width))
+        factors = self.product_dtype or self.dtype
+        low = product("...d,dr->...r", x, down, factors)
+        out = product("...r,rd->...d", activation(low) if activation else low, up, factors).astype(jnp.float32)
         return out if bias is None else out + self.vector(f"{name}0", init.constant(bias), (width,), jnp.float32)
 
     @nn.compact
@@ -150,6 +158,7 @@ class TimeMix(nn.Module):
         depth = self.layer_id / max(self.n_layer - 1, 1)
         rest = 1.0 - self.layer_id / self.n_layer
         ramp, zigzag = init.linear_ramp(width), init.zigzag(width, self.head_size)
+        factors = self.product_dtype or self.dtype
         previous, shift = token_shift(x, shift, valid, reset)
         delta = previous - x
 
@@ -157,7 +166,7 @@ class TimeMix(nn.Module):
             return x + delta * self.vector(f"x_{name}", init.lerp(width, power * rest), (width,))
 
         def project(name: str, scale: float, z):
-            return Linear(width, init.uniform(scale * width**-0.5), self.dtype, name=name)(z)
+            return Linear(width, init.uniform(scale * width**-0.5), factors, name=name)(z)
 
         x_r, x_w, x_k, x_v, x_a, x_g = (
             mixed(name, power) for name, power in zip("rwkvag", (0.2, 0.9, 0.7, 0.7, 0.9, 0.2), strict=True)
@@ -186,7 +195,7 @@ class TimeMix(nn.Module):
         y = LayerNorm(64e-5, heads, self.dtype, ln_x, name="ln_x")(y.reshape(batch, time, width))
         r_k = self.vector("r_k", init.constant(jnp.full((heads, self.head_size), -0.04)), (heads, self.head_size))
         bonus = jnp.sum((r * k * r_k).astype(jnp.float32), axis=-1, keepdims=True).astype(self.dtype) * v
-        out = Linear(width, init.zeros, self.dtype, name="output")((y + bonus.reshape(y.shape)) * gate)
+        out = Linear(width, init.zeros, factors, name="output")((y + bonus.reshape(y.shape)) * gate)
         return out, shift, wkv, v_first
 
 
@@ -203,6 +212,8 @@ class ChannelMix(nn.Module):
     layer_id: int = 0
     n_layer: int = 1
     dtype: str = "float32"
+    product_dtype: str | None = None
+    """What the factors of matrix products are rounded to; None: `dtype`."""
 
     @nn.compact
     def __call__(
@@ -219,5 +230,6 @@ class ChannelMix(nn.Module):
         previous, shift = token_shift(x, shift, valid, reset)
         x_k = self.param("x_k", init.lerp(width, rest**4), (width,)).astype(self.dtype)[None, None]
         x_k = x + (previous - x) * x_k
-        hidden = Linear(self.dim_ffn or 4 * width, init.uniform(0.5 * width**-0.5), self.dtype, name="key")(x_k)
-        return Linear(width, init.zeros, self.dtype, name="value")(jnp.square(jax.nn.relu(hidden))), shift
+        factors = self.product_dtype or self.dtype
+        hidden = Linear(self.dim_ffn or 4 * width, init.uniform(0.5 * width**-0.5), factors, name="key")(x_k)
+        return Linear(width, init.zeros, factors, name="value")(jnp.square(jax.nn.relu(hidden))), shift

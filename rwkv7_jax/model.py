@@ -1,6 +1,7 @@
 """RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import flax.linen as nn
@@ -31,7 +32,8 @@ class Block(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], State, Float[Array, "B T D"]]:
         c = self.config
-        depth = {"layer_id": self.layer_id, "n_layer": c.n_layer, "dtype": c.dtype}
+        dtype = c.activation_dtype
+        depth = {"layer_id": self.layer_id, "n_layer": c.n_layer, "dtype": dtype, "product_dtype": c.dtype}
         time_mix = TimeMix(
             c.head_size, c.decay_lora, c.aaa_lora, c.mv_lora, c.gate_lora,
             wkv_implementation=c.wkv_implementation, name="att", **depth,
@@ -39,18 +41,18 @@ class Block(nn.Module):
         channel_mix = ChannelMix(c.dim_ffn, name="ffn", **depth)
         with jax.named_scope("time_mix"):
             out, att_shift, wkv, v_first = time_mix(
-                LayerNorm(dtype=c.dtype, name="ln1")(x), state.att_shift, state.wkv, v_first, valid=valid, reset=reset
+                LayerNorm(dtype=dtype, name="ln1")(x), state.att_shift, state.wkv, v_first, valid=valid, reset=reset
             )
         x = by_rows(x + out)
         with jax.named_scope("channel_mix"):
             out, ffn_shift = channel_mix(
-                LayerNorm(dtype=c.dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
+                LayerNorm(dtype=dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
             )
         return by_rows(x + out), state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
 
 
 class RWKV7(nn.Module):
-    """The released language model. Weights are arguments and keep their own dtype; compute runs in `config.dtype`.
+    """The released language model. Weights are arguments and keep their own dtype; compute runs in those of `config`.
 
     Block 0 stands apart (it makes `v_first`); blocks 1.. are scanned over stacked weights, see `RWKV7Config`.
     """
@@ -61,20 +63,20 @@ class RWKV7(nn.Module):
         """Declares weights and layers."""
         c = self.config
         self.emb = self.param("emb", lambda key: {"weight": init.uniform(1e-4)(key, (c.vocab_size, c.n_embd))})
-        self.ln0 = LayerNorm(dtype=c.dtype)
+        self.ln0 = LayerNorm(dtype=c.activation_dtype)
         self.block_0 = Block(c, 0)
         if c.scan_layers and c.n_layer > 1:
             self.blocks = self.param("blocks", self.init_stacked)
         elif c.n_layer > 1:
             self.later = [Block(c, i, name=f"block_{i}") for i in range(1, c.n_layer)]
-        self.ln_out = LayerNorm(dtype=c.dtype)
+        self.ln_out = LayerNorm(dtype=c.activation_dtype)
         gain = 0.5 * max(1.0, (c.vocab_size / c.n_embd) ** 0.5)
         self.head = Linear(c.vocab_size, jax.nn.initializers.orthogonal(gain), c.dtype)
 
     def init_stacked(self, key) -> dict:
         """Draws the parameters of blocks 1.., each in its own layer's initialisation, stacked along a leading axis."""
         c = self.config
-        x, one = jnp.zeros((1, 1, c.n_embd), c.dtype), layer_of(zero_state(c, 1), 0)
+        x, one = jnp.zeros((1, 1, c.n_embd), c.activation_dtype), layer_of(zero_state(c, 1), 0)
         keys = jax.random.split(key, c.n_layer - 1)
         blocks = [Block(c, i, parent=None).init(keys[i - 1], x, one, x)["params"] for i in range(1, c.n_layer)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
@@ -89,25 +91,44 @@ class RWKV7(nn.Module):
     ) -> tuple[Float[Array, "B T D"], State]:
         """Returns (final normalised activations in the compute dtype, state after the last valid token)."""
         c = self.config
+        if not c.scan_layers or c.n_layer == 1:
+            x, layers = self.one_by_one(tokens, split_layers(state), valid, reset)
+            return x, join_layers(layers)
+        x, first, v_first = self.block_0(self.embedded(tokens), layer_of(state, 0), None, valid, reset)
+        apply = cast(Callable[..., tuple[Array, State, Array]], Block(c, 1, parent=None).apply)
+
+        def body(x, layer):
+            params, before = layer
+            x, after, _ = apply({"params": params}, x, before, v_first, valid, reset)
+            return x, after
+
+        rest = jax.tree.map(lambda leaf: leaf[1:], state)
+        x, rest = jax.lax.scan(rematerialised(body, c.remat), x, (self.blocks, rest))
+        return self.ln_out(x), jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+
+    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Returns the normalised embeddings of tokens."""
         table = gathered({"emb": self.emb})["emb"]["weight"]
-        x = self.ln0(by_rows(jnp.take(table, tokens, axis=0).astype(c.dtype)))
-        x, first, v_first = self.block_0(x, layer_of(state, 0), None, valid, reset)
-        layers = [first]
-        if c.scan_layers and c.n_layer > 1:
-            apply = cast(Callable[..., tuple[Array, State, Array]], Block(c, 1, parent=None).apply)
+        return self.ln0(by_rows(jnp.take(table, tokens, axis=0).astype(self.config.activation_dtype)))
 
-            def body(x, layer):
-                params, before = layer
-                x, after, _ = apply({"params": params}, x, before, v_first, valid, reset)
-                return x, after
-
-            rest = jax.tree.map(lambda leaf: leaf[1:], state)
-            x, rest = jax.lax.scan(rematerialised(body, c.remat), x, (self.blocks, rest))
-            return self.ln_out(x), jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
-        for i in range(1, c.n_layer):
-            x, after, _ = self.later[i - 1](x, layer_of(state, i), v_first, valid, reset)
-            layers.append(after)
-        return self.ln_out(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    def one_by_one(
+        self,
+        tokens: Int[Array, "B T"],
+        layers: list[State],
+        valid: Bool[Array, "B T"] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], list[State]]:
+        """Returns what `hidden` does, from and to one state a layer; the layer's function is traced once."""
+        x, v_first, after = self.embedded(tokens), None, []
+        blocks = [self.block_0, *(self.later if self.config.n_layer > 1 else [])]
+        for block, before in zip(blocks, layers, strict=True):
+            if self.is_initializing():
+                x, state, v_first = block(x, before, v_first, valid, reset)
+            else:
+                params = block.variables["params"]
+                x, state, v_first = _block(type(self), self.config, params, x, before, v_first, valid, reset)
+            after.append(state)
+        return self.ln_out(x), after
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B vocab"]:
         """Returns the unnormalised log-probabilities (float32) of `hidden`'s activations."""
@@ -128,11 +149,37 @@ class RWKV7(nn.Module):
         reset: True starts afresh from the zero state at that token, for several texts in one row.
         """
         x, state = self.hidden(tokens, state, valid=valid, reset=reset)
-        if last_only:
-            last = tokens.shape[1] - 1 - (jnp.argmax(valid[:, ::-1], axis=1) if valid is not None else 0)
-            last = jnp.broadcast_to(jnp.asarray(last, jnp.int32), tokens.shape[:1])
-            x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-        return self.logits(x), state
+        return self.logits(last_valid(x, valid) if last_only else x), state
+
+    def step(
+        self, tokens: Int[Array, "B T"], layers: list[State], *, valid: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B vocab"], list[State]]:
+        """Returns (logits after each row's last valid token, one state a layer); needs `scan_layers` False."""
+        x, after = self.one_by_one(tokens, layers, valid)
+        return self.logits(last_valid(x, valid))[:, 0], after
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _block(
+    kind: type,
+    config: RWKV7Config,
+    params: PyTree,
+    x: Float[Array, "B T D"],
+    state: State,
+    v_first: Float[Array, "B T D"] | None,
+    valid: Bool[Array, "B T"] | None,
+    reset: Bool[Array, "B T"] | None,
+) -> tuple[Float[Array, "B T D"], State, Float[Array, "B T D"]]:
+    """Applies a block; layers of the same shapes share one trace. kind: the model's class, which may change layers."""
+    apply = cast(Callable[..., tuple[Array, State, Array]], Block(config, int(v_first is not None), parent=None).apply)
+    return apply({"params": params}, x, state, v_first, valid, reset)
+
+
+def last_valid(x: Float[Array, "B T D"], valid: Bool[Array, "B T"] | None) -> Float[Array, "B 1 D"]:
+    """Returns the activations of each row's last valid token; of the last token in rows that have none."""
+    last = x.shape[1] - 1 - (jnp.argmax(valid[:, ::-1], axis=1) if valid is not None else 0)
+    last = jnp.broadcast_to(jnp.asarray(last, jnp.int32), x.shape[:1])
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)
 
 
 def init_params(model: RWKV7, key: Array) -> dict[str, PyTree]:
@@ -151,6 +198,16 @@ def rematerialised(body: Callable, policy: str) -> Callable:
 def layer_of(state: State, index: int) -> State:
     """Returns one layer's slice of a state."""
     return jax.tree.map(lambda leaf: leaf[index], state)
+
+
+def split_layers(state: State) -> list[State]:
+    """Returns a state [L, ...] as one state a layer."""
+    return [layer_of(state, index) for index in range(jax.tree.leaves(state)[0].shape[0])]
+
+
+def join_layers(layers: list[State]) -> State:
+    """Returns one state a layer as a state [L, ...]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
 def unstack_blocks(params: dict[str, PyTree]) -> dict[str, PyTree]:

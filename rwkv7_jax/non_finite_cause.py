@@ -12,6 +12,7 @@ from rwkv7_jax.checkpoint.files import some
 from rwkv7_jax.checkpoint.names import released_items
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
+from rwkv7_jax.layers import TRANSPOSED
 from rwkv7_jax.sharding import host
 
 
@@ -40,7 +41,7 @@ def cause(params: Params, states: Sequence[PyTree] = ()) -> str:
       'NaN or infinite numbers in the weights head.weight; use a sound checkpoint'
     """
     flags = host(jax.tree.map(_finite_parts, params))
-    if weights := [name for name, sound in released_items(flags) if not np.all(sound)]:
+    if weights := [name.replace(TRANSPOSED, "weight") for name, sound in released_items(flags) if not np.all(sound)]:
         return f"NaN or infinite numbers in the weights {some(weights)}; use a sound checkpoint"
     if wrong := [str(number) for number, state in enumerate(states) if not _all_finite(state)]:
         number = f" number {', '.join(wrong)} of {len(states)}" if len(states) > 1 else ""

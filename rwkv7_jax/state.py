@@ -45,6 +45,8 @@ def zero_state(config: RWKV7Config, batch_size: int | None) -> State:
       (2, 3, 2, 4, 4)
     """
     batch = () if batch_size is None else (batch_size,)
-    att_shift, ffn_shift = (jnp.zeros((config.n_layer, *batch, config.n_embd), config.dtype) for _ in range(2))
+    att_shift, ffn_shift = (
+        jnp.zeros((config.n_layer, *batch, config.n_embd), config.activation_dtype) for _ in range(2)
+    )
     wkv = jnp.zeros((config.n_layer, *batch, config.n_head, config.head_size, config.head_size), jnp.float32)
     return State(att_shift, ffn_shift, wkv)

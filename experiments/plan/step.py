@@ -18,8 +18,8 @@ from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, T
 from experiments.training import pretraining as pretrain
 from rwkv7_jax import RWKV7, RWKV7Config, checkpoint, flops, sharding
 from rwkv7_jax.bucketing import padded_length
+from rwkv7_jax.dtypes import is_matrix
 from rwkv7_jax.functional import Params
-from rwkv7_jax.language_model import is_matrix
 from rwkv7_jax.model import init_params
 from state_tuning.core import train
 from state_tuning.core.objective import Batch

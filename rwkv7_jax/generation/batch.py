@@ -81,7 +81,7 @@ class GenerationBatch:
         """
         if not cut.any():
             self.check(jax.device_get(end.wrong))
-            return end.logits, end.state
+            return end.logits, decode_loop.join(end.state)
         rows = [ids if again else [] for ids, again in zip(kept, cut, strict=True)]
         padded = decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows))))
         tokens, valid, again = jax.device_put((*padded, np.asarray(cut)))

@@ -17,7 +17,7 @@ from rwkv7_jax.bucketing import next_power_of_two
 from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingFlags, choose
-from rwkv7_jax.model import RWKV7
+from rwkv7_jax.model import RWKV7, join_layers, split_layers
 from rwkv7_jax.state import State
 
 NO_TOKEN = -1
@@ -44,8 +44,9 @@ class Decoding(NamedTuple):
     """A batch between two tokens. Chosen tokens lie in `tokens[:, :length]`, a matched stop sequence included."""
 
     logits: Float[Array, "B vocab"]
-    state: State
-    """After the last token fed: the last chosen one, unless that completed a stop sequence."""
+    state: State | list[State]
+    """After the last token fed: the last chosen one, unless that completed a stop sequence. One a layer, if the model's
+    layers stand one by one."""
     active: Bool[Array, "B"]
     recent: Int[Array, "B S"]
     occurrences: Occurrences
@@ -59,9 +60,11 @@ class Decoding(NamedTuple):
 
 
 def _apply(
-    model: RWKV7, params: Params, tokens: Int[Array, "B T"], state: State, valid: Bool[Array, "B T"]
-) -> tuple[Float[Array, "B vocab"], State]:
+    model: RWKV7, params: Params, tokens: Int[Array, "B T"], state: State | list[State], valid: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B vocab"], State | list[State]]:
     """Returns (logits after each row's last valid token, state there); logits of rows without one are undefined."""
+    if isinstance(state, list):
+        return functional.step(model, params, tokens, state, valid=valid)
     logits, after = functional.forward(model, params, tokens, state, valid=valid, last_only=True)
     return logits[:, 0], after
 
@@ -77,12 +80,13 @@ def _prefill(
 ) -> Decoding:
     """Reads the prompts. window: tokens that the longest stop sequence has."""
     batch = tokens.shape[0]
-    logits, state = _apply(model, params, tokens, state, valid)
+    split = state if model.config.scan_layers else split_layers(state)
+    logits, after = _apply(model, params, tokens, split, valid)
     wrong = not_finite(logits)
     counts = jnp.zeros(batch, jnp.int32)
     return Decoding(
         logits=logits,
-        state=state,
+        state=after,
         active=~wrong,
         recent=jnp.full((batch, window), NO_TOKEN, jnp.int32),
         occurrences=Occurrences.none(batch, logits.shape[-1] if penalised else 0),
@@ -200,6 +204,12 @@ def prefill_and_decode(
     return start, _decode(model, params, start, keys, rules, flags, size)
 
 
+@jax.jit
+def join(state: State | list[State]) -> State:
+    """Returns the state [L, ...] of `Decoding.state`."""
+    return join_layers(state) if isinstance(state, list) else state
+
+
 @partial(jax.jit, static_argnames=("model",))
 def replay(
     model: RWKV7,
@@ -220,8 +230,9 @@ def replay(
     def pick(again: Array, before: Array) -> Array:
         return jnp.where(rows.reshape(1, -1, *(1,) * (again.ndim - 2)), again, before)
 
+    chosen = jax.tree.map(pick, join(state), join(end.state))
     wrong = jnp.where(rows & not_finite(logits), valid.sum(1, dtype=jnp.int32), end.wrong)
-    return jnp.where(rows[:, None], logits, end.logits), jax.tree.map(pick, state, end.state), wrong
+    return jnp.where(rows[:, None], logits, end.logits), chosen, wrong
 
 
 def pad_left(rows: list[list[int]], length: int) -> tuple[Int[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:

@@ -15,6 +15,7 @@ from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.batch import GenerationBatch
 from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
+from rwkv7_jax.generation.weights import decoding_weights
 from rwkv7_jax.model import RWKV7, unstack_blocks
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
@@ -49,10 +50,14 @@ class TextResult(NamedTuple):
 
 
 def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
-    """Returns the same model with its layers one by one and its weights on the device: fastest token by token."""
+    """Returns the same model in the form that is fastest token by token.
+
+    Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
+    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out].
+    """
     if model.config.scan_layers:
         model, params = RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
-    return model, jax.tree.map(jnp.asarray, params)
+    return model, decoding_weights(model.config, params)
 
 
 def generate(

@@ -1,8 +1,9 @@
 """Sampling of one token a row from logits: penalties, top-k, top-p, temperature, in RWKV's order and convention.
 
 As in the reference `sample_logits` of PyPI `rwkv`: penalties change the logits; top-k and top-p select on the
-probabilities before temperature; temperature then reshapes what is left. Thresholds are found by bisection over the
-bits of a float, exact and many times cheaper than sorting the vocabulary.
+probabilities before temperature; temperature then reshapes what is left. Both look at the `LIKELIEST` tokens alone
+where those hold all that is kept. Where they do not, thresholds are found by bisection over the bits of a float, exact
+and many times cheaper than sorting the vocabulary; the distribution is the same.
 """
 
 import dataclasses
@@ -13,6 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+LIKELIEST = 256
+"""Tokens among which the choice is made where all others are left out."""
+BLOCK = 256
+"""Tokens of a block, where a token is drawn in two steps: its block, then the token in the block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +160,83 @@ def choose(
     if flags.penalised and occurrences is not None:
         logits = penalise(logits, occurrences, arrays)
     if flags.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if flags.filtered:
-        probs = jax.nn.softmax(logits, axis=-1)
-        keep = keep_top_k(probs, arrays.top_k) & keep_top_p(probs, arrays.top_p)
-        logits = jnp.where(keep, logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, logits / arrays.temperature).astype(jnp.int32)
+        return most_likely(logits)
+    if not flags.filtered:
+        return draw(keys, logits / arrays.temperature)
+    if logits.shape[-1] <= LIKELIEST:
+        return _choose_among_all(logits, keys, arrays)
+    found, covered = _choose_among_likeliest(logits, keys, arrays)
+    return jax.lax.cond(
+        covered.all(),
+        lambda: found,
+        lambda: jnp.where(covered, found, _choose_among_all(logits, keys, arrays)),
+    )
+
+
+def _choose_among_all(
+    logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
+) -> Int[Array, "B"]:
+    """Chooses by top-k, top-p and temperature."""
+    probs = jax.nn.softmax(logits, axis=-1)
+    all_kept = jnp.ones(probs.shape, jnp.bool_)
+    keep = jax.lax.cond(arrays.top_k > 0, lambda: keep_top_k(probs, arrays.top_k), lambda: all_kept)
+    keep &= jax.lax.cond(arrays.top_p < 1, lambda: keep_top_p(probs, arrays.top_p), lambda: all_kept)
+    return draw(keys, jnp.where(keep, logits, -jnp.inf) / arrays.temperature)
+
+
+def _choose_among_likeliest(
+    logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
+) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
+    """Chooses as `_choose_among_all` from the `LIKELIEST` tokens, and tells for which rows they hold all kept ones."""
+    top, ids = jax.lax.top_k(logits, LIKELIEST)
+    largest = top[:, :1]
+    probs = jnp.exp(top - largest) / jnp.exp(logits - largest).sum(-1, keepdims=True)
+    mass = jnp.cumsum(probs, axis=-1)
+    rank = jnp.arange(LIKELIEST, dtype=jnp.int32)[None]
+    within = (rank == 0) | (mass - probs < arrays.top_p)
+    cut = jnp.where(within, probs, jnp.inf).min(-1, keepdims=True)
+    keep_p = (probs >= cut) | (arrays.top_p >= 1)
+    keep_k = (rank < arrays.top_k) | (arrays.top_k <= 0)
+    # The tokens that tie with the last one kept are kept too: none of them may lie beyond.
+    reached = (arrays.top_p < 1) & (mass[:, -1] >= arrays.top_p) & (probs[:, -1] < cut[:, 0])
+    covered = jnp.asarray(reached | ((arrays.top_k > 0) & (arrays.top_k <= LIKELIEST)))
+    place = draw(keys, jnp.where(keep_p & keep_k, top, -jnp.inf) / arrays.temperature)
+    return jnp.take_along_axis(ids, place[:, None], axis=1)[:, 0].astype(jnp.int32), covered
+
+
+def most_likely(logits: Float[Array, "B vocab"]) -> Int[Array, "B"]:
+    """Returns the most likely token of each row, ties to the lowest id.
+
+    Maxima of blocks first, then the block: several times as fast on a CPU as `argmax` over a long row.
+    """
+    blocks = _blocks(logits)
+    block = jnp.argmax(blocks.max(-1), axis=-1).astype(jnp.int32)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * blocks.shape[-1] + jnp.argmax(inside, axis=-1).astype(jnp.int32)
+
+
+def draw(keys: Key[Array, "B"], logits: Float[Array, "B vocab"]) -> Int[Array, "B"]:
+    """Draws a token a row with the probabilities softmax(logits); row i uses its own key alone.
+
+    A block is drawn by its mass, then a token of it: two short rows of random numbers instead of a long one.
+    """
+    blocks = _blocks(logits)
+    if blocks.shape[1] == 1:
+        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    which, inner = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    largest = blocks.max((1, 2))[:, None, None]
+    mass = jnp.log(jnp.exp(blocks - largest).sum(-1))
+    block = jax.vmap(jax.random.categorical)(which, mass).astype(jnp.int32)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * blocks.shape[-1] + jax.vmap(jax.random.categorical)(inner, inside).astype(jnp.int32)
+
+
+def _blocks(logits: Float[Array, "B vocab"]) -> Float[Array, "B N S"]:
+    """Returns the rows cut into blocks, the last one filled up with -inf."""
+    batch, vocab = logits.shape
+    size = min(BLOCK, vocab)
+    padded = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf)
+    return padded.reshape(batch, -1, size)
 
 
 def penalise(

@@ -14,11 +14,14 @@ from jaxtyping import Array, Bool, Int
 from rwkv7_jax import functional
 from rwkv7_jax.finite import not_finite
 from rwkv7_jax.functional import Params
+from rwkv7_jax.generation.sampling import most_likely
 from rwkv7_jax.inference.stop_automaton import HIT, START
-from rwkv7_jax.model import RWKV7
+from rwkv7_jax.model import RWKV7, split_layers
 from rwkv7_jax.state import State
 
 IDLE = -1
+
+split = jax.jit(split_layers)
 
 
 class Queue(NamedTuple):
@@ -36,7 +39,8 @@ class Queue(NamedTuple):
 class Rows(NamedTuple):
     """Unfinished answers. `token` is chosen, but neither noted nor fed."""
 
-    state: State
+    state: list[State]
+    """One a layer."""
     token: Int[Array, "B"]
     owner: Int[Array, "B"]
     """Number of the prompt, or IDLE."""
@@ -70,24 +74,31 @@ Carry = tuple[Rows, Queue, Answers]
 def run(model: RWKV7, params: Params, rows: Rows, queue: Queue, answers: Answers, ends: Ends) -> Carry:
     """Decodes until all is done, until logits are not finite or, if the queue is not the last, until a row finds it
     empty."""
+    waiting = split_layers(queue.state)
 
-    def going(carry: Carry) -> Bool[Array, ""]:
-        rows, queue, answers = carry
-        waiting = queue.taken < queue.count
-        starving = (rows.owner == IDLE).any() & ~waiting & ~queue.last
-        return ((rows.owner != IDLE).any() | waiting) & ~starving & answers.finite
+    def wanted(rows: Rows, queue: Queue) -> Bool[Array, ""]:
+        return (rows.owner == IDLE).any() & (queue.taken < queue.count)
 
-    def body(carry: Carry) -> Carry:
+    def going(rows: Rows, queue: Queue, answers: Answers) -> Bool[Array, ""]:
+        idle, empty = rows.owner == IDLE, queue.taken >= queue.count
+        starving = idle.any() & empty & ~queue.last
+        return (~idle.all() | ~empty) & ~starving & answers.finite
+
+    def fill_and_decode(carry: Carry) -> Carry:
+        """Fills the idle rows, then decodes until a row is idle for which a prompt waits."""
         rows, queue, answers = carry
-        wanted = (rows.owner == IDLE).any() & (queue.taken < queue.count)
-        rows, queue = jax.lax.cond(wanted, _take, lambda rows, queue: (rows, queue), rows, queue)
-        rows, answers = _step(model, params, rows, answers, ends)
+        rows, queue = _take(rows, queue, waiting)
+        rows, answers = jax.lax.while_loop(
+            lambda inner: going(inner[0], queue, inner[1]) & ~wanted(inner[0], queue),
+            lambda inner: _step(model, params, *inner, ends),
+            (rows, answers),
+        )
         return rows, queue, answers
 
-    return jax.lax.while_loop(going, body, (rows, queue, answers))
+    return jax.lax.while_loop(lambda carry: going(*carry), fill_and_decode, (rows, queue, answers))
 
 
-def _take(rows: Rows, queue: Queue) -> tuple[Rows, Queue]:
+def _take(rows: Rows, queue: Queue, waiting_states: list[State]) -> tuple[Rows, Queue]:
     """Gives idle rows the next prompts, in order."""
     idle = rows.owner == IDLE
     index = queue.taken + jnp.cumsum(idle, dtype=jnp.int32) - 1
@@ -95,11 +106,11 @@ def _take(rows: Rows, queue: Queue) -> tuple[Rows, Queue]:
     index = jnp.where(new, index, 0)
 
     def pick(waiting: Array, present: Array) -> Array:
-        chosen = new.reshape(1, -1, *[1] * (present.ndim - 2))
-        return jnp.where(chosen, jnp.take(waiting, index, axis=1), present)
+        chosen = new.reshape(-1, *[1] * (present.ndim - 1))
+        return jnp.where(chosen, jnp.take(waiting, index, axis=0), present)
 
     taken = Rows(
-        state=jax.tree.map(pick, queue.state, rows.state),
+        state=jax.tree.map(pick, waiting_states, rows.state),
         token=jnp.where(new, queue.token[index], rows.token),
         owner=jnp.where(new, queue.first + index, rows.owner),
         length=jnp.where(new, 0, rows.length),
@@ -119,10 +130,9 @@ def _step(model: RWKV7, params: Params, rows: Rows, answers: Answers, ends: Ends
     lengths = answers.length.at[place].set(length, mode="drop")
     stop = ends.table[rows.stop, rows.token].astype(jnp.int32)
     feed = noted & (stop != HIT) & (length < ends.limit)
-    logits, state = functional.forward(model, params, rows.token[:, None], rows.state, valid=feed[:, None])
-    best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-    after = Rows(state, best, jnp.where(feed, rows.owner, IDLE), length, stop)
-    wrong = (feed & not_finite(logits[:, 0])).any()
+    logits, state = functional.step(model, params, rows.token[:, None], rows.state, valid=feed[:, None])
+    after = Rows(state, most_likely(logits), jnp.where(feed, rows.owner, IDLE), length, stop)
+    wrong = (feed & not_finite(logits)).any()
     return after, Answers(tokens, lengths, answers.steps + 1, answers.finite & ~wrong)
 
 

@@ -94,7 +94,7 @@ class GreedyGenerator:
         # Donated to the loop, so a copy: the pool is read again.
         zero = jnp.zeros(size, jnp.int32)
         rows = continuous_batching.Rows(
-            jax.tree.map(jnp.copy, pool), zero, zero + continuous_batching.IDLE, jnp.copy(zero), jnp.copy(zero)
+            continuous_batching.split(pool), zero, zero + continuous_batching.IDLE, jnp.copy(zero), jnp.copy(zero)
         )
         room = 1 << (len(order) - 1).bit_length()
         answers = continuous_batching.Answers(

@@ -56,6 +56,6 @@ def _add_low_rank(
     out, layer = next_call(*args, **options), context.module
     if not (isinstance(layer, Linear) and context.method_name == "__call__" and layer.has_variable("params", DOWN)):
         return out
-    down, up = (layer.get_variable("params", name).astype(layer.dtype) for name in (DOWN, UP))
+    down, up = (layer.get_variable("params", name).astype(args[0].dtype) for name in (DOWN, UP))
     low: Array = jnp.einsum("...d,rd->...r", args[0], down)
     return out + jnp.einsum("...r,or->...o", low, up)

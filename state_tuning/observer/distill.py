@@ -206,7 +206,7 @@ def _divergence(
 
 def _like_compute(state: State, model: RWKV7) -> State:
     """The state with its token-shift states in the model's compute dtype."""
-    dtype = jnp.dtype(model.config.dtype)
+    dtype = jnp.dtype(model.config.activation_dtype)
     return state._replace(att_shift=state.att_shift.astype(dtype), ffn_shift=state.ffn_shift.astype(dtype))
 
 

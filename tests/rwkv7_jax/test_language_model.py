@@ -128,6 +128,21 @@ def test_sampling_settings_are_those_of_sampling_params():
     assert {"temperature", "max_new_tokens"} <= {field.name for field in dataclasses.fields(SamplingParams)}
 
 
+def test_step_by_step_are_the_logits_of_the_text(tiny: LanguageModel, state: State):
+    text = tiny.encode("The sea")
+    wanted, _ = tiny.logits(text, state=state)
+    after: State | list[State] = state
+    for token, row in zip(text, wanted, strict=True):
+        logits, after = tiny.step(token, after)
+        np.testing.assert_allclose(logits, row, rtol=2e-4, atol=2e-5)
+    two, after = tiny.step([text[0], text[0]], state)
+    np.testing.assert_allclose(two, jnp.stack([wanted[0]] * 2), rtol=2e-4, atol=2e-5)
+    with pytest.raises(ValueError, match="1 tokens for a state of 2 rows"):
+        tiny.step(5, after)
+    with pytest.raises(ValueError, match=r"step: give a token, or one a row, in 0\.\."):
+        tiny.step([1, tiny.config.vocab_size])
+
+
 def test_damaged_weights_end_every_method(tiny: LanguageModel):
     head = tiny.params["head"]["weight"]
     damaged = tiny.replace(params=tiny.params | {"head": {"weight": jnp.asarray(head).at[5].set(jnp.nan)}})

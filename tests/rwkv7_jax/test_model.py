@@ -169,6 +169,35 @@ def test_bfloat16_compute_keeps_a_float32_state(params, tokens):
     assert 0 < error < 0.05
 
 
+def test_bfloat16_products_beside_float32_activations(params, tokens):
+    """The form for a CPU: closer to float32 than bfloat16 activations are, in a row of one token too."""
+    mixed = dataclasses.replace(CONFIG, dtype="bfloat16", activations="float32")
+    logits, end = apply(params, tokens, zero_state(mixed, BATCH), config=mixed)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((logits, end))} == {"float32"}
+    exact, _ = apply(params, tokens, zero_state(CONFIG, BATCH))
+    half = dataclasses.replace(CONFIG, dtype="bfloat16")
+    rounded, _ = apply(params, tokens, zero_state(half, BATCH), config=half)
+    errors = [float(jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact)) for x in (logits, rounded)]
+    assert 0 < errors[0] < min(0.02, errors[1])
+    state = zero_state(mixed, 1)
+    for at in range(3):
+        one, state = apply(params, tokens[:1, at : at + 1], state, config=mixed)
+        np.testing.assert_allclose(one[0, 0], logits[0, at], rtol=0.02, atol=0.02 * float(jnp.abs(logits).max()))
+
+
+def test_gradients_pass_through_bfloat16_products(params, tokens):
+    mixed = dataclasses.replace(CONFIG, dtype="bfloat16", activations="float32")
+
+    def loss(wkv, weights, config):
+        return jnp.square(apply(weights, tokens, zero_state(config, BATCH)._replace(wkv=wkv), config=config)[0]).sum()
+
+    found, wanted = (jax.grad(loss, argnums=(0, 1))(zero_state(CONFIG, BATCH).wkv, params, c) for c in (mixed, CONFIG))
+    for a, b in zip(
+        jax.tree.leaves((found[0], found[1]["head"])), jax.tree.leaves((wanted[0], wanted[1]["head"])), strict=True
+    ):
+        assert jnp.linalg.norm(a - b) < 0.05 * jnp.linalg.norm(b)
+
+
 def test_official_initialisation(official):
     params = official
     later, first = params["blocks"]["att"], params["block_0"]["att"]

@@ -10,7 +10,7 @@ from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
-from rwkv7_jax.dtypes import on_device
+from rwkv7_jax.dtypes import compute_name, on_device
 from rwkv7_jax.generation.generate import for_decoding, stream
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.language_model import find_tokenizer
@@ -50,9 +50,9 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         state = checkpoint.load_state(
             config.state, layout=config.state_layout, config=loaded.config, base_model_hash=base
         ).state
-    if not config.quiet:
-        print(loaded.report, file=sys.stderr)
     dimensions = dataclasses.replace(on_device(loaded.config, config.model.dtype), wkv_implementation=config.model.wkv)
+    if not config.quiet:
+        print(f"{loaded.report}\ncomputes in {compute_name(dimensions)}", file=sys.stderr)
     model, params = for_decoding(RWKV7(dimensions), loaded.params)
     del loaded
     key = jax.random.key(config.seed)

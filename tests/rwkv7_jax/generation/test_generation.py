@@ -230,10 +230,31 @@ def test_layers_one_by_one_generate_the_same(model, params, state):
     scanned = RWKV7(dataclasses.replace(CONFIG, scan_layers=True))
     stacked = {name: value for name, value in params.items() if name != "block_1"}
     stacked["blocks"] = jax.tree.map(lambda leaf: leaf[None], params["block_1"])
-    fast, unstacked = for_decoding(scanned, stacked)
+    fast, ready = for_decoding(scanned, stacked)
     assert fast == model
-    assert jax.tree.all(jax.tree.map(np.array_equal, unstacked, params))
-    assert run(scanned, stacked, state=state).tokens == run(model, params, state=state).tokens
+    np.testing.assert_array_equal(
+        ready["block_1"]["ffn"]["key"]["weight_t"].T, params["block_1"]["ffn"]["key"]["weight"]
+    )
+    wanted = run(model, params, state=state)
+    for found in (run(scanned, stacked, state=state), run(fast, ready, state=state)):
+        assert found.tokens == wanted.tokens
+        assert_close((found.state, found.logits), (wanted.state, wanted.logits))
+
+
+def test_weights_for_decoding_are_cast_once(model, params):
+    """A bfloat16 checkpoint computes in float32 from float32 weights, and in bfloat16 from bfloat16 matrices."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    _, ready = for_decoding(model, half)
+    assert {leaf.dtype.name for name, part in ready.items() if name != "emb" for leaf in jax.tree.leaves(part)} == {
+        "float32"
+    }
+    assert ready["emb"]["weight"].dtype == jnp.bfloat16
+    exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    assert run(model, ready).tokens == run(model, exact).tokens
+    mixed = RWKV7(dataclasses.replace(CONFIG, dtype="bfloat16", activations="float32"))
+    _, small = for_decoding(mixed, params)
+    assert small["head"]["weight"].dtype == small["block_1"]["att"]["w1"].dtype == jnp.bfloat16
+    assert small["block_1"]["att"]["x_r"].dtype == jnp.float32
 
 
 def with_number(params, place, number):
@@ -490,6 +511,51 @@ def test_top_p_keeps_the_fewest_that_reach_it_with_ties(probs, top_p):
 
 
 jitted_top_k, jitted_top_p = jax.jit(keep_top_k), jax.jit(keep_top_p)
+
+
+def wide_logits(seed, scales, vocab=700):
+    """Rows of more tokens than are looked at first, the likeliest in any place; ties at many values."""
+    rng = np.random.default_rng(seed)
+    rows = [np.round(rng.normal(size=vocab) * scale, 1) for scale in scales]
+    return jnp.asarray(np.stack(rows), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingParams(),
+        SamplingParams(top_p=0.6, temperature=1.4),
+        SamplingParams(top_p=0.999),
+        SamplingParams(top_k=40, temperature=0.7),
+        SamplingParams(top_k=400, top_p=0.98),
+        SamplingParams(top_k=20, top_p=0.5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", [0.3, 4.0], ids=["flat", "peaked"])
+def test_a_large_vocabulary_is_drawn_from_the_same_distribution(config, scale):
+    (row,) = wide_logits(8, [scale])
+    draws = 20000
+    observed, expected = distribution(row, config, draws=draws), reference_probabilities(row, config)
+    rare = expected * draws < 5
+    observed, expected = (np.append(x[~rare], x[rare].sum()) for x in (observed, expected))
+    statistic, freedom = chi_square(observed, expected, draws=draws)
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
+
+
+def test_a_rows_token_does_not_depend_on_how_its_neighbours_are_chosen():
+    """One flat row sends the whole batch the long way; the tokens of the others stay."""
+    logits, keys = wide_logits(9, [4.0, 6.0, 0.1]), jax.random.split(jax.random.key(2), 3)
+    for config in (SamplingParams(top_p=0.7), SamplingParams(top_p=0.9, top_k=300), SamplingParams()):
+        together = sample_logits(logits, keys, config).tolist()
+        alone = [int(sample_logits(logits[i : i + 1], keys[i : i + 1], config)[0]) for i in range(3)]
+        assert together == alone
+
+
+def test_the_most_likely_token_is_argmax_with_ties_to_the_lowest_id():
+    for vocab in (1, 5, 256, 257, 700):
+        logits = jnp.round(jax.random.normal(jax.random.key(vocab), (6, vocab)))
+        assert sampling.most_likely(logits).tolist() == jnp.argmax(logits, -1).tolist()
 
 
 def test_top_p_of_one_keeps_everything():
