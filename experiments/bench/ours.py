@@ -6,9 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.inputs import DECODE, PREFILL, Timed, tokens
-from rwkv7_jax import RWKV7, functional, unstack_blocks, zero_state
+from experiments.bench.inputs import DECODE, PREFILL, PROMPT, Decode, Timed, tokens
+from rwkv7_jax import RWKV7, SamplingParams, functional, generate, unstack_blocks, zero_state
 from rwkv7_jax import checkpoint as files
+from rwkv7_jax.dtypes import on_device
+from rwkv7_jax.generation.generate import for_decoding
+from rwkv7_jax.model import split_layers
 
 
 def generation(task: str, checkpoint: Path) -> Timed:
@@ -39,3 +42,37 @@ def generation(task: str, checkpoint: Path) -> Timed:
 def importing(checkpoint: Path) -> Timed:
     """Returns (reading of the .pth alone, nothing): every tensor is touched, as a copy to a device would."""
     return lambda: sum(float(leaf.reshape(-1)[0]) for leaf in jax.tree.leaves(files.load(checkpoint).params)), []
+
+
+def decoding(task: Decode, checkpoint: Path) -> Timed:
+    """Returns (decoding of DECODE tokens a sequence, logits of the first one after the prompt)."""
+    loaded = files.load(checkpoint)
+    config = on_device(loaded.config, "bfloat16" if task.dtype == "bfloat16" else "float32")
+    model, params = for_decoding(RWKV7(config), loaded.params)
+    del loaded
+    prompt = tokens(PROMPT, config.vocab_size)
+    step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
+    layers = split_layers(zero_state(config, task.rows))
+    logits, after = step(model, params, jnp.asarray([prompt] * task.rows, jnp.int32), layers)
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
+
+    def steps() -> jax.Array:
+        current, out = jax.tree.map(jnp.copy, after), logits
+        for _ in range(DECODE):
+            out, current = step(model, params, token, current)
+        return out.block_until_ready()
+
+    greedy = task.kind == "greedy"
+    settings = SamplingParams(temperature=0 if greedy else 1, top_p=1 if greedy else 0.85, max_new_tokens=DECODE)
+
+    def text() -> list[list[int]]:
+        return generate(model, params, [prompt] * task.rows, None, jax.random.key(0), settings, eos_id=None).tokens
+
+    return (steps if task.kind == "step" else text), logits[0].tolist()
+
+
+def bandwidth() -> Timed:
+    """Returns (sum over a large array, its bytes)."""
+    numbers = jnp.ones(1 << 27, jnp.float32)
+    total = jax.jit(jnp.sum)
+    return lambda: total(numbers).block_until_ready(), [float(numbers.nbytes)]

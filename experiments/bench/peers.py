@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from experiments.bench.inputs import DECODE, PREFILL, SHAPES, Timed, tokens
+from experiments.bench.inputs import DECODE, PREFILL, PROMPT, SHAPES, Decode, Timed, tokens
 
 
 def rwkv_pip(task: str, checkpoint: Path) -> Timed:
@@ -24,6 +24,63 @@ def rwkv_pip(task: str, checkpoint: Path) -> Timed:
         return token
 
     return (lambda: model.forward(prompt, None)) if task == "prefill" else decode, logits.tolist()
+
+
+def decoding(who: str, task: Decode, checkpoint: Path, shape: str) -> Timed:
+    """Returns a peer's (decoding of DECODE tokens a sequence, logits after the prompt)."""
+    return keras_hub_steps(task.rows, shape) if who == "keras-hub" else rwkv_pip_steps(checkpoint)
+
+
+def rwkv_pip_steps(checkpoint: Path) -> Timed:
+    """Returns PyPI rwkv's bare steps, float32 on CPU."""
+    os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
+    from rwkv.model import RWKV
+
+    model = RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32")
+    logits, state = model.forward(tokens(PROMPT, model.args.vocab_size), None)
+
+    def steps() -> None:
+        current = [leaf.clone() for leaf in state]
+        for _ in range(DECODE):
+            _, current = model.forward([5], current)
+
+    return steps, logits.tolist()
+
+
+def keras_hub_steps(rows: int, shape: str) -> Timed:
+    """Returns keras-hub's steps with its cache on JAX, jitted with the cache donated, random weights, no logits."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import jax
+    import keras  # pyright: ignore[reportMissingImports]
+    import keras_hub as hub  # pyright: ignore[reportMissingImports]
+
+    size = SHAPES[shape]
+    backbone = hub.models.RWKV7Backbone(
+        hidden_size=size.n_embd, head_size=64, num_layers=size.n_layer, vocabulary_size=size.vocab_size,
+        intermediate_dim=4 * size.n_embd, dtype="float32",
+    )  # fmt: skip
+    model = hub.models.RWKV7CausalLM(backbone)
+
+    def step(weights, token, cache):
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
+            logits, _, cache = model.call_with_cache(token, cache)
+        return logits, cache
+
+    call = jax.jit(step, donate_argnums=2)
+    weights, token = [variable.value for variable in model.variables], jax.numpy.full((rows, 1), 5, "int32")
+
+    def steps() -> None:
+        heads = size.n_embd // 64
+        cache = [
+            jax.numpy.zeros((rows, size.n_layer, heads, 64, 64)),
+            jax.numpy.zeros((rows, size.n_layer, 2, 1, size.n_embd)),
+        ]
+        logits = None
+        for _ in range(DECODE):
+            logits, cache = call(weights, token, cache)
+        jax.block_until_ready(logits)
+
+    return steps, []
 
 
 def keras_hub(shape: str) -> Timed:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from experiments.bench.inputs import Timed
+from experiments.bench.inputs import Decode, Timed
 
 BURST, CALLS = 3.0, 4
 """Seconds after which no further call begins, and calls at most."""
@@ -46,12 +46,18 @@ def prepare(who: str, task: str, checkpoint: Path, shape: str) -> Timed:
         from experiments.bench.tuning import tuning
 
         return tuning(who, checkpoint)
-    if who == "ours":
+    if who in ("ours", "machine"):
         from experiments.bench import ours
 
+        if who == "machine":
+            return ours.bandwidth()
+        if task.startswith("decoding"):
+            return ours.decoding(Decode.parse(task), checkpoint)
         return ours.importing(checkpoint) if task == "import" else ours.generation(task, checkpoint)
     from experiments.bench import peers
 
+    if task.startswith("decoding"):
+        return peers.decoding(who, Decode.parse(task), checkpoint, shape)
     return peers.keras_hub(shape) if who == "keras-hub" else peers.rwkv_pip(task, checkpoint)
 
 

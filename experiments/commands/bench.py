@@ -1,6 +1,7 @@
 """Times the model against other implementations, in turn on this machine; a wrong result gets no time.
 
     rwkv7 bench model --rounds 3
+    rwkv7 bench decode --rows 1,8,32
     rwkv7 bench steps --only dbp
     rwkv7 bench tokenizer FILE...
     rwkv7 bench evaluation --data.dir data
@@ -8,6 +9,7 @@
     rwkv7 bench gpu
 
 model: speed and memory of the whole model against PyPI `rwkv` and keras-hub (`pip install -e ".[peers]"`).
+decode: tokens a second of one sequence and of many, with the memory traffic, against the same peers.
 steps: what a tuning step of each method costs, against one of standard state tuning.
 tokenizer: the World tokenizer against the authors' own; a .jsonl line by line, any other file as one text.
 evaluation: few-shot MMLU by forking states, against re-reading (`pip install -e ".[lm-eval]"`).
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from experiments.config.bench import (
+    BenchDecode,
     BenchEvaluation,
     BenchGpu,
     BenchKernels,
@@ -30,9 +33,10 @@ from experiments.config.cli import Help, chosen, command
 from experiments.config.loading import parse
 from experiments.config.overrides import check_required
 
-Verb: TypeAlias = BenchModel | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
+Verb: TypeAlias = BenchModel | BenchDecode | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
 VERBS: dict[str, Verb] = {
     "model": BenchModel(),
+    "decode": BenchDecode(),
     "steps": BenchSteps(),
     "tokenizer": BenchTokenizer(),
     "evaluation": BenchEvaluation(),

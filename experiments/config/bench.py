@@ -17,6 +17,18 @@ class BenchModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchDecode:
+    """`rwkv7 bench decode`."""
+
+    shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
+    rows: tuple[int, ...] = option((1, 8, 32, 128), "numbers of sequences, by commas")
+    dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "dtypes of our weights, by commas")
+    rounds: int = option(5, "times that every contender is measured in turn; the best counts")
+    without: tuple[str, ...] = option((), "leave out: rwkv, keras-hub")
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchSteps:
     """`rwkv7 bench steps`."""
 

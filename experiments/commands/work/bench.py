@@ -4,9 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 from functools import singledispatch
 from pathlib import Path
 
-from experiments.bench import evaluation, model, steps, tokenizer
+from experiments.bench import decoding, evaluation, model, steps, tokenizer
 from experiments.build import checkpoint_path
 from experiments.config.bench import (
+    BenchDecode,
     BenchEvaluation,
     BenchGpu,
     BenchKernels,
@@ -35,6 +36,17 @@ def _model(config: BenchModel) -> int:
     _check_names("without", config.without, model.OTHERS)
     found = model.compare(config.shape, config.rounds, config.without)
     print(model.show(found))
+    return _write(config.json, found.as_json())
+
+
+@run.register
+def _decode(config: BenchDecode) -> int:
+    _check_names("without", config.without, decoding.PEERS)
+    _check_names("dtypes", config.dtypes, decoding.BYTES)
+    if wrong := [count for count in config.rows if count < 1]:
+        raise UsageError(f"--rows: {wrong[0]} sequences; give at least 1")
+    found = decoding.compare(config.shape, config.rows, config.dtypes, config.rounds, config.without)
+    print(decoding.show(found))
     return _write(config.json, found.as_json())
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.bench import evaluation, inputs, ours, steps, tokenizer, tuning, weights
+from experiments.bench import decoding, evaluation, inputs, ours, steps, tokenizer, tuning, weights
 from experiments.bench import model as bench
 from experiments.bench.worker import Worker
 from experiments.config.overrides import UsageError
@@ -40,6 +40,36 @@ def test_our_jobs_run_on_the_tiny_shape(task: str, tmp_path: Path):
     call, logits = ours.generation(task, path)
     call()
     assert len(logits) == inputs.SHAPES["tiny"].vocab_size
+
+
+@pytest.mark.parametrize("kind", ["step", "top_p 0.85"])
+def test_decoding_jobs_run_on_the_tiny_shape_and_agree(kind: str, tmp_path: Path):
+    path = tmp_path / "random.pth"
+    weights.make_checkpoint(path, "tiny")
+    results = []
+    for dtype in decoding.BYTES:
+        task = inputs.Decode(kind, dtype, 2)
+        assert inputs.Decode.parse(task.name) == task
+        call, logits = ours.decoding(task, path)
+        call()
+        results.append(logits)
+    assert decoding.disagreement(results[1], results[0], decoding.TOLERANCE["bfloat16"]) == ""
+    assert decoding.disagreement(results[1], results[0], 1e-6).startswith("wrong: differs by")
+
+
+def test_the_decoding_table_shows_traffic_and_bandwidth():
+    small, one = inputs.SHAPES["tiny"], inputs.Decode("step", "float32", 1)
+    matrices = 2 * (12 * 128**2 + 2 * 128 * (64 + 64 + 128)) + 2 * 128 * 32 + 128 * 512
+    assert decoding.traffic(small, one) == 4 * matrices + 2 * 4 * 2 * 128 * 64
+    lines = [
+        decoding.Row(8, "ours", "step", "float32", 100.0, 4 * 10**8, 2**30),
+        decoding.Row(8, "ours", "greedy", "bfloat16", 200.0, 2 * 10**8, 2**29),
+        decoding.Row(8, "keras-hub", "step", "float32", 0.0, 4 * 10**8, 0, "no module"),
+    ]
+    text = decoding.table(decoding.Comparison("tiny", 1, 1e10, lines))
+    assert "| 8 | ours | step | float32 | 100.0 | 1.00 | 400 MB | 50% | 1.00 GiB |" in text
+    assert "| 8 | ours | greedy | bfloat16 | 200.0 | 2.00 | 200 MB | 50% | 0.50 GiB |" in text
+    assert "not measured: no module" in text
 
 
 def test_tuning_steps_of_the_tiny_shape_have_the_same_loss(tmp_path: Path):
