@@ -14,13 +14,12 @@ from rwkv7_jax import RWKV7Config, State
 from rwkv7_jax.checkpoint import export_state, load, load_state, pth, rwkv_cpp, safetensors, save, save_state
 from rwkv7_jax.checkpoint.names import VECTOR, expected_shapes, flat_to_params
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
-from tests.malformed import mutate
+from tests.malformed import mutate, run_files
 from tests.malformed.mutate_torch import SEALED, TORCH
 from tests.malformed.sandbox import Reader, bytes_of
 
 SMALL = RWKV7Config(5, 2, 4, 2, 3, 2, 2, 2, 2)
 ONE_LAYER = RWKV7Config(5, 1, 4, 2, 3, 2, 2, 2, 2)
-FLIPS = frozenset(("flip", "noise", "zeros", "truncate"))
 
 
 def weights(seed: int = 0, dtype: type = np.float32, config: RWKV7Config = SMALL) -> dict[str, np.ndarray]:
@@ -67,7 +66,8 @@ def a_state(seed: int = 0) -> State:
 
 def finite(value: object) -> None:
     """No state has numbers that are not finite."""
-    assert all(np.isfinite(np.asarray(part)).all() for part in value), "a state that is not finite"
+    state = value if isinstance(value, State) else value[0]
+    assert all(np.isfinite(np.asarray(part)).all() for part in state), "a state that is not finite"
 
 
 def model_at(name: str) -> Callable[[Path], object]:
@@ -79,6 +79,20 @@ def model_at(name: str) -> Callable[[Path], object]:
         return config, params, report.weights_hash
 
     return read
+
+
+def hashed(read: Callable[[Path], object], name: str, key: str) -> Callable[[Path], object]:
+    """Reads as `read` does; tells too whether a safetensors file names the hash of its numbers."""
+
+    def both(folder: Path) -> object:
+        return read(folder), key in safetensors.read_tensors(folder / name)[1]
+
+    return both
+
+
+def without_hash(value: object, sound: object) -> bool:
+    """Tells whether a file has lost the hash that it would have been checked by."""
+    return value[-1] is False
 
 
 def models() -> Iterator[Reader]:
@@ -96,11 +110,12 @@ def models() -> Iterator[Reader]:
     yield Reader("model .pth", model_at("m.pth"), {"m.pth": torch}, {"m.pth": TORCH}, SEALED, (other, state, tensors))
     yield Reader(
         "model .safetensors",
-        model_at("m.safetensors"),
+        hashed(model_at("m.safetensors"), "m.safetensors", "weights_hash"),
         {"m.safetensors": tensors},
         {"m.safetensors": mutate.SAFETENSORS},
-        frozenset(),
+        SEALED,
         (plain, fla, torch),
+        allowed=without_hash,
     )
     yield Reader(
         "model rwkv.cpp", model_at("m.bin"), {"m.bin": cpp}, {"m.bin": mutate.BINARY}, frozenset(), (half, tensors)
@@ -152,24 +167,26 @@ def states() -> Iterator[Reader]:
         reading("s.safetensors", None),
         {"s.safetensors": own},
         {"s.safetensors": mutate.SAFETENSORS},
-        FLIPS,
+        SEALED,
         others,
         finite,
     )
     for layout in LAYOUTS:
-        for suffix, mutators, sealed in ((".pth", TORCH, SEALED), (".st", mutate.SAFETENSORS, frozenset())):
+        for suffix, mutators in ((".pth", TORCH), (".st", mutate.SAFETENSORS)):
             name = f"s{suffix}"
+            read = reading(name, layout)
             data = bytes_of(
                 name, lambda path, layout=layout: export_state(path, a_state(), layout=layout, drop_shifts=True)
             )
             yield Reader(
                 f"state {layout} {suffix}",
-                reading(name, layout),
+                read if suffix == ".pth" else hashed(read, name, "state_hash"),
                 {name: data},
                 {name: mutators},
-                sealed,
+                SEALED,
                 others,
                 finite,
+                without_hash if suffix == ".st" else lambda value, sound: False,
             )
 
 
@@ -427,15 +444,15 @@ def replays() -> Iterator[Reader]:
     data = bytes_of("r.jsonl", write)
     yield Reader(
         "replay file",
-        lambda folder: Replay(folder / "r.jsonl")._answers,
+        lambda folder: list(Replay(folder / "r.jsonl")._answers.items()),
         {"r.jsonl": data},
         {"r.jsonl": mutate.JSON_LINES},
+        run_files.ACCIDENTS,
+        allowed=run_files.part_of,
     )
 
 
 def every() -> list[Reader]:
     """All readers."""
-    from tests.malformed import run_files
-
     groups = (models, states, tokenizers, data_files, settings, replays, run_files.readers)
     return [reader for group in groups for reader in group()]
