@@ -154,3 +154,17 @@ def test_damaged_weights_end_every_method(tiny: LanguageModel):
     ):
         with pytest.raises(NonFiniteLogitsError, match=r"not finite.*head\.weight"):
             use()
+
+
+def test_bfloat16_on_a_cpu_keeps_float32_activations(tiny: LanguageModel, tiny_checkpoint):
+    half = LanguageModel.load(tiny_checkpoint, tokenizer="byte", dtype="bfloat16")
+    assert half.summary.endswith("bfloat16 matrices and float32 activations on cpu")
+    assert tiny.summary.endswith("float32 on cpu")
+    assert half.params["head"]["weight"].dtype == jnp.bfloat16
+    assert half.zero_state().att_shift.dtype == jnp.float32
+    ids = tiny.encode("The sea")
+    found, wanted = half.logits(ids)[0], tiny.logits(ids)[0]
+    assert 0 < jnp.linalg.norm(found - wanted) < 0.02 * jnp.linalg.norm(wanted)
+    logits, _ = half.step(ids[0])
+    np.testing.assert_allclose(logits, found[0], rtol=0.02, atol=0.02 * float(jnp.abs(found).max()))
+    assert len(half.generate("The sea", temperature=0, max_new_tokens=4)) <= 4
