@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.malformed import bad_readers
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox reads /proc")
 
 COUNT = int(os.environ.get("RWKV7_TEST_MALFORMED", "25"))
 """Damaged files a reader (the whole proof: 100,000)."""

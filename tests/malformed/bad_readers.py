@@ -55,3 +55,4 @@ def readers() -> Iterator[Reader]:
     yield _reader("calls open", lambda folder: [open(os.devnull, "w").close(), "sound"][1])
     yield _reader("prints", lambda folder: [os.write(1, b"x"), "sound"][1])
     yield _reader("warns", lambda folder: [warnings.warn("\u202e", stacklevel=1), "sound"][1])
+    yield _reader("leaves ['owned']", lambda folder: [(folder / "owned").touch(), "sound"][1])

@@ -258,6 +258,10 @@ def work(share: Share, folder: Path, board: mmap.mmap, faults: Path) -> Found:
         for name in files:
             if reader.files.get(name) is not None and len(reader.targets) > 1:
                 (folder / name).write_bytes(reader.files[name])
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if left := found - set(reader.files):
+        row = {"reader": reader.name, "index": share.last - 1, "done": "", "wrong": f"leaves {sorted(left)[:3]}"}
+        log.write(json.dumps(row) + "\n")
     return Found(share.last - share.first, counts["refused"], counts["same"], total, slowest, memory)
 
 

@@ -70,6 +70,7 @@ def alone(tmp_path_factory):
     return result(folder)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the loop reads /proc")
 def test_killed_for_good_and_resumed_is_bit_identical(tmp_path):
     """At random moments, before random operations on files, again and again; see `kill_loop`."""
     seed = os.environ.get("RWKV7_TEST_SEED", "0")
