@@ -51,7 +51,7 @@ def tune(
     method: Method | None = None,
     *,
     steps: int = 200,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 1.0,
     batch_size: int = 16,
     seed: int = 0,
     max_length: int = 512,
@@ -75,7 +75,7 @@ def tune(
       examples: (prompt, completion) pairs, dicts {"prompt", "completion"}, {"text"} or {"messages"}, or plain texts.
       method: what is trained; None: `standard(lm)`.
       steps: updates.
-      learning_rate: peak step size of Adam, for the default optimiser.
+      learning_rate: peak step size of Adam, for the default optimiser; `rwkv7 sweep` finds the best for some data.
       batch_size: sequences a step; all examples if there are fewer.
       seed: of the order of the examples.
       max_length: tokens of a sequence; a longer prompt loses its oldest tokens, then the completion its end, with a
