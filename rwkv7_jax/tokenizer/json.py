@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class JsonTokenizer:
             raise FileNotFoundError(f"{path}: no such tokenizer file")
         self._path = path
         with _one_line(f"{path}: not a tokenizer.json of the tokenizers library"):
+            _check_merges(path)
             self._library = Library.from_file(str(path))
             self._library.no_truncation()
             self._library.no_padding()
@@ -125,6 +127,23 @@ def _one_line(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise ValueError(f"{what} ({readable(str(error), 200)})") from None
+
+
+def _check_merges(path: Path) -> None:
+    """Checks what the library takes for granted and dies of: each merge continues with the prefix of such tokens.
+
+    Raises:
+      ValueError: one does not.
+    """
+    data = path.read_bytes()
+    if not re.search(rb'"continuing_subword_prefix"\s*:\s*"[^"]', data):
+        return
+    model = json.loads(data)["model"]
+    prefix = model["continuing_subword_prefix"]
+    for merge in model.get("merges") or ():
+        second = merge.split(" ")[-1] if isinstance(merge, str) else merge[-1]
+        if not second.startswith(prefix):
+            raise ValueError(f"the merge {merge!r:.100} does not continue with {prefix!r:.100}")
 
 
 def _named_eos(path: Path) -> str | None:

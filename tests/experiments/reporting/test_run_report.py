@@ -94,6 +94,15 @@ def test_tables_and_files(tmp_path):
     assert {len(row) for row in run_report.table_lines(results([plain(outcome())]))} == {5}
 
 
+@pytest.mark.parametrize(("records", "said"), [(9, True), (10, False)])
+def test_intervals_over_very_few_records_are_remarked(tmp_path, records, said):
+    body = results([outcome()])
+    body["jobs"]["arc"]["records"] = records
+    assert run_report.remarks(body) == ([f"too few records for an interval to say much: arc {records}"] if said else [])
+    run_report.write(tmp_path, body, [outcome()], [], [])
+    assert ("too few records" in (tmp_path / "report.md").read_text()) == said
+
+
 def test_long_samples_are_shortened():
     sample = {"prompt": "x" * 500 + "end", "wanted": "", "vanilla": "a\nb", "tuned": "cde" * 9}
     lines = [line.strip() for line in run_report.sample_text(sample, 5).splitlines()]
@@ -160,3 +169,12 @@ def test_pictures_are_drawn_for_any_number_of_heads_and_a_zero_state(tmp_path):
     sizes = [path.stat().st_size for path in tmp_path.glob("*.png")]
     assert len(sizes) == 4
     assert min(sizes) > 5000
+
+
+@pytest.mark.parametrize("scores", ["x", 1.5, None, [[1.0]]])
+def test_an_outcome_of_another_shape_is_refused(tmp_path, scores):
+    side = {"nll": [1.0], "tokens": [2.0], "scores": scores}
+    job = {"name": "a", "headline": None, "vanilla": side, "tuned": side, "samples": [], "skipped": 0}
+    (tmp_path / "outcome.json").write_text(json.dumps(job))
+    with pytest.raises(ValueError, match=r"outcome\.json is damaged"):
+        Outcome.read(tmp_path / "outcome.json")

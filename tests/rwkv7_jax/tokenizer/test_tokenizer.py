@@ -273,10 +273,18 @@ def test_what_the_library_raises_later_is_one_line(json_path, tmp_path):
     assert "the tokenizers library fails" in wrong_line(path, lambda: tokenizer.encode("b"))
 
 
-def test_a_panic_of_the_library_is_one_line(json_path, tmp_path, capfd):
-    path = edited(json_path, tmp_path, continuing_subword_prefix="a long prefix")
-    assert "not a tokenizer.json" in wrong_line(path, lambda: JsonTokenizer(path))
-    assert "panicked" in capfd.readouterr().err
+@pytest.mark.parametrize("prefix", ["a long prefix", "af", "\u2581"])
+def test_a_merge_without_its_prefix_is_refused(json_path, tmp_path, capfd, prefix):
+    """The library cuts the prefix off unseen, which ends the process if it is not there."""
+    path = edited(json_path, tmp_path, continuing_subword_prefix=prefix)
+    assert "does not continue with" in wrong_line(path, lambda: JsonTokenizer(path))
+    assert capfd.readouterr().err == ""
+
+
+def test_merges_with_their_prefix_are_read(tmp_path):
+    model = tokenizers.models.BPE({"a": 0, "##b": 1, "ab": 2}, [("a", "##b")], continuing_subword_prefix="##")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    assert JsonTokenizer(tmp_path / "tokenizer.json").encode("ab") == [2]
 
 
 def test_an_id_of_ten_digits_takes_no_memory(json_path, tmp_path, capfd):
