@@ -188,8 +188,9 @@ def _choose_among_likeliest(
     logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
     """Chooses as `_choose_among_all` from the `LIKELIEST` tokens, and tells for which rows they hold all kept ones."""
-    top, ids = jax.lax.top_k(logits, LIKELIEST)
-    largest = top[:, :1]
+    # Without the barrier XLA takes slices of the values through to the operation, and sorts the whole row.
+    top, ids = jax.lax.optimization_barrier(jax.lax.top_k(logits, LIKELIEST))
+    largest = logits.max(-1, keepdims=True)
     probs = jnp.exp(top - largest) / jnp.exp(logits - largest).sum(-1, keepdims=True)
     mass = jnp.cumsum(probs, axis=-1)
     rank = jnp.arange(LIKELIEST, dtype=jnp.int32)[None]
