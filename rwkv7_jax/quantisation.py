@@ -5,7 +5,7 @@
 A frozen weight needs products alone, y = x W^T forward and dx = dy W backward; no gradient is taken with respect to it.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ FEW_ROWS = 64
 """Up to so many rows a CPU multiplies integers; more of them pay for a conversion of the weights."""
 DIGIT = 254.0
 """The second digit of an activation counts 1/254 of the first: both lie in -127..127."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A matrix of which rows can be taken."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size of every axis."""
+        ...
+
+    def __getitem__(self, index: slice, /) -> np.ndarray: ...
 
 
 class QuantisedWeight(NamedTuple):
@@ -47,13 +59,13 @@ class QuantisedWeight(NamedTuple):
         return self.values.nbytes + self.scales.nbytes
 
 
-def quantise(weight: np.ndarray, bits: Bits = 8, group: int | None = None) -> QuantisedWeight:
-    """Quantises a matrix [*L, O, K] row by row, symmetrically: the largest number of a group becomes 127.
+def quantise(weight: Rows, bits: Bits = 8, group: int | None = None) -> QuantisedWeight:
+    """Quantises a matrix [O, K] row by row, symmetrically: the largest number of a group becomes 127.
 
     With 4 bits the scale is the one of several candidates whose group has the least squared error.
 
     Args:
-      weight: any floating dtype; at most a slice of it is held in float32.
+      weight: of any floating dtype; a part of its rows at a time is taken and held in float32.
       bits: 8 or 4.
       group: numbers that share a scale; 0 a whole row, None the default of `bits` (a row; 32).
 
@@ -71,19 +83,18 @@ def quantise(weight: np.ndarray, bits: Bits = 8, group: int | None = None) -> Qu
     size = (GROUPS[bits] if group is None else group) or width
     if width % size or (bits == 4 and size % 2):
         raise ValueError(f"groups of {size} do not divide rows of {width} numbers; choose a group that does")
-    rows = np.asarray(weight).reshape(-1, width)
-    values = np.empty((len(rows), width * bits // 8), np.int8 if bits == 8 else np.uint8)
-    scales = np.empty((len(rows), width // size), np.float32)
+    count = weight.shape[0]
+    values = np.empty((count, width * bits // 8), np.int8 if bits == 8 else np.uint8)
+    scales = np.empty((count, width // size), np.float32)
     step = max(1, 2**22 // width)
-    for at in range(0, len(rows), step):
-        part = rows[at : at + step].astype(np.float32).reshape(-1, width // size, size)
+    for at in range(0, count, step):
+        part = np.asarray(weight[at : at + step]).astype(np.float32).reshape(-1, width // size, size)
         if not np.isfinite(part).all():
             raise ValueError("NaN or infinite numbers among the weights; get the file again")
         integers, scale = _rounded(part, bits)
         values[at : at + step] = (integers if bits == 8 else _packed(integers)).reshape(len(part), -1)
         scales[at : at + step] = scale
-    lead = weight.shape[:-1]
-    return QuantisedWeight(values.reshape(*lead, -1), scales.reshape(*lead, -1))
+    return QuantisedWeight(values, scales)
 
 
 def _rounded(part: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +129,15 @@ def integers(weight: QuantisedWeight) -> Int8[Array, "*L O K"]:
     groups = values.reshape(*values.shape[:-1], weight.scales.shape[-1], -1)
     both = jnp.concatenate([groups & 0xF, groups >> 4], axis=-1).astype(jnp.int8) - jnp.int8(8)
     return both.reshape(weight.shape)
+
+
+def to_numpy(weight: QuantisedWeight) -> np.ndarray:
+    """Returns the float32 matrix that a quantised weight on the host stands for."""
+    values, scales = np.asarray(weight.values), np.asarray(weight.scales)
+    groups = values.reshape(*scales.shape, -1)
+    if weight.bits == 4:
+        groups = np.concatenate([groups & 0xF, groups >> 4], axis=-1).astype(np.int8) - np.int8(8)
+    return (groups.astype(np.float32) * scales[..., None]).reshape(weight.shape)
 
 
 def dequantise(weight: QuantisedWeight, dtype: DTypeLike = jnp.float32) -> Float[Array, "*L O K"]:

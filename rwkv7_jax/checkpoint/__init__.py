@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import PyTree
 from numpy.typing import DTypeLike
 
-from rwkv7_jax.checkpoint import pth, rwkv_cpp, safetensors
+from rwkv7_jax.checkpoint import foreign, pth, quantised_file, rwkv_cpp, safetensors
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, some
 from rwkv7_jax.checkpoint.import_report import ImportReport
 from rwkv7_jax.checkpoint.layouts import is_folded, to_released, unfold
+from rwkv7_jax.checkpoint.lazy import Tensor
 from rwkv7_jax.checkpoint.names import (
     UNUSED,
     expected_shapes,
@@ -117,7 +118,8 @@ def load(
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
-        flat, description, metadata = _read(path, format or detect_format(path))
+        file = foreign.meant(pathlib.Path(path))
+        flat, description, metadata = _read(file, format or detect_format(file))
         flat = flat if mixed is None else with_one_dtype(flat, mixed)
         notes: tuple[str, ...] = ()
         if "emb.weight" in flat and (merged := [name for name in flat if TIME_STATE.fullmatch(name)]):
@@ -126,7 +128,8 @@ def load(
         if is_folded(flat):
             flat, notes = unfold(flat), (*notes, FOLDED)
         config, params = infer_config(flat), flat_to_params(flat, lazy=lazy)
-        digest = weights_hash(params)
+        quantised = metadata.get("layout") == quantised_file.LAYOUT
+        digest = metadata.get("weights_hash", "") if quantised else weights_hash(params)
         if metadata.get("weights_hash", digest) != digest:
             raise CheckpointError("the weights do not match the hash stored with them: damaged; copy the file again")
         if broken := not_finite(params):
@@ -169,24 +172,28 @@ def detect_format(path: PathLike) -> Format:
         return "rwkv_cpp"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.MAX_HEADER:
         return "safetensors"
+    if sign := foreign.sign_of(head):
+        raise CheckpointError(f"{path}: {sign}")
     kind = "a text file" if all(byte in b"\t\n\r" or byte >= 0x20 for byte in head) else "an unknown kind of file"
     raise CheckpointError(
         f"{path}: {kind}, not a checkpoint; pass a BlinkDL .pth, safetensors, a Hugging Face folder or an rwkv.cpp .bin"
     )
 
 
-def _read(path: PathLike, format: Format) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+def _read(path: PathLike, format: Format) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     """Returns (tensors by released name, description of the format, metadata)."""
     if format == "pth":
         tensors, layout = to_released(pth.read_tensors(path))
-        return tensors, f"torch .pth ({layout} names)", {}
+        return dict(tensors), f"torch .pth ({layout} names)", {}
     if format == "rwkv_cpp":
         tensors = rwkv_cpp.read(path)
         half = any(array.dtype == np.float16 for array in tensors.values())
         return tensors, f"rwkv.cpp .bin ({'FP16' if half else 'FP32'})", {}
     if format == "safetensors":
         found = safetensors.read_described(path)
-        return found.tensors, f"safetensors ({found.layout} names)", found.metadata
+        if found.metadata.get("layout") == quantised_file.LAYOUT:
+            return quantised_file.joined(found.tensors, found.metadata), "safetensors (quantised)", found.metadata
+        return dict(found.tensors), f"safetensors ({found.layout} names)", found.metadata
     raise CheckpointError(f"unknown format {format}; one of pth, safetensors, rwkv_cpp")
 
 
@@ -194,7 +201,7 @@ def _report(
     path: PathLike,
     description: str,
     config: RWKV7Config,
-    flat: Mapping[str, np.ndarray],
+    flat: Mapping[str, Tensor],
     digest: str,
     notes: tuple[str, ...],
 ) -> ImportReport:

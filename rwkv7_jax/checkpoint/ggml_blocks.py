@@ -10,7 +10,8 @@ Of the 16 bytes, the low four bits are the first 16 numbers, the high ones the r
 """
 
 import numpy as np
-from numpy.typing import DTypeLike
+
+from rwkv7_jax.checkpoint.lazy import LazyMatrix
 
 BLOCK = 32
 BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
@@ -19,39 +20,17 @@ OFFSET = {"Q4_0": 8, "Q5_0": 16}
 """What is taken from the stored integers of the types without a minimum."""
 
 
-class BlockMatrix:
-    """A quantised matrix [O, K] as its file holds it, which is turned to float32 where it is indexed."""
-
-    dtype, ndim = np.dtype(np.float32), 2
+class BlockMatrix(LazyMatrix):
+    """A quantised matrix [O, K] as its file holds it."""
 
     def __init__(self, kind: str, blocks: np.ndarray):
         """Takes the type's name and the bytes, uint8 [O, K / 32, bytes of a block]."""
+        super().__init__((blocks.shape[0], blocks.shape[1] * BLOCK))
         self.kind, self.blocks = kind, blocks
-        self.shape = (blocks.shape[0], blocks.shape[1] * BLOCK)
-        self.size = self.shape[0] * self.shape[1]
 
-    def __getitem__(self, index: int | slice | tuple[slice, ...]) -> np.ndarray:
-        """Returns rows, or slices of both axes, in float32; only the rows that are taken are converted."""
-        if isinstance(index, int):
-            return self[index : index + 1 or None][0]
-        rows, *rest = index if isinstance(index, tuple) else (index,)
-        return _numbers(self.kind, self.blocks[rows])[(slice(None), *rest)]
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
-        whole = _numbers(self.kind, self.blocks)
-        return whole if dtype is None else whole.astype(dtype, copy=False)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def reshape(self, *shape: int | tuple[int, ...]) -> "np.ndarray | BlockMatrix":
-        """Returns itself where `shape` is its own, else the numbers in that shape."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return self if wanted == self.shape else np.asarray(self).reshape(wanted)  # pyright: ignore[reportCallIssue, reportArgumentType]
-
-    def astype(self, dtype: DTypeLike, copy: bool = True) -> np.ndarray:
-        """Returns the numbers in another dtype."""
-        return np.asarray(self).astype(dtype, copy=copy)
+    def rows(self, taken: slice) -> np.ndarray:
+        """Returns rows in float32."""
+        return _numbers(self.kind, self.blocks[taken])
 
 
 def _numbers(kind: str, blocks: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from numpy.typing import ArrayLike, DTypeLike
 
 from rwkv7_jax.checkpoint.files import WEIGHT_DTYPES, CheckpointError, raw_bytes, some
+from rwkv7_jax.checkpoint.lazy import LazyMatrix, Tensor
 from rwkv7_jax.config import RWKV7Config
 
 TOP = ("emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias", "head.weight")
@@ -35,19 +36,21 @@ NEWER = (
     (re.compile(r"(^|\.)deep_emb"), "RWKV-8 (DeepEmbed)"),
 )
 """Models that have all tensors of RWKV-7 and more."""
+ADAPTER = re.compile(r"[._]lora_[a-zA-Z]|\.(bone|disha|miss|pissa)$")
+"""Of PEFT and RWKV-PEFT: matrices that change the weights beside them."""
 
 
 class Stacked:
     """The same tensor of several layers as one array [L, ...] that is read only where it is indexed."""
 
-    def __init__(self, layers: Sequence[np.ndarray]):
+    def __init__(self, layers: Sequence[Tensor]):
         self.layers = layers
         self.shape, self.dtype, self.ndim = (len(layers), *layers[0].shape), layers[0].dtype, 1 + layers[0].ndim
 
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, index: int | tuple[slice, ...]) -> np.ndarray:
+    def __getitem__(self, index: int | tuple[slice, ...]) -> Tensor:
         """Copies what `index` (an integer, or a tuple of slices, one an axis) takes."""
         if not isinstance(index, tuple):
             return self.layers[index]
@@ -59,7 +62,7 @@ class Stacked:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
-def infer_config(flat: Mapping[str, np.ndarray]) -> RWKV7Config:
+def infer_config(flat: Mapping[str, Tensor]) -> RWKV7Config:
     """Infers every dimension of the model from tensor shapes alone (released names, any order).
 
     Raises:
@@ -115,7 +118,7 @@ def expected_shapes(config: RWKV7Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def with_one_dtype(flat: Mapping[str, np.ndarray], dtype: DTypeLike) -> dict[str, np.ndarray]:
+def with_one_dtype(flat: Mapping[str, Tensor], dtype: DTypeLike) -> dict[str, Tensor]:
     """Returns tensors of which those are cast to `dtype` that have different floating dtypes in different layers."""
     dtypes: dict[str, set[np.dtype]] = {}
     for name, array in flat.items():
@@ -136,12 +139,15 @@ def not_finite(params: Mapping[str, PyTree]) -> list[str]:
         ]
 
 
-def _has_nan(array: np.ndarray, chunk: int = 2**20) -> bool:
+def _has_nan(array: Tensor, chunk: int = 2**20) -> bool:
+    if isinstance(array, LazyMatrix):
+        step = max(1, chunk // array.shape[1])
+        return any(_has_nan(array[at : at + step]) for at in range(0, len(array), step))
     flat = array.reshape(-1)
     return any(not np.isfinite(flat[at : at + chunk]).all() for at in range(0, flat.size, chunk))
 
 
-def check(flat: Mapping[str, np.ndarray], config: RWKV7Config) -> None:
+def check(flat: Mapping[str, Tensor], config: RWKV7Config) -> None:
     """Checks that exactly the model's tensors are there, with their shapes and floating dtypes.
 
     Raises:
@@ -159,7 +165,7 @@ def check(flat: Mapping[str, np.ndarray], config: RWKV7Config) -> None:
             raise CheckpointError(f"{name} is {flat[name].dtype}; only float32, bfloat16, float16 and float64 are read")
 
 
-def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dict[str, PyTree]:
+def flat_to_params(flat: Mapping[str, Tensor], *, lazy: bool = False) -> dict[str, PyTree]:
     """Returns the parameter tree of a flat checkpoint. Copies only what it stacks: emb, head and block 0 stay views.
 
     Args:
@@ -183,7 +189,7 @@ def flat_to_params(flat: Mapping[str, np.ndarray], *, lazy: bool = False) -> dic
     return params
 
 
-def params_to_flat(params: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
+def params_to_flat(params: Mapping[str, PyTree]) -> dict[str, Tensor]:
     """Returns a parameter tree, stacked or not, by released names and shapes ([1, 1, D] vectors).
 
     The inverse of `flat_to_params`; views where the leaves are numpy arrays.
@@ -193,7 +199,7 @@ def params_to_flat(params: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
     }
 
 
-def released_items(params: Mapping[str, PyTree]) -> Iterator[tuple[str, np.ndarray]]:
+def released_items(params: Mapping[str, PyTree]) -> Iterator[tuple[str, Tensor]]:
     """Yields (released name, array as the tree keeps it) of every tensor in a parameter tree."""
     for path, leaf in _leaves(params):
         top, _, rest = path.partition(".")
@@ -201,9 +207,13 @@ def released_items(params: Mapping[str, PyTree]) -> Iterator[tuple[str, np.ndarr
             leaf = leaf if isinstance(leaf, Stacked) else np.asarray(leaf)
             yield from ((f"blocks.{i + 1}.{rest}", leaf[i]) for i in range(len(leaf)))
         elif top.startswith("block_"):
-            yield f"blocks.{top.removeprefix('block_')}.{rest}", np.asarray(leaf)
+            yield f"blocks.{top.removeprefix('block_')}.{rest}", _tensor(leaf)
         else:
-            yield f"blocks.0.{path}" if top == "ln0" else path, np.asarray(leaf)
+            yield f"blocks.0.{path}" if top == "ln0" else path, _tensor(leaf)
+
+
+def _tensor(leaf: ArrayLike | LazyMatrix) -> Tensor:
+    return leaf if isinstance(leaf, LazyMatrix) else np.asarray(leaf)
 
 
 def weights_hash(params: Mapping[str, PyTree]) -> str:
@@ -213,12 +223,12 @@ def weights_hash(params: Mapping[str, PyTree]) -> str:
     """
     items = sorted(released_items(params))
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda item: hashlib.sha256(raw_bytes(item[1])).hexdigest(), items)
+        digests = pool.map(lambda item: hashlib.sha256(raw_bytes(np.asarray(item[1]))).hexdigest(), items)
     lines = [f"{name} {a.dtype} {list(a.shape)} {d}\n" for (name, a), d in zip(items, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple[int, ...]) -> Stacked:
+def _stack(flat: Mapping[str, Tensor], name: str, n_layer: int, shape: tuple[int, ...]) -> Stacked:
     """Stacks layers 1.. of one tensor as [L-1, *shape], in the file's dtype."""
     layers = [flat[f"blocks.{i}.{name}"] for i in range(1, n_layer)]
     if mixed := [i for i, layer in enumerate(layers, 1) if layer.dtype != layers[0].dtype]:
@@ -230,10 +240,15 @@ def _stack(flat: Mapping[str, np.ndarray], name: str, n_layer: int, shape: tuple
     return Stacked([layer.reshape(shape) for layer in layers])
 
 
-def _reject_other_versions(flat: Mapping[str, np.ndarray]) -> None:
+def _reject_other_versions(flat: Mapping[str, Tensor]) -> None:
     for pattern, version in NEWER:
         if found := next((name for name in flat if pattern.search(name)), None):
             raise CheckpointError(f"this is {version}, by its tensor {found}; only RWKV-7 (x070) is supported")
+    if found := next((name for name in flat if ADAPTER.search(name)), None):
+        raise CheckpointError(
+            f"{found} is an adapter's, which changes the model; merge it into the weights with the tool that made it "
+            "(PEFT: merge_and_unload), and save the whole model"
+        )
     if "blocks.0.att.x_r" in flat and "emb.weight" in flat:
         return
     for pattern, version in OLDER:
@@ -244,7 +259,7 @@ def _reject_other_versions(flat: Mapping[str, np.ndarray]) -> None:
         raise CheckpointError(f"no RWKV-7 tensors ({some(flat) or 'no tensors at all'}); pass an RWKV-7 checkpoint")
 
 
-def _shape(flat: Mapping[str, np.ndarray], name: str, ndim: int) -> tuple[int, ...]:
+def _shape(flat: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
     if name not in flat:
         raise CheckpointError(f"missing tensor {name}; the file is incomplete or not RWKV-7")
     shape = tuple(flat[name].shape)
@@ -258,7 +273,7 @@ def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def _put(tree: dict[str, PyTree], path: str, leaf: np.ndarray | Stacked) -> None:
+def _put(tree: dict[str, PyTree], path: str, leaf: Tensor | Stacked) -> None:
     *parents, last = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})

@@ -14,6 +14,7 @@ import numpy as np
 
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, atomic, guard, mapped, raw_bytes, view
 from rwkv7_jax.checkpoint.layouts import is_folded, to_released
+from rwkv7_jax.checkpoint.lazy import Tensor
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -106,7 +107,7 @@ def read_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]
         return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
-def write(path: PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one file atomically, largest dtypes first, so that every tensor is aligned.
 
     Raises:

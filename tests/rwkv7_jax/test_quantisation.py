@@ -78,7 +78,9 @@ def test_the_gradient_of_x_is_that_of_the_dequantised_matrix(matrix, bits, group
 
 
 def test_stacked_weights_are_scanned_layer_by_layer(matrix):
-    stacked = quantise(np.stack([matrix, 2 * matrix]))
+    layers = quantise(matrix), quantise(2 * matrix)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+    assert stacked.shape == (2, 24, 32)
     x = jax.random.normal(jax.random.key(1), (1, 32))
     _, both = jax.lax.scan(lambda x, weight: (x, product(x, weight)), x, jax.tree.map(jnp.asarray, stacked))
     np.testing.assert_array_equal(both[0], product(x, quantise(matrix)))

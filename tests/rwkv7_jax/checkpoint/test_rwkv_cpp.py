@@ -3,7 +3,10 @@ import struct
 import numpy as np
 import pytest
 
-from rwkv7_jax.checkpoint import load, params_to_flat, rwkv_cpp
+from rwkv7_jax import RWKV7Config
+from rwkv7_jax.checkpoint import CheckpointError, load, params_to_flat, rwkv_cpp
+from rwkv7_jax.checkpoint.ggml_blocks import BYTES, BlockMatrix
+from tests.rwkv7_jax.checkpoint.test_ggml_blocks import GOLDEN
 
 TINY = "checkpoints/rwkv_cpp_tiny7/tiny-rwkv-7v0-834K"
 
@@ -51,13 +54,38 @@ def test_values_beyond_float16_are_refused(tmp_path, make_flat, one_line_error):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "name"), [(7, "Q5_0"), (8, "Q5_1"), (9, "Q8_0"), (2, "Q4_0"), (77, "number 77")])
+@pytest.mark.parametrize(("kind", "name"), [(13, "Q4_K"), (10, "Q8_1"), (4, "Q4_1_O"), (77, "number 77"), (7, "Q5_0")])
 def test_quantised_types_are_named(tmp_path, make_flat, kind, name, one_line_error):
     rwkv_cpp.write(tmp_path / "x.bin", make_flat())
     data = bytearray((tmp_path / "x.bin").read_bytes())
     data[32:36] = struct.pack("<I", kind)
     (tmp_path / "x.bin").write_bytes(data)
     with one_line_error("emb.weight", name):
+        load(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_quantised_matrices_are_read(tmp_path, make_flat, name):
+    config = RWKV7Config(vocab_size=7, n_layer=2, n_embd=32, head_size=16, dim_ffn=64)
+    flat = make_flat(config, dtype=np.float32)
+    rwkv_cpp.write(tmp_path / "x.bin", flat)
+    data, kind = (tmp_path / "x.bin").read_bytes(), next(i for i, n in rwkv_cpp.QUANTISED.items() if n == name)
+    block = np.frombuffer(bytes.fromhex(GOLDEN[name][0]), np.uint8)
+    for key in ("blocks.0.att.key.weight", "blocks.1.ffn.value.weight"):
+        rows, width = flat[key].shape
+        head = struct.pack("<2I", width, rows) + key.encode()
+        at = data.index(head) + len(head)
+        blocks = np.tile(block, rows * width // 32).tobytes()
+        data = data[: at - len(head) - 4] + struct.pack("<I", kind) + head + blocks + data[at + flat[key].nbytes :]
+    (tmp_path / "x.bin").write_bytes(data)
+    read = params_to_flat(load(tmp_path / "x.bin").params)
+    for key, array in flat.items():
+        expected = array
+        if key in ("blocks.0.att.key.weight", "blocks.1.ffn.value.weight"):
+            expected = np.tile(np.asarray(BlockMatrix(name, block[None, None])), (len(array), array.shape[1] // 32))
+        np.testing.assert_array_equal(np.asarray(read[key]), expected)
+    (tmp_path / "x.bin").write_bytes(data[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
         load(tmp_path / "x.bin")
 
 
