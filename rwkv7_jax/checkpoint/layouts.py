@@ -6,7 +6,8 @@
 
 Sources: huggingface/transformers pull request 47780, fla-org/flash-linear-attention `utils/convert_from_rwkv7.py`.
 The two blocks of names also occur with fla's names for embedding, last norm and head (`rwkv7.embeddings.weight`).
-Wrappers of training tools (`_orig_mod.`, `module.`, `model.`) in front of every name are dropped.
+Whatever stands before `blocks.` in every name is dropped (`module.`, `model.`, `base_model.model.`), and so are
+wrappers of single modules (`blocks.0._orig_mod.att...`).
 """
 
 import re
@@ -15,8 +16,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from rwkv7_jax.checkpoint.files import CheckpointError
+from rwkv7_jax.checkpoint.lazy import Tensor
 
-PREFIXES = ("_orig_mod.", "_forward_module.", "module.", "model.", "rwkv7.")
+INNER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
+"""Of torch.compile, FSDP, activation checkpointing and PEFT; they wrap any module."""
+BODY = re.compile(r"(?:blocks|layers)\.\d")
+MOST_WRAPPERS = 8
 HEADS = ("head.", "lm_head.")
 FLA_TOP = {
     "embeddings.weight": "emb.weight",
@@ -70,20 +75,20 @@ def without_wrappers(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(_strip_prefixes(list(flat))[0], flat.values(), strict=True))
 
 
-def is_folded(flat: Mapping[str, np.ndarray]) -> bool:
+def is_folded(flat: Mapping[str, Tensor]) -> bool:
     """Tells whether layer 0 lacks the norm of the embedding alone: files whose embedding went through it already."""
     norms = [f"blocks.0.ln{i}.{part}" for i in range(3) for part in ("weight", "bias")]
     return "emb.weight" in flat and [name in flat for name in norms] == [False] * 2 + [True] * 4
 
 
-def unfold(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unfold(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors of the same model with a norm that leaves an already normalised embedding as it is.
 
     A norm of weight 1 and bias 0 would normalise a second time. With a scale s so small that the variance of s x
     vanishes against epsilon, LN(s x) sqrt(epsilon) / s = x - mean(x) within float32's rounding, and the mean over the
     channels is what each norm that reads the residual stream subtracts. s is a power of two, so that s x is exact.
     """
-    emb = flat["emb.weight"]
+    emb = np.asarray(flat["emb.weight"])
     wide = emb.astype(np.float32) if emb.dtype == np.float16 else emb
     weight = np.full(emb.shape[-1], np.sqrt(NORM_EPSILON) / FOLD_SCALE, np.float32)
     scaled = wide * np.asarray(FOLD_SCALE, wide.dtype)
@@ -113,12 +118,13 @@ def _six(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _strip_prefixes(names: list[str]) -> tuple[list[str], set[str]]:
-    """Drop wrapper prefixes that every name carries (the head may stand outside)."""
-    dropped = set()
-    for _ in range(len(PREFIXES)):
+    """Drop wrappers anywhere, and prefixes that every name carries (the head may stand outside)."""
+    names, dropped = [INNER.sub("", name) for name in names], set()
+    for _ in range(MOST_WRAPPERS):
         body = [name for name in names if not name.startswith(HEADS)]
-        prefix = next((p for p in PREFIXES if body and all(name.startswith(p) for name in body)), None)
-        if prefix is None:
+        prefix = body[0][: body[0].find(".") + 1] if body else ""
+        inside = any(BODY.search(name, len(prefix)) for name in body)
+        if not prefix or BODY.match(body[0]) or not inside or not all(name.startswith(prefix) for name in body):
             break
         dropped.add(prefix)
         names = [name.removeprefix(prefix) for name in names]

@@ -30,6 +30,10 @@ MAX_SHARED = 4
 MAX_EXPANDED = 2**26
 """Tensors may share storages and repeat numbers (stride 0): their bytes are at most 4 times the file's and 64 MiB."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Where training tools keep the tensors of a model, the first ones before others that are there too."""
+PLAIN = (bool, int, float, str, type(None))
+"""What may lie beside tensors: a step, a name."""
+DEEPEST = 4
 
 
 def read(path: PathLike) -> dict[str, np.ndarray]:
@@ -145,15 +149,27 @@ class _Archive:
 
 
 def _tensor_refs(tree: object) -> dict[str, TensorRef]:
-    """Finds the state dict in what a pickle described, at the top or one level down as training tools wrap it."""
-    if isinstance(tree, dict) and not any(isinstance(value, TensorRef) for value in tree.values()):
-        tree = next((tree[name] for name in WRAPPERS if isinstance(tree.get(name), dict)), tree)
-    if not isinstance(tree, dict) or not tree:
+    """Finds the state dict in what a pickle described, at the top or where training tools keep it."""
+    found = _state_dicts(tree, DEEPEST) if isinstance(tree, dict) else []
+    if len({id(one) for one in found}) > 1:
+        raise CheckpointError("holds several dicts of tensors; save the model's state_dict() alone")
+    if not found:
         raise CheckpointError("holds no dict of tensors; save model.state_dict()")
-    for name, value in tree.items():
-        if not isinstance(name, str) or not isinstance(value, TensorRef):
-            raise CheckpointError(f"entry {name!r} is not a tensor; save model.state_dict() alone")
-    return tree
+    (tensors,) = found[:1]
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, (TensorRef, *PLAIN)):
+            raise CheckpointError(f"entry {name!r:.200} is not a tensor; save model.state_dict() alone")
+    return {str(name): value for name, value in tensors.items() if isinstance(value, TensorRef)}
+
+
+def _state_dicts(tree: dict, depth: int) -> list[dict]:
+    """The dicts that hold tensors: this one, else that of a usual name, else all below but those of an optimiser."""
+    if any(isinstance(value, TensorRef) for value in tree.values()):
+        return [tree]
+    inner = {name: value for name, value in tree.items() if isinstance(value, dict) and "optim" not in str(name)[:64]}
+    usual = [inner[name] for name in WRAPPERS if name in inner][:1]
+    below = usual or list(inner.values())
+    return [one for value in below for one in _state_dicts(value, depth - 1)] if depth else []
 
 
 def _reject_other_containers(head: bytes) -> None:

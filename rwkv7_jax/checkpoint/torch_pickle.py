@@ -271,7 +271,10 @@ class _Machine:
 def _allowed(name: str) -> Global:
     module, _, attribute = name.partition(" ")
     if name not in CONSTRUCTORS and not (module == "torch" and attribute in STORAGES):
-        raise CheckpointError(f"refused pickle: it asks for {module}.{attribute}, which no plain tensor file needs")
+        raise CheckpointError(
+            f"refused pickle: it asks for {module}.{attribute}, which no plain tensor file needs; "
+            "save model.state_dict() alone"
+        )
     return Global(name)
 
 
@@ -329,6 +332,8 @@ CONSTRUCTORS: dict[str, Callable[..., object]] = {
     "torch._utils _rebuild_parameter": _rebuild_parameter,
     "collections OrderedDict": _ordered_dict,
     "torch Size": _size,
+    "__builtin__ set": _size,
+    "builtins set": _size,
 }
 
 

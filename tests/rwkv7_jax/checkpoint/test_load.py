@@ -221,3 +221,65 @@ def test_import_needs_at_most_twice_the_file(tmp_path):
         [sys.executable, "-c", program, tmp_path / "x.pth"], capture_output=True, text=True, check=True
     )
     assert 1024 * int(done.stdout) < 2 * (tmp_path / "x.pth").stat().st_size
+
+
+WRAPPED = {
+    "a prefix of one's own": lambda name: f"student.net.{name}",
+    "PEFT": lambda name: f"base_model.model.{name}".replace("att.key.weight", "att.key.base_layer.weight"),
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace(".att.", "._fsdp_wrapped_module.att."),
+    "compiled blocks": lambda name: name.replace(".att.", "._orig_mod.att."),
+    "checkpointed blocks": lambda name: name.replace(".ffn.", "._checkpoint_wrapped_module.ffn."),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_of_training_tools_are_dropped(tmp_path, make_flat, kind):
+    flat = make_flat(dtype=np.float32)
+    pth.write(tmp_path / "plain.pth", flat)
+    pth.write(tmp_path / "wrapped.pth", {WRAPPED[kind](name): array for name, array in flat.items()})
+    hashes = [load(tmp_path / f"{name}.pth").report.weights_hash for name in ("plain", "wrapped")]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("name", ["lora_A", "lora_B.default.weight", "bone"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_adapters_are_named(tmp_path, make_flat, name, alone, one_line_error):
+    flat = {} if alone else make_flat(dtype=np.float32)
+    flat |= {f"base_model.model.blocks.{i}.att.key.{name}": np.zeros((4, 4), np.float32) for i in range(2)}
+    pth.write(tmp_path / "x.pth", flat)
+    with one_line_error("x.pth", name, "merge"):
+        load(tmp_path / "x.pth")
+
+
+def test_the_only_torch_file_of_a_folder_is_meant(tmp_path, make_flat):
+    pth.write(tmp_path / "pytorch_model.bin", make_flat())
+    (tmp_path / "config.json").write_text("{}")
+    assert load(tmp_path).report.weights_hash == load(tmp_path / "pytorch_model.bin").report.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("adapter_config.json", "merge_and_unload"),
+        ("zero_to_fp32.py", "DeepSpeed"),
+        ("__0_0.distcp", "dcp_to_torch"),
+        ("model.gguf", "GGUF"),
+    ],
+)
+def test_folders_of_other_tools_are_named(tmp_path, name, advice, one_line_error):
+    (tmp_path / name).touch()
+    with one_line_error(str(tmp_path), advice):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"GGUF\x03" + bytes(40), "GGUF"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "git lfs pull"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, advice, one_line_error):
+    (tmp_path / "x.pth").write_bytes(content)
+    with one_line_error("x.pth", advice):
+        load(tmp_path / "x.pth")

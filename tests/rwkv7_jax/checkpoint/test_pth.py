@@ -140,6 +140,46 @@ def test_expanded_views_are_read(tmp_path, one_line_error):
         pth.read_tensors(path)
 
 
+def described(tree) -> bytes:
+    """The part of a pickle that describes nested dicts; "TENSOR" is a tensor."""
+    if tree == "TENSOR":
+        return tensor_pickle(24, 0, (24,), (1,))[len(HEAD) : -2]
+    if isinstance(tree, dict):
+        return b"}(" + b"".join(described(key) + described(value) for key, value in tree.items()) + b"u"
+    return pickle.dumps(tree, 2)[2:-1]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"w": "TENSOR", "step": 3, "loss": 0.5, "scaler": None, "name": "x"},
+        {"params": {"w": "TENSOR"}},
+        {"app": {"model": {"state_dict": {"w": "TENSOR"}}}},
+        {"model": {"w": "TENSOR"}, "ema": {"w": "TENSOR", "x": "TENSOR"}},
+        {"network": {"w": "TENSOR"}, "optimizer": {"state": {0: {"exp_avg": "TENSOR"}}}},
+        {"module": {"w": "TENSOR"}, "sparse_tensor_module_names": {"a"}, "buffer_names": ["b"]},
+    ],
+)
+def test_tensors_are_found_where_training_tools_keep_them(tmp_path, tree):
+    path = archive(tmp_path / "x.pth", b"\x80\x02" + described(tree) + b".", SOUND)
+    assert list(pth.read_tensors(path)) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ({"student": {"w": "TENSOR"}, "teacher": {"w": "TENSOR"}}, "several dicts of tensors"),
+        ({"optimizer": {"state": {0: {"exp_avg": "TENSOR"}}}}, "no dict of tensors"),
+        ({"w": "TENSOR", "rest": {"v": "TENSOR"}}, "'rest' is not a tensor"),
+        ({"epoch": 3}, "no dict of tensors"),
+    ],
+)
+def test_what_leaves_open_which_tensors_are_meant_is_refused(tmp_path, tree, problem, one_line_error):
+    path = archive(tmp_path / "x.pth", b"\x80\x02" + described(tree) + b".", SOUND)
+    with one_line_error(str(path), problem):
+        pth.read_tensors(path)
+
+
 class Run:
     """Pickles into a call of `function(*arguments)`."""
 
