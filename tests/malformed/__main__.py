@@ -68,7 +68,8 @@ def main() -> int:
         row = same[0]
         print(f"{len(same):5} x {name}, file {row['index']} ({row['done']}) of seed {args.seed}: {row['wrong']}")
     files = sum(part.files for parts in found.values() for part in parts)
-    print(f"{files} files, {len(rows)} wrong, {time.monotonic() - begin:.0f} s")
+    seconds = os.times().children_user + os.times().children_system
+    print(f"{files} files, {len(rows)} wrong, {seconds:.0f} s of CPU, {time.monotonic() - begin:.0f} s")
     return int(bool(rows))
 
 

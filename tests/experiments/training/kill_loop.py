@@ -152,7 +152,7 @@ def session_of(kind: Kind, folder: Path, seconds: float = 0.0, number: int = 0) 
     ended = os.waitstatus_to_exitcode(status)
     log = folder.with_suffix(".log")
     assert ended in (0, -signal.SIGKILL), f"{kind.name}: a session fails\n{log.read_text()[-3000:]}"
-    operation = re.sub(r"[0-9a-z_]{8}(?=\.tmp)|\d{8}", "#", operation) if ended and number else ""
+    operation = re.sub(r"[0-9a-z_]{8}(?=\.tmp)|\d{6,}", "#", operation) if ended and number else ""
     return Ended(ended, usage.ru_utime + usage.ru_stime, operation, int(count or 0))
 
 
