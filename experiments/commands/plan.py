@@ -13,15 +13,18 @@ Exit status: 0 it fits, 1 it does not, 2 wrong usage.
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from experiments.config.cli import Help, command
 from experiments.config.commands import Plan
-from experiments.config.loading import config_names, load_config, split_config
+from experiments.config.loading import kind_of, load_config, split_config
+from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, take
 from experiments.config.schema import PretrainConfig, RunConfig
 from experiments.plan import table, topology
 
-HELP = Help("plan", __doc__, (Plan(), RunConfig()))
+HELP = Help("plan", __doc__, (Plan(), RunConfig()), PretrainConfig())
+KINDS: tuple[type[RunConfig | PretrainConfig], ...] = (RunConfig, PretrainConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +37,13 @@ def body(args: list[str]) -> int:
     if args[0] == "table":
         return _table(args[1:])
     own, rest = take(Plan(), args)
-    name, overrides = split_config(rest)
-    kind = PretrainConfig if name in config_names(PretrainConfig) else RunConfig
-    config = load_config(name, overrides, kind)
+    name, overrides = split_config(rest, *KINDS)
+    config = load_config(name, overrides, kind_of(name, KINDS))
     if not own.topology:
         raise UsageError("say for what: --topology v5e-256, v5p-128, h200x8, ...")
     target = topology.parse(own.topology)
+    if own.json:
+        check_writable("json", Path(own.json).expanduser())
     topology.prepare(target)
     print(f"compiling for {target.chips} {target.kind} chips ...", file=sys.stderr, flush=True)
     from experiments.commands.work import plan

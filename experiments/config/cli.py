@@ -24,6 +24,8 @@ class Help(NamedTuple):
     text: str | None
     """A docstring: one line, the examples, then whatever else is to be known."""
     settings: "tuple[DataclassInstance, ...]" = ()
+    other: "DataclassInstance | None" = None
+    """What a config may be instead of the last of the settings."""
 
     def short(self) -> str:
         """The first line, the examples, and where the rest is."""
@@ -33,6 +35,12 @@ class Help(NamedTuple):
     def full(self, name: str | None = None) -> str:
         """The text and every setting with its default, or with its value in the config called `name`."""
         trees = [_named(config, name) for config in self.settings]
+        if (
+            self.other is not None
+            and trees == list(self.settings)
+            and (found := _named(self.other, name)) != self.other
+        ):
+            trees[-1] = found
         lines = [line for config in trees for line in help_lines(config)]
         shown = f"value in {name}" if trees != list(self.settings) else "default; configs set their own"
         head = ["", f"settings, --key value or key=value [{shown}]:"] if lines else []
@@ -80,7 +88,10 @@ def command(
 def help_text(help: Help, shown: "Sequence[DataclassInstance]", names: Sequence[str], config: str | None = None) -> str:
     """The whole help, with the settings of the verbs, and with the values of a config."""
     parts = [help.full(config)]
-    parts += ["\n".join([f"{help.name} {name}:", *help_lines(own)]) for name, own in zip(names, shown, strict=True)]
+    for name, own in zip(names, shown, strict=True):
+        tree = _named(own, config)
+        values = f" [value in {config}]" if tree != own else ""
+        parts.append("\n".join([f"{help.name} {name}{values}:", *help_lines(tree)]))
     return "\n\n".join(parts)
 
 

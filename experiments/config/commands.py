@@ -206,7 +206,9 @@ class ProblemsConfig:
 class TeacherConfig:
     """The larger model."""
 
-    checkpoint: str = option("", "a larger RWKV-7 checkpoint, or an address http://HOST/v1", required=True)
+    checkpoint: str = option(
+        "", "a larger RWKV-7 checkpoint, or an address http://HOST/v1", required=True, address=True
+    )
     tokenizer: str = option("auto", "of a checkpoint")
     model: str | None = option(None, "name of the model behind an address")
     api: Literal["completions", "chat"] = option("completions", "of an address")

@@ -32,15 +32,15 @@ COMMANDS = {RunConfig: "tune", PretrainConfig: "pretrain"}
 FORMS = "a path to a .py, .toml or .json file"
 
 
-def config_names(kind: type | None = None) -> list[str]:
-    """Names of the configs that ship with the project, of one kind (RunConfig, ...) or all; none is imported."""
+def config_names(*kinds: type) -> list[str]:
+    """Names of the configs that ship with the project, of some kinds (RunConfig, ...) or all; none is imported."""
     files = [path for path in CONFIG_FOLDER.glob("*.py") if not path.stem.startswith("_")]
-    return sorted(
-        path.stem for path in files if kind is None or f"{kind.__name__}(" in path.read_text(encoding="utf-8")
-    )
+    wanted = [f"{kind.__name__}(" for kind in kinds]
+    texts = {path.stem: path.read_text(encoding="utf-8") if kinds else "" for path in files}
+    return sorted(name for name, text in texts.items() if not kinds or any(word in text for word in wanted))
 
 
-def config_path(name: str, kind: type = RunConfig) -> Path:
+def config_path(name: str, *kinds: type) -> Path:
     """The file of a config given by name or path.
 
     Raises:
@@ -50,7 +50,7 @@ def config_path(name: str, kind: type = RunConfig) -> Path:
         path = CONFIG_FOLDER / f"{name}.py" if name.isidentifier() else Path(name).expanduser()
         if path.is_file() and path.suffix in (".py", *TABLES):
             return path
-    names = config_names(kind)
+    names = config_names(*(kinds or (RunConfig,)))
     known = ", ".join([f"configs: {', '.join(names)}", f"or {FORMS}"] if names else [FORMS])
     raise UsageError(f"no config {name!r}{suggest(name, names)} ({known})")
 
@@ -64,8 +64,25 @@ def load_config(name: str, args: Sequence[str] = (), kind: type[C] = RunConfig) 
     return apply_overrides(_from_file(config_path(name, kind), kind), args)
 
 
-def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list[str]]:
-    """(config name, the other arguments).
+def kind_of(name: str, kinds: Sequence[type[C]]) -> type[C]:
+    """The first of these kinds that the config called `name` is of.
+
+    Raises:
+      UsageError: it is of none, in the words for the first kind, or there is no such config.
+    """
+    config_path(name, *kinds)
+    errors = []
+    for kind in kinds:
+        try:
+            load_config(name, (), kind)
+            return kind
+        except UsageError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def split_config(args: Sequence[str], *kinds: type) -> tuple[str, list[str]]:
+    """(config name, the other arguments); the names of configs of these kinds, or of runs, are listed if it is missing.
 
     Raises:
       UsageError: no --config.
@@ -73,7 +90,7 @@ def split_config(args: Sequence[str], kind: type = RunConfig) -> tuple[str, list
     name, rest = find_config(args)
     if name is not None:
         return name, rest
-    names, first = config_names(kind), args[0] if args else ""
+    names, first = config_names(*(kinds or (RunConfig,))), args[0] if args else ""
     meant = "--config" if suggest(first, ["--config"]) else f"--config {first}" if first in names else ""
     near = f"; did you mean {meant}?" if meant else ""
     raise UsageError(f"say what to run: --config NAME, one of {', '.join(names)}, or a path{near}")

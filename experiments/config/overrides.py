@@ -21,6 +21,7 @@ if typing.TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 T = TypeVar("T")
 TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 class UsageError(ValueError):
@@ -41,6 +42,7 @@ def option(
     repeat: bool = False,
     required: bool = False,
     escapes: bool = False,
+    address: bool = False,
 ) -> T:
     """A dataclass field with one line of help.
 
@@ -51,8 +53,10 @@ def option(
       repeat: each occurrence adds one element to the tuple, commas included.
       required: `parse` refuses a config in which the value is still None or empty.
       escapes: `\\n` and the like are understood in what is typed.
+      address: an address of HTTP counts as a value.
     """
     tags = {"help": help, "positional": positional, "repeat": repeat, "required": required, "escapes": escapes}
+    tags["address"] = address
     return dataclasses.field(default=default, metadata=tags)
 
 
@@ -67,6 +71,7 @@ class Leaf(NamedTuple):
     repeat: bool = False
     required: bool = False
     escapes: bool = False
+    address: bool = False
 
 
 def leaves(config: "DataclassInstance", prefix: str = "") -> Iterator[tuple[str, Leaf]]:
@@ -227,7 +232,23 @@ def apply_overrides(config: C, args: Sequence[str], *, typed: bool = True) -> C:
             config = replace_at(config, key, value)
         except ValueError as error:
             raise UsageError(f"{key}: {error}") from None
+    _check_local(config)
     return config
+
+
+def _check_local(config: "DataclassInstance") -> None:
+    """Refuses an address (gs://, https://, ...) where a path is read or written; a teacher may be one of HTTP."""
+    for key, leaf in leaves(config):
+        values: tuple[object, ...] = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
+        for value in values:
+            if leaf.escapes or not isinstance(value, str):
+                continue
+            found = ADDRESS.match(value)
+            if found and not (leaf.address and found[1].lower() in ("http", "https")):
+                raise UsageError(
+                    f"{key}: {value[:200]!r} is an address; give a local path (download the file, or mount the bucket "
+                    "as docs/pods.md says)"
+                )
 
 
 def _unescaped(key: str, text: str) -> str:

@@ -252,7 +252,9 @@ def check(config: R) -> R:
     if not tasks and not data.train:
         raise UsageError("nothing to tune on: give --data.train my.jsonl, or --data.tasks pocket:mmlu,pocket:gsm8k")
     if data.dir and data.train:
-        raise UsageError("data.dir and data.train are two sources: give one of them")
+        raise UsageError(
+            "data.dir and data.train are two sources: give one of them (--data.dir none leaves the folder out)"
+        )
     if len(data.tasks) > 1 and data.train:
         raise UsageError(
             f"data.train goes with one task at most, not {tasks}: add --data.tasks gsm8k or use --config jsonl"

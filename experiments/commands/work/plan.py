@@ -11,6 +11,7 @@ from experiments.plan import advice, compiled, report, step
 from experiments.plan.step import Step
 from experiments.plan.topology import Topology
 from experiments.reporting.json_text import json_text
+from rwkv7_jax.checkpoint.files import write_text
 
 pretraining, tuning = step.pretraining, step.tuning
 
@@ -40,5 +41,5 @@ def run(
     print(report.text(made, parts, compiled.options(made, parts), changes))
     if own.json:
         label = report.Label(name, own.size, list(overrides))
-        Path(own.json).write_text(json_text(report.as_json(made, parts, label), indent=1) + "\n", encoding="utf-8")
+        write_text(Path(own.json).expanduser(), json_text(report.as_json(made, parts, label), indent=1) + "\n")
     return 0 if made.fits else 1

@@ -53,6 +53,9 @@ def test_help_into_a_pipe_that_is_closed_is_silent(words):
         (["tune", "--config", "jsonl"], ["[value in jsonl]", "examples a step [8]"]),
         (["tune", "--help", "--config=quickstart"], ["[value in quickstart]", "examples a step [16]"]),
         (["pretrain", "--config", "pretrain_student"], ["[value in pretrain_student]", "width [128]"]),
+        (["plan", "--config", "pretrain_student"], ["[value in pretrain_student]", "--topology", "width [128]"]),
+        (["plan", "--config", "jsonl"], ["[value in jsonl]", "--topology", "examples a step [8]"]),
+        (["study", "--config", "paper_table"], ["study rates:", "study run [value in paper_table]:", "[paper_table]"]),
         (["tune", "--config", "nothing"], ["[default; configs set their own]"]),
     ],
 )
@@ -74,6 +77,33 @@ def test_the_config_of_another_command_names_it(words, told, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--topology", "v5e-4"], "quickstart"),
+        (["--config", "pretrain_studnt"], "did you mean pretrain_student?"),
+        (["--config", "pretrain_student", "--n_lyer", "3"], "unknown key 'n_lyer'; did you mean n_layer?"),
+        (["--config", "gsm8k", "--tune.stepss", "3"], "did you mean tune.steps?"),
+    ],
+)
+def test_plan_knows_the_configs_of_both_commands(words, told, capsys):
+    assert cli.main(["plan", *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert "pretrain_student" in error or "unknown key" in error
+
+
+def test_plan_takes_a_file_for_pre_training(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text('base = "pretrain_student"\nn_layer = 2\n')
+    (tmp_path / "mine.py").write_text(
+        "from experiments.config.schema import PretrainConfig\nconfig = PretrainConfig()\n"
+    )
+    for name in ("mine.toml", "mine.py"):
+        assert cli.main(["plan", "--config", str(tmp_path / name)]) == 2
+        assert "say for what: --topology" in capsys.readouterr().err
 
 
 def test_each_command_says_of_itself_what_the_overview_says():
@@ -126,7 +156,7 @@ def test_verbs_of_a_command_are_suggested(capsys):
     assert cli.main(["state", "scal", "x.st"]) == 2
     assert capsys.readouterr().err == "error: rwkv7 state: no 'scal'; did you mean scale?\n"
     assert cli.main(["bench", "speed"]) == 2
-    assert "(there are: model, steps, tokenizer, evaluation, kernels, gpu)" in capsys.readouterr().err
+    assert "(there are: model, decode, steps, tokenizer, evaluation, kernels, gpu)" in capsys.readouterr().err
     assert cli.main(["convert", "model.pth"]) == 2
     assert capsys.readouterr().err.startswith("error: target is missing")
     assert cli.main(["state", "scale", "a.st", "--output", "b.st"]) == 2

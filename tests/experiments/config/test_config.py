@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import build, run
+from experiments.config import commands
 from experiments.config.loading import config_names, load_config, split_config
 from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
-from experiments.config.schema import STARTS, RunConfig, check, config_hash, resolved
+from experiments.config.schema import STARTS, PretrainConfig, RunConfig, check, config_hash, resolved
 from state_tuning.core import train
 
 
@@ -51,6 +52,31 @@ def test_every_form_of_override(form):
 def test_settings_that_make_no_sense_are_refused(word, told):
     with pytest.raises(UsageError, match=rf"^{word.partition('=')[0]}: .*{told}"):
         apply_overrides(RunConfig(), [word])
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (RunConfig(), "output=gs://bucket/run"),
+        (RunConfig(), "data.train=https://host/my.jsonl"),
+        (RunConfig(), "model.checkpoint=hf://name/model.pth"),
+        (PretrainConfig(), "output=s3://bucket/run"),
+        (commands.Evaluate(), "states=none,gs://bucket/state.safetensors"),
+        (commands.Scale(), "teacher.checkpoint=gs://bucket/model.pth"),
+        (commands.Scale(), "model.checkpoint=http://host/model.pth"),
+        (commands.Convert(), "gs://bucket/model.pth"),
+        (commands.PocketText(), "output=gs://bucket/x.txt"),
+    ],
+)
+def test_an_address_in_the_place_for_a_path_is_one_line(config, word):
+    with pytest.raises(UsageError, match=r"^[a-z.]+: '[a-z0-9]+://.*' is an address; give a local path"):
+        apply_overrides(config, [word])
+
+
+def test_a_teacher_may_have_an_address_and_a_prompt_may_hold_one():
+    words = ["teacher.checkpoint=https://host/v1"]
+    assert apply_overrides(commands.Scale(), words).teacher.checkpoint == "https://host/v1"
+    assert apply_overrides(commands.Generate(), ["prompt=gs://bucket", "stop=http://"]).stop == ("http://",)
 
 
 @pytest.mark.parametrize("name", ["jsonl", "gsm8k", "mmlu", "winogrande", "arc"])
