@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from rwkv7_jax.checkpoint.files import atomic
+
 if TYPE_CHECKING:
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure, SubFigure
 
 MATRICES = 24
 """How many matrices of a state are drawn at most."""
@@ -23,6 +25,13 @@ def pyplot() -> ModuleType:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Writes a PNG atomically and frees the figure."""
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    pyplot().close(figure)
 
 
 def smooth(values: Sequence[float], reach: int = 9) -> Float[np.ndarray, "N"]:
@@ -63,8 +72,7 @@ def loss_curves(
         axis.legend(fontsize=8)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def state_maps(path: Path, wkv: Float[np.ndarray, "L H V K"], title: str) -> None:
@@ -98,8 +106,7 @@ def state_maps(path: Path, wkv: Float[np.ndarray, "L H V K"], title: str) -> Non
     right.suptitle(f"S_0 (rows: value, columns: key){part}", fontsize=10)
     right.colorbar(image, ax=axes, label="entry (colours clipped at the 99.5% quantile)", fraction=0.04)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def _norm_map(figure: "SubFigure", norms: Float[np.ndarray, "L H"]) -> None:
@@ -138,5 +145,4 @@ def sweep_curves(
         axis.set(title=task, xlabel="peak learning rate", ylabel="held-out loss (nats per token)")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)

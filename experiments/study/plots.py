@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.config.study import LARGER
 from experiments.reporting.accuracy_curve import METHODS
-from experiments.reporting.plots import pyplot, smooth
+from experiments.reporting.plots import pyplot, save_figure, smooth
 from experiments.study.labels import LABELS
 from experiments.study.records import ByMethod, QueriesRecord, RateRecord, ScalingResult
 
@@ -32,8 +32,7 @@ def accuracies(path: Path, found: ByMethod, tasks: Sequence[str]) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_yticks(range(len(names)), [LABELS.get(name, name) for name in names], fontsize=8)
     axes[0, 0].invert_yaxis()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def _color(name: str) -> str:
@@ -56,8 +55,7 @@ def scaling(path: Path, found: dict[str, ScalingResult]) -> None:
             axis.set(xlabel=f"{cost.replace('_', ' ')} a problem", ylabel="accuracy, %", title=task)
             axis.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]]]) -> None:
@@ -73,8 +71,7 @@ def conditions(path: Path, found: dict[str, list[tuple[int, float, float, float]
     axis.set(yscale="log", xlabel="step", ylabel="condition number of C~ (geometric mean)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def queries(path: Path, records: Sequence[QueriesRecord]) -> None:
@@ -94,8 +91,7 @@ def queries(path: Path, records: Sequence[QueriesRecord]) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("norm, mean over heads and texts")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def rates(path: Path, tries: Sequence[RateRecord], tasks: Sequence[str]) -> None:
@@ -113,8 +109,7 @@ def rates(path: Path, tries: Sequence[RateRecord], tasks: Sequence[str]) -> None
         axis.set(title=task, xscale="log", yscale="log", xlabel="peak learning rate", ylabel="validation loss (nats)")
         axis.grid(alpha=0.3, which="both")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def speed(path: Path, losses: dict[str, list[float]], seconds: dict[str, float]) -> None:
@@ -144,5 +139,4 @@ def speed(path: Path, losses: dict[str, list[float]], seconds: dict[str, float])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("training loss minus Adam's, nats")
     axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)

@@ -11,6 +11,7 @@ from experiments.reporting.statistics import Interval
 from experiments.reporting.tables import markdown_table, text_table
 from experiments.study.labels import LABELS
 from experiments.study.records import ByMethod, Measure, Summary, TableResults, differences
+from rwkv7_jax.checkpoint.files import write_text
 
 BEGIN, END = "<!-- paper_table -->", "<!-- /paper_table -->"
 
@@ -185,8 +186,8 @@ def markdown(body: TableResults, pictures: Sequence[str], prefix: str = "") -> s
 
 def write(folder: Path, body: TableResults, pictures: Sequence[str]) -> None:
     """Writes report.md and results.json."""
-    (folder / "report.md").write_text(f"# {body['config']['name']}\n\n{markdown(body, pictures)}", encoding="utf-8")
-    (folder / "results.json").write_text(json_text(body, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", f"# {body['config']['name']}\n\n{markdown(body, pictures)}")
+    write_text(folder / "results.json", json_text(body, indent=1) + "\n")
 
 
 def fill(page: Path, text: str) -> None:
@@ -199,7 +200,7 @@ def fill(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page}: no {BEGIN} ... {END} to fill")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def text_of(body: Summary) -> str:

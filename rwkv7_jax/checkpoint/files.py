@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -13,6 +14,8 @@ import numpy as np
 PathLike = str | os.PathLike
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How an address begins; `pathlib` makes one slash of two."""
 WEIGHT_DTYPES = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 
 
@@ -79,21 +82,41 @@ def view(data: np.ndarray, offset: int, dtype: np.dtype, shape: tuple[int, ...])
 
 
 @contextlib.contextmanager
-def atomic(path: PathLike) -> Iterator[BinaryIO]:
-    """Opens a file that replaces `path` once all of it is written and synced; on failure `path` stays as it was."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+def naming(path: PathLike) -> Iterator[None]:
+    """Errors of the system name the file that is written, not a temporary one or none."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        found = None if error.filename is None else pathlib.Path(os.fsdecode(error.filename)).name
+        if error.errno is None or (found is not None and not found.startswith(f".{pathlib.Path(path).name}.")):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+@contextlib.contextmanager
+def atomic(path: PathLike) -> Iterator[BinaryIO]:
+    """Opens a file that replaces `path` once all of it is written and synced; on failure `path` stays as it was.
+
+    Raises:
+      OSError: naming the path, if it cannot be written.
+      ValueError: the path is an address, such as gs://bucket/file.
+    """
+    if ADDRESS.match(os.fsdecode(path)):
+        raise ValueError(f"{path} is an address; give a local path (a bucket can be mounted)")
+    path = pathlib.Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            pathlib.Path(name).unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -11,6 +11,7 @@ from experiments.config.commands import Evaluate
 from experiments.config.overrides import UsageError
 from experiments.reporting.json_text import json_text
 from rwkv7_jax import State, checkpoint
+from rwkv7_jax.checkpoint.files import write_text
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.language_model import LanguageModel
 
@@ -57,7 +58,7 @@ def run(config: Evaluate, tasks: Sequence[str]) -> int:
     cost = model.scorer.cost
     print(f"{cost.tokens} tokens fed ({cost.places} places), state: {file}")
     if config.json:
-        Path(config.json).expanduser().write_text(json_text(found, indent=1, default=str) + "\n", encoding="utf-8")
+        write_text(Path(config.json).expanduser(), json_text(found, indent=1, default=str) + "\n")
     return 0
 
 

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from rwkv7_jax import checksums
-from rwkv7_jax.checkpoint.files import atomic
+from rwkv7_jax.checkpoint.files import atomic, naming
 from state_tuning.test_time_scaling.teacher.json_answer import Json
 
 BEGINNINGS = (b'{"crc32": "', b'{"key": "')
@@ -59,7 +59,7 @@ class Replay:
         with self._lock:
             self._answers[key] = answer
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(checksums.seal(json.dumps({"key": key, "answer": answer})) + "\n")
 
     def _read(self) -> dict[str, Json]:
