@@ -9,6 +9,7 @@ on texts that were not fitted) and what is saved.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,8 @@ def check(config: Distill) -> None:
     """
     if min(config.texts, config.length, config.batch_size) < 1 or config.tune.steps < 0:
         raise UsageError("texts, length and batch_size must be above 0, tune.steps not negative")
-    if config.tune.learning_rate <= 0:
-        raise UsageError("tune.learning_rate: must be above 0")
+    if not 0 < config.tune.learning_rate < math.inf:
+        raise UsageError("tune.learning_rate: must be a number above 0")
     check_writable("output", Path(config.output).absolute())
     if config.rank and config.keep_shifts:
         raise UsageError("rank and keep_shifts exclude each other: the fit of factors has no token-shift states")

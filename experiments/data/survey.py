@@ -1,7 +1,7 @@
 """What a run is told of its data before it is tuned: how much there is, how it is learnt, and what was cut."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from experiments.config.schema import DataConfig
@@ -52,6 +52,12 @@ def tell(job: Job, tokenizer: Tokenizer, parts: Sequence[Sequence[Example]], dat
     print("\n".join([describe(job.name, train, held_out.records, data, steps), *notes]), flush=True)
     for line in warnings(job.name, train, held_out, shared, data):
         print(f"warning: {line}", file=sys.stderr)
+
+
+def tell_all(jobs: Iterable[Job], tokenizer: Tokenizer, data: DataConfig, steps: int) -> None:
+    """Does `tell` for jobs whose records are not encoded yet."""
+    for job in jobs:
+        tell(job, tokenizer, encode_each(tokenizer, job.train, data), data, steps)
 
 
 def held_out_survey(job: Job, tokenizer: Tokenizer, data: DataConfig) -> Survey:

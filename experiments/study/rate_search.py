@@ -11,6 +11,7 @@ from functools import partial
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import identified
+from experiments.data.survey import tell_all
 from experiments.study import tuning
 from experiments.study.learning_rates import climb, loss_or_infinity
 from experiments.study.plan import Plan, searched_methods
@@ -50,6 +51,8 @@ def search(plan: Plan, methods: Sequence[str] | None = None) -> int:
     use_compilation_cache(config.system.compilation_cache)
     with Interrupt() as interrupt, held(config.folder):
         found = RateSearch(Plan(config), interrupt)
+        shared = found.resources
+        tell_all(shared.jobs.values(), shared.student.lm.tokenizer, config.data, config.tune.steps)
         for name in names:
             rates = found.best_scaling() if name == TEST_TIME else found.best(name)
             print(f"    {name!r}: {rates},", flush=True)

@@ -6,6 +6,7 @@ from experiments.config.cli import tuning_status
 from experiments.config.overrides import UsageError
 from experiments.config.schema import digest, resolved
 from experiments.config.study import Learned, ScalingConfig, TableRunConfig
+from experiments.data.survey import tell_all
 from experiments.study import artifacts
 from experiments.study.plan import Plan
 from experiments.study.progress import ProgressTable
@@ -97,6 +98,8 @@ def run_cells(plan: Plan, interrupt: Interrupt) -> int:
     store = CellStore[CellRecord](config.folder / CELLS_FILE)
     worker, cells = Worker(plan, resources, store), plan.cells()
     missing = sum(store.get(cell) is None for cell in cells)
+    if missing:
+        tell_all(resources.jobs.values(), resources.student.lm.tokenizer, config.data, config.tune.steps)
     progress, records = ProgressTable(plan.tasks, len(cells), missing), list[CellRecord]()
     for cell in cells:
         computed = store.get(cell) is None

@@ -1,6 +1,7 @@
 """A prompt compiled into a state: the exact state, portable forms, the fit, and the divergence of each."""
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -150,10 +151,11 @@ def _texts(config: Distill, lm: LanguageModel, prompt: Tokens) -> tuple[list[Tok
         except UsageError:
             few = f"data.train: {config.data.train} has fewer than 3 different texts, too few to hold some out"
             raise UsageError(f"{few}; give more, or leave data.train out") from None
-        found = [
-            [lm.tokenizer.encode(one["prompt"] + one["completion"])[: config.length] for one in part] for part in parts
-        ]
-        return [one for one in found[0] if one][: config.texts], [one for one in found[1] if one][: config.texts]
+        found = [[lm.tokenizer.encode(one["prompt"] + one["completion"]) for one in part] for part in parts]
+        used = [[one for one in part if one][: config.texts] for part in found]
+        _tell(config, sum(map(len, found)), [len(one) for part in used for one in part])
+        fit_on, held_out = [[one[: config.length] for one in part] for part in used]
+        return fit_on, held_out
     key = jax.random.key(config.seed)
     total = config.texts + max(1, config.texts // 2)
     settings = (lm.model, lm.params, prompt, key, total, config.length)
@@ -162,3 +164,13 @@ def _texts(config: Distill, lm: LanguageModel, prompt: Tokens) -> tuple[list[Tok
         texts = distill.sample_texts(*settings, None)
     cut = min(config.texts, len(texts) * 2 // 3)
     return texts[:cut], texts[cut:]
+
+
+def _tell(config: Distill, count: int, lengths: Sequence[int]) -> None:
+    """Says how many of the texts are used, and warns of those that are cut."""
+    if len(lengths) < count:
+        print(f"{len(lengths):,} of {count:,} texts of {config.data.train} are used (texts {config.texts})", flush=True)
+    if cut := [length for length in lengths if length > config.length]:
+        lost = f"{len(cut):,} of {len(lengths):,} texts are cut to their first {config.length} tokens"
+        longest = f"the longest has {max(cut):,}: --length {max(cut)} keeps all"
+        print(f"warning: {lost} ({longest})", file=sys.stderr)

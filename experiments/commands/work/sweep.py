@@ -10,6 +10,7 @@ from typing import TypedDict
 from experiments import build
 from experiments.config.commands import Sweep
 from experiments.config.schema import RunConfig, config_hash, digest
+from experiments.data import survey
 from experiments.data.jobs import Job, load_jobs
 from experiments.reporting.plots import sweep_curves
 from experiments.reporting.tables import markdown_table
@@ -51,6 +52,7 @@ def run(config: RunConfig, own: Sweep, folder: Path, again: str) -> int:
     start = [] if base.start is None else [base.start]
     identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs], *start])
     evaluator = make_evaluator(lm, config.evaluate)
+    survey.tell_all(jobs, lm.tokenizer, config.data, config.tune.steps)
     with held(folder), Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:
         log = MetricsLog(Path(scratch) / "steps.jsonl")
         common = Session(evaluator, base, config.data, config.system, config.seed, identity, log, interrupt)

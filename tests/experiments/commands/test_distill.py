@@ -1,5 +1,6 @@
 """The command that compiles a prompt into a state: a file that works without the prompt, and the numbers it prints."""
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from experiments.commands import distill
 from experiments.commands.work import distill as work
 from rwkv7_jax.checkpoint import load_state
 from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.locks import lock
 from state_tuning.core import surgery
 from state_tuning.observer import distill as method
 
@@ -65,7 +67,9 @@ def test_with_the_shifts_the_file_is_the_prompt(words: list[str], tiny: Language
     [
         (["--prompt-file", "nothing.txt"], "nothing.txt"),
         (["--rank", "3", "--keep-shifts"], "exclude each other"),
-        (["--tune.learning_rate", "0"], "must be above 0"),
+        (["--tune.learning_rate", "0"], "must be a number above 0"),
+        (["--tune.learning_rate", "nan"], "must be a number above 0"),
+        (["--tune.learning_rate", "inf"], "must be a number above 0"),
         (["--output", "no/such/folder/state.st"], "output: no folder"),
         (["--output", "."], "is a folder; give the name of a file"),
         (["--rank", "77"], "rank 77 is not in 1..4"),
@@ -92,6 +96,26 @@ def test_two_texts_are_too_few(words: list[str], tmp_path: Path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"error: data.train: {data} has fewer than 3 different texts")
     assert "--data.validation" not in error
+
+
+def test_texts_that_are_cut_or_not_used_are_told(words: list[str], tmp_path: Path, tiny: LanguageModel, capsys):
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(f'{{"text": "text {i} {"x" * i}"}}\n' for i in range(30)))
+    assert distill.main([*words, "--data.train", str(data), "--tune.steps", "0"]) == 0
+    told = capsys.readouterr()
+    assert f"12 of 30 texts of {data} are used (texts 6)\n" in told.out
+    assert "texts are cut to their first 8 tokens (the longest has " in told.err
+    assert distill.main([*words, "--data.train", str(data), "--tune.steps", "0", "--length", "99"]) == 0
+    assert "are cut" not in capsys.readouterr().err
+
+
+def test_another_process_that_writes_the_file_is_named(words: list[str], tmp_path: Path, capsys):
+    with lock(tmp_path / "state.safetensors"):
+        assert distill.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"state.safetensors is being written by process {os.getpid()} on " in error
+    assert "choose another --output" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"system.txt"}
 
 
 def test_the_home_folder_is_expanded_once(monkeypatch: pytest.MonkeyPatch):

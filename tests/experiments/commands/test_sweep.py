@@ -44,6 +44,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out" / "sweep.jsonl").read_text().splitlines()]
 
 
+def test_what_is_tuned_on_and_cut_is_told_before_the_rates(argv: Argv, monkeypatch, capsys):
+    def ended(*_: object, **__: object) -> None:
+        raise ValueError("ended")
+
+    monkeypatch.setattr(work, "climbed", ended)
+    assert sweep.main([*argv, "--tune.learning_rate", "0.1", "--data.max_length", "5"]) == 2
+    told = capsys.readouterr()
+    assert "jsonl: 10 training records" in told.out
+    assert "warning: jsonl: 10 of 10 training records" in told.err
+    assert "--data.max_length" in told.err
+
+
 def test_sweep_writes_each_cell_once(argv: Argv, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     args = [*argv, "--tune.learning_rate", "0.01,0.1"]
     assert sweep.main(args) == 0
