@@ -6,17 +6,19 @@ it held is computed again.
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from experiments.reporting.json_text import json_text
 from rwkv7_jax import checksums
-from rwkv7_jax.checkpoint.files import write_text
+from rwkv7_jax.checkpoint.files import naming, write_text
 
 Record: TypeAlias = dict[str, object]
 Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
-"""What every record has to have, by type."""
+"""What a record has to have, by type."""
+FieldsOf: TypeAlias = Fields | Callable[[Record], Fields]
+"""That of every record, or of each; a ValueError says what else is wrong with one."""
 
 
 class Found(NamedTuple):
@@ -28,7 +30,7 @@ class Found(NamedTuple):
     """`line 3: it differs from its checksum`, one for each other line."""
 
 
-def scan(path: Path, fields: Fields | None = None) -> Found:
+def scan(path: Path, fields: FieldsOf | None = None) -> Found:
     """Returns the sound records of a file, and what is wrong with the others; nothing if there is no file.
 
     Raises:
@@ -47,7 +49,7 @@ def scan(path: Path, fields: Fields | None = None) -> Found:
     return found
 
 
-def read(path: Path, fields: Fields | None = None, lost: str = "left out") -> list[Record]:
+def read(path: Path, fields: FieldsOf | None = None, lost: str = "left out") -> list[Record]:
     """Returns the sound records of a file in order; none if there is no file.
 
     Args:
@@ -72,7 +74,7 @@ def warn(path: Path, damaged: list[str], lost: str) -> None:
 
 def append(path: Path, *records: Mapping[str, object], durable: bool = False) -> None:
     """Writes records at the end; `durable`: on the disk before this returns."""
-    with path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(_text(records))
         if durable:
             file.flush()
@@ -84,7 +86,7 @@ def rewrite(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     write_text(path, _text(records))
 
 
-def recover(path: Path, fields: Fields | None = None, lost: str = "computed again") -> list[Record]:
+def recover(path: Path, fields: FieldsOf | None = None, lost: str = "computed again") -> list[Record]:
     """Returns the sound records of a file and takes everything else out of it, so that new ones can be added.
 
     Raises:
@@ -100,8 +102,8 @@ def _text(records: Iterable[Mapping[str, object]]) -> str:
     return "".join(checksums.seal(json_text(record)) + "\n" for record in records)
 
 
-def _checked(record: Record, fields: Fields) -> Record:
-    for name, kind in fields.items():
+def _checked(record: Record, fields: FieldsOf) -> Record:
+    for name, kind in (fields(record) if callable(fields) else fields).items():
         if not isinstance(record.get(name), kind):
             raise ValueError(f"it has no {name!r}, or one of another type")
     return record

@@ -10,6 +10,23 @@ from experiments.reporting import jsonl_store
 from experiments.reporting.json_file import with_nan
 
 R = TypeVar("R", bound=Mapping[str, object])
+NUMBER = (int, float, type(None))
+"""None is a number that is not finite."""
+SCORES: jsonl_store.Fields = {"nll": list, "tokens": list, "right": list}
+TRY: jsonl_store.Fields = {"task": str, "seed": int, "rate": NUMBER}
+FIELDS: Mapping[object, jsonl_store.Fields] = {
+    "measured": SCORES,
+    "tuned": {**SCORES, **TRY, "steps": int, "skipped": int, "seconds": NUMBER, "conditions": list, "train": list},
+    "timing": {"seconds": dict},
+    "observer": {"plain": dict, "corrected": dict},
+    "scaled": {"problems": list},
+    "queries": {"norms": dict},
+    "spectra": {"spectra": dict},
+    "rate": {**TRY, "row": str, "loss": NUMBER},
+    "sweep": {**TRY, "loss_vanilla": NUMBER, "loss_tuned": NUMBER},
+}
+"""Kind of a record -> what it has besides its key."""
+NUMBERS = ("nll", "tokens", "right", "train")
 
 
 class Cell(NamedTuple):
@@ -33,9 +50,22 @@ class Cell(NamedTuple):
         return f"{self.method}-{self.task}-{self.seed}"
 
 
+def fields_of(record: jsonl_store.Record) -> jsonl_store.Fields:
+    """Returns what a record has to have.
+
+    Raises:
+      ValueError: something in it that should be a number is none.
+    """
+    fields = FIELDS.get(str(record.get("kind")), {})
+    for name in fields.keys() & set(NUMBERS):
+        if isinstance(values := record.get(name), list) and not all(isinstance(one, NUMBER) for one in values):
+            raise ValueError(f"{name!r} holds something else than numbers")
+    return {"key": str, **fields}
+
+
 def read(path: Path) -> list[jsonl_store.Record]:
     """Returns the sound records of a file without changing it, a warning telling of others."""
-    return [_again(record) for record in jsonl_store.read(path, {"key": str})]
+    return [_again(record) for record in jsonl_store.read(path, fields_of)]
 
 
 def _again(record: jsonl_store.Record) -> jsonl_store.Record:
@@ -50,7 +80,7 @@ class CellStore(Generic[R]):
 
     def __init__(self, path: Path):
         self.path = path
-        found = [_again(record) for record in jsonl_store.recover(path, {"key": str})]
+        found = [_again(record) for record in jsonl_store.recover(path, fields_of)]
         self.records = {str(record["key"]): cast(R, record) for record in found}
 
     def add(self, cell: Cell, found: Mapping[str, object]) -> R:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,24 @@ def test_a_damaged_cell_is_computed_again(tmp_path, capsys):
     assert [again.get(cell) is None for cell in cells] == [False, True, False]
     assert again.get_or_add(cells[1], lambda: {"rate": 1.0, "loss": 2.25})["loss"] == 2.25
     assert sorted(store.path.read_text().splitlines()) == sorted(lines)
+
+
+def test_an_old_cell_without_its_numbers_is_computed_again(tmp_path, capsys):
+    cells = [Cell("measured", "vanilla", "arc", seed, []) for seed in range(4)]
+    found = {"nll": [1.5, None], "tokens": [3, 4], "right": [1.0, 0.0]}
+    others = [{}, {"right": [1.0, "0.0"]}, {"nll": 2.5}, {}]
+    lines = [{"key": cell.key, "kind": cell.kind, **found, **other} for cell, other in zip(cells, others, strict=True)]
+    lines[0].pop("right")
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store = CellStore(tmp_path / "cells.jsonl")
+    assert [store.get(cell) is None for cell in cells] == [True, True, True, False]
+    assert "3 lines are damaged (line 1: it has no 'right', or one of another type)" in capsys.readouterr().err
+
+
+def test_a_line_that_does_not_fit_on_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error:
+        jsonl_store.append(Path("/dev/full"), ROWS[0])
+    assert error.value.filename == "/dev/full"
 
 
 def test_a_damaged_portion_of_an_evaluation_is_computed_again(tmp_path, capsys):

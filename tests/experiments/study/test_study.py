@@ -1,5 +1,7 @@
 """The results table: statistics, the search for rates, and a small table that is interrupted, resumed and published."""
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -75,7 +77,10 @@ def finished(argv: list[str]) -> Path:
     original = Interrupt.check
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Interrupt, "check", stopping)
-        assert study.main(["run", *argv]) == 130
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            assert study.main(["run", *argv]) == 130
+        assert "winogrande: " in told.getvalue()
+        assert " training records" in told.getvalue()
         folder = Path(argv[3])
         log = folder / "cells.jsonl"
         kept = log.read_text()
@@ -197,6 +202,14 @@ def test_a_try_with_other_data_or_weights_is_another_try(argv: list[str], tmp_pa
     assert (tries(), tries()) == (3, 3)
 
 
+def test_a_search_for_rates_says_what_it_is_tuned_on(argv: list[str], tmp_path: Path, capsys):
+    plan = Plan(load_config(argv[1], ["--output", str(tmp_path), "--data.max_length", "9"], TableRunConfig))
+    assert rate_search.search(plan, []) == 0
+    told = capsys.readouterr()
+    assert "winogrande: " in told.out
+    assert "are longer than data.max_length 9 and were cut" in told.err
+
+
 def test_a_rate_in_the_state_acts_as_the_rate_of_adam():
     def after(optimizer, state) -> jax.Array:
         x = jnp.asarray([[1.0, -2.0], [0.5, 3.0]])
@@ -240,7 +253,7 @@ def test_different_numbers_of_seeds_are_not_paired():
 
 def test_a_cell_with_other_settings_is_another_cell(tmp_path: Path):
     store = CellStore[dict[str, object]](tmp_path / "cells.jsonl")
-    cell = Cell("tuned", "a", "t", 0, ["x", 1])
+    cell = Cell("timed", "a", "t", 0, ["x", 1])
     store.add(cell, {"right": [1.0]})
     again = CellStore[dict[str, object]](tmp_path / "cells.jsonl")
     assert again.get(cell) == store.get(cell)
