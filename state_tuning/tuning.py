@@ -18,7 +18,7 @@ from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 from state_tuning.core import non_finite, train
 from state_tuning.core.conversations import Learn, encode_record, from_messages
-from state_tuning.core.objective import Batch, Example, collate
+from state_tuning.core.objective import Batch, Example, boundary_merges, collate
 from state_tuning.core.train import Method, Metrics, TuneConfig
 from state_tuning.dbp.correlations import make_correlate
 
@@ -136,18 +136,24 @@ def _start(lm: LanguageModel, method: Method) -> tuple[PyTree, Callable[[PyTree]
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], *, max_length: int, learn: Learn, what: str) -> list[Example]:
-    """Token examples; warns of those that were cut. Raises: ValueError in one line."""
+    """Token examples; warns of those cut or sharing a token with their prompt. Raises: ValueError in one line."""
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"tune: there is no {what}; give a list of (prompt, completion) pairs or of texts")
-    found: list[Example] = []
+    found, merged = list[Example](), 0
     for index, text in enumerate(texts):
         try:
-            found.extend(encode_record(tokenizer, *_pair(text), max_length, learn))
+            prompt, completion = _pair(text)
+            found.extend(encode_record(tokenizer, prompt, completion, max_length, learn))
+            merged += bool(prompt) and boundary_merges(tokenizer, prompt, completion)
         except ValueError as error:
             raise ValueError(f"tune: {what} {index} {error}") from None
     if cut := [len(example.tokens) + example.truncated for example in found if example.truncated]:
         longest = f"the longest has {max(cut)} tokens"
         warnings.warn(f"tune: max_length {max_length} cuts {len(cut)} of {len(found)} {what}s; {longest}", stacklevel=3)
+    if merged:
+        shared = "the end of the prompt and the beginning of the completion would be one token if they were one text"
+        advice = "begin the completion with the space or line end that ends the prompt"
+        warnings.warn(f"tune: in {merged} of {len(texts)} {what}s {shared}; {advice}", stacklevel=3)
     return found
 
 

@@ -94,6 +94,20 @@ def test_errors_are_one_line(lm, examples, options, line):
     assert "\n" not in str(error.value)
 
 
+class MergingTokenizer(ByteTokenizer):
+    """Bytes, but for one token of two."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.replace("bc", "\1"))
+
+
+def test_a_token_that_prompt_and_completion_would_share_gives_a_warning(lm):
+    merging = lm.replace(tokenizer=MergingTokenizer())
+    with pytest.warns(UserWarning, match="^tune: in 1 of 2 examples the end of the prompt .*; begin the "):
+        state_tuning.tune(merging, [("ab", "cd"), ("ab ", "cd")], steps=1)
+    state_tuning.tune(merging, [("ab ", "cd"), "abcd"], steps=1)
+
+
 def test_a_conversation_learns_its_answers_alone_and_a_cut_is_told(lm):
     short = {"steps": 1, "batch_size": 1}
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
