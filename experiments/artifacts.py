@@ -21,7 +21,7 @@ from experiments.training.continuing import BEST_FILE, EARLIER_FILE, OUTCOME_FIL
 from experiments.training.distributed import is_lead
 from experiments.training.metrics_log import MetricsLog, Row
 from rwkv7_jax import State, checkpoint
-from rwkv7_jax.checkpoint.files import CheckpointError
+from rwkv7_jax.checkpoint.files import CheckpointError, write_text
 from rwkv7_jax.checkpoint.names import weights_hash
 from rwkv7_jax.checkpoint.states import load_state, save_state, state_metadata
 from rwkv7_jax.functional import Params
@@ -170,7 +170,7 @@ def write_job(info: RunInfo, outcome: Outcome, state: State, base_hash: str, cha
     metrics = run_report.summarise(outcome, info.seed)
     metadata = state_metadata(base_hash, info.method, task=outcome.name, config=info.settings, metrics=metrics)
     save_state(folder / STATE_FILE, state, metadata=metadata)
-    (folder / PROMPT_FILE).write_text(outcome.samples[0]["prompt"] if outcome.samples else "", encoding="utf-8")
+    write_text(folder / PROMPT_FILE, outcome.samples[0]["prompt"] if outcome.samples else "")
     if info.report.plots:
         maps = np.asarray(getattr(state.wkv, "s", state.wkv))
         plots.state_maps(folder / "state.png", maps, f"{info.name}: tuned state for {outcome.name}")
@@ -218,7 +218,7 @@ def publish(info: RunInfo, lm: LanguageModel, outcomes: Sequence[Outcome], log: 
         pictures = ["loss.png", *(f"{outcome.name}/state.png" for outcome in outcomes)]
     commands = [command(info.model, lm.tokenizer_name, info.folder / outcome.name) for outcome in outcomes]
     run_report.write(info.folder, body, outcomes, pictures, commands)
-    print(f"\n{text_table(run_report.table_lines(body))}\n\n{body['protocol']}")
+    print("\n".join(["", text_table(run_report.table_lines(body)), "", *run_report.remarks(body), body["protocol"]]))
     for outcome in outcomes:
         for sample in outcome.samples[:1]:
             shown = run_report.sample_text(sample)

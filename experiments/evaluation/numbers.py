@@ -20,7 +20,8 @@ NUMBER = re.compile(
     (?<![\^\d]) (?<!\^[{MINUS}+{{(])                              # what follows ^ is a power
     (?: (?<![\w)\]}}%]) (?P<sign>{SIGN}) (?=[\d.{VULGAR}\\{CURRENCY}]) )?
     (?: \\?[{CURRENCY}] [ ]? (?P<inner>{SIGN})? (?=[\d.\\{VULGAR}]) )?
-    (?: \\[dt]?frac \{{ \s* (?P<above>\d+) \s* \}} \{{ \s* (?P<below>\d+) \s* \}}
+    (?: \\[dtc]?frac \s* (?: \{{ \s* (?P<above>\d+) \s* \}} \s* \{{ \s* (?P<below>\d+) \s* \}}
+                        | (?P<over>\d) \s? (?P<under>\d) )
       | (?<![/\w.]) (?: (?P<whole>\d+)[ ] )? (?P<top>\d+) [ ]?/[ ]? (?P<bottom>\d+) (?![\d/]|\.\d)
       | (?P<vulgar>[{VULGAR}])
       | (?P<body> (?<![\w.])\.\d+ | \d(?:[\d.,{GAPS}]*\d)? )
@@ -61,8 +62,8 @@ def last_number(text: str) -> Number | None:
       >>> last_number("so 1,234.50 of them, or \u2212.5").value
       Fraction(-1, 2)
     """
-    found = [number for match in NUMBER.finditer(text) if (number := _number(match)) is not None]
-    return found[-1] if found else None
+    found = (_number(match) for match in reversed(list(NUMBER.finditer(text))))
+    return next((number for number in found if number is not None), None)
 
 
 def _number(match: re.Match[str]) -> Number | None:
@@ -71,7 +72,9 @@ def _number(match: re.Match[str]) -> Number | None:
     if any(len(text) > LONGEST for text in part.values()):
         return None
     one = True
-    if "above" in part or "top" in part:
+    if "over" in part:
+        value = _mixed(None, part["over"], part["under"])
+    elif "above" in part or "top" in part:
         value = _mixed(part.get("whole"), part.get("above") or part["top"], part.get("below") or part["bottom"])
     elif "vulgar" in part:
         value = _vulgar(part["vulgar"])

@@ -6,11 +6,8 @@ from typing import NamedTuple
 
 from experiments.evaluation.suite import Bench
 from experiments.reporting.result_store import Sample
-from experiments.reporting.statistics import Interval, Mean, bootstrap, mcnemar, mean, pooled
+from experiments.reporting.statistics import FEW, Interval, Mean, bootstrap, mcnemar, mean, pooled
 from experiments.tasks.subjects import GROUP_OF, GROUPS
-
-FEW = 10
-"""Records below which a table says that an interval is not worth much."""
 
 
 class Paired(NamedTuple):

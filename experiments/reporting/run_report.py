@@ -11,7 +11,7 @@ import numpy as np
 from experiments.config.schema import Json, digest
 from experiments.reporting import json_file
 from experiments.reporting.json_text import json_text
-from experiments.reporting.statistics import Interval, bootstrap, wilson
+from experiments.reporting.statistics import Interval, bootstrap, few_records, wilson
 from experiments.reporting.tables import markdown_table
 from rwkv7_jax.checkpoint.files import write_text
 
@@ -63,7 +63,7 @@ class Outcome:
         try:
             plain |= {key: Measurement(**plain[key]) for key in ("vanilla", "tuned")}
             return _checked(Outcome(**plain))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{path} is damaged (it is not an outcome)") from None
 
     def write(self, path: Path) -> None:
@@ -223,6 +223,11 @@ def table_lines(body: RunResults) -> list[list[str]]:
     return lines
 
 
+def remarks(body: RunResults) -> list[str]:
+    """Returns what a reader of the table has to know: tasks with very few records."""
+    return few_records({name: job["records"] for name, job in body["jobs"].items()})
+
+
 def _accuracy_cells(job: JobSummary) -> list[str]:
     if not ("headline" in job and "vanilla" in job and "tuned" in job and "gain" in job):
         raise ValueError("a run scores all of its jobs by benchmarks, or none")
@@ -245,7 +250,7 @@ def sample_text(sample: dict[str, str], width: int = 400) -> str:
 def markdown(body: RunResults, outcomes: Sequence[Outcome], pictures: Sequence[str], commands: Sequence[str]) -> str:
     """Returns the report as Markdown, pictures by relative name."""
     title = f"# {body['config']['name']}: vanilla against a tuned state"
-    lines = [title, "", markdown_table(table_lines(body)), "", body["protocol"], ""]
+    lines = [title, "", markdown_table(table_lines(body)), "", *remarks(body), body["protocol"], ""]
     lines += [f"![{name}]({name})" for name in pictures] + [""]
     for outcome in outcomes:
         lines += [f"## {outcome.name}", ""]

@@ -1,7 +1,7 @@
 """Means with standard errors and 95% intervals: of proportions, of records in groups, of items crossed with seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 Z95 = 1.959963984540054
+FEW = 10
+"""Records below which a table says that an interval is not worth much."""
 """The 97.5% quantile of the standard normal distribution."""
 
 
@@ -87,6 +89,17 @@ def mcnemar(better: int, worse: int) -> float:
         term = term * (total - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / 2**total) if total else 1.0
+
+
+def few_records(counts: Mapping[str, int], what: str = "records") -> list[str]:
+    """Returns a line that names where fewer than `FEW` records are behind an interval, none if there are more.
+
+    Example:
+      >>> few_records({"arc": 3, "mmlu": 200})
+      ['too few records for an interval to say much: arc 3']
+    """
+    named = ", ".join(f"{name} {count}".strip() for name, count in counts.items() if count < FEW)
+    return [f"too few {what} for an interval to say much: {named}"] if named else []
 
 
 def wilson(successes: int, trials: int) -> Interval:

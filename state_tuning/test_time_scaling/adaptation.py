@@ -4,6 +4,7 @@ What happens to a prompt depends on its own key, not on its batch. No gold label
 """
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from state_tuning.core.train import Metrics
 from state_tuning.test_time_scaling import selection
 from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import Adapted, Weights
@@ -49,7 +51,8 @@ def adapt(session: Session) -> list[list[Answered]]:
 
     Returns:
       The answers before adaptation and after each policy-gradient step, [steps + 1][B]. A cost holds all exploration
-      up to its answer, and that answer, but none of the earlier answers.
+      up to its answer, and that answer, but none of the earlier answers. A warning names the prompts of which a
+      gradient was not finite: their Delta stays as it was.
 
     Raises:
       ValueError: the problems are of both kinds, or have different stops.
@@ -69,8 +72,9 @@ def adapt(session: Session) -> list[list[Answered]]:
             break
         found = explorer.explore(adapted.delta, step)
         batch = batch_of(found.samples.examples)
-        adapted, _ = program.update(student.lm.params, student.state, adapted, batch, found.weights)
+        adapted, metrics = program.update(student.lm.params, student.state, adapted, batch, found.weights)
         jax.block_until_ready(adapted.delta)
+        _tell_what_stays(metrics, f"step {step + 1}")
         spent = clock.charge(spent, found.cost)
         rewards = [tuple(map(float, row)) for row in found.rewards.reshape(len(none), -1)]
     return rounds
@@ -203,9 +207,24 @@ def _imitate(session: Session, explorer: SampledAnswers | GivenChoices, adapted:
     examples, cost = explorer.teacher_answers()
     share = np.asarray([1.0 / max(1, len(e.tokens) - e.completion_start) for e in examples], np.float32)
     student, batch = session.student, batch_of(examples)
-    for _ in range(session.config.chain_steps):
-        adapted, _ = session.program.update(student.lm.params, student.state, adapted, batch, Weights(share, share))
+    for step in range(session.config.chain_steps):
+        adapted, metrics = session.program.update(
+            student.lm.params, student.state, adapted, batch, Weights(share, share)
+        )
+        _tell_what_stays(metrics, f"chain step {step + 1}")
     return adapted, cost
+
+
+def _tell_what_stays(metrics: Metrics, step: str) -> None:
+    """Warns of prompts whose gradient was not finite, so that their Delta stays as it was."""
+    kept = np.flatnonzero(~np.asarray(jax.device_get(metrics["applied"])))
+    if kept.size:
+        numbers = ", ".join(map(str, kept[:4])) + (", ..." if kept.size > 4 else "")
+        warnings.warn(
+            f"{step}: the gradient of {kept.size} prompts (numbers {numbers} of the batch) is not finite, so that "
+            "their states stay as they were; check the weights, or lower adapt.rate",
+            stacklevel=3,
+        )
 
 
 def _draw(explorer: GivenChoices, delta: Array, count: int) -> Int[np.ndarray, "B N"]:

@@ -232,6 +232,17 @@ def test_with_rate_zero_it_is_the_greedy_student():
     assert [a.results for a in rounds[0]] == [a.results for a in rounds[1]] == [[text] for text in wanted]
 
 
+@pytest.mark.parametrize(("chain_steps", "steps", "where"), [(0, 1, "step 1"), (1, 0, "chain step 1")])
+def test_a_gradient_that_is_not_finite_is_told(chain_steps, steps, where):
+    s = session(dataclasses.replace(SETTINGS, steps=steps, chain_steps=chain_steps))
+
+    def update(*args):
+        return args[2], {"applied": jnp.asarray([True, False, True])}
+
+    with pytest.warns(UserWarning, match=rf"^{where}: the gradient of 1 prompts \(numbers 1 of the batch\)"):
+        adaptation.adapt(s._replace(program=s.program._replace(update=update)))
+
+
 def test_student_tokens_and_teacher_tokens_are_counted_exactly():
     s = session()
     rounds = adaptation.adapt(s)
