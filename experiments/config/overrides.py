@@ -5,6 +5,7 @@ An unknown key or a wrong value is one line with a suggestion.
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -145,7 +146,12 @@ def parse_value(kind: object, text: str, key: str) -> object:
             return text.lower() in TRUE
         raise UsageError(f"{key}: {text!r} is not true or false")
     try:
-        return typing.cast(Callable[[str], object], kind)(text)
+        value = typing.cast(Callable[[str], object], kind)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{key}: {text} must be finite")
+        return value
+    except UsageError:
+        raise
     except ValueError:
         name = {int: "a whole number", float: "a number"}.get(typing.cast(type, kind), str(kind))
         raise UsageError(f"{key}: {text!r} is not {name}") from None

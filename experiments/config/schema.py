@@ -49,6 +49,9 @@ class ModelConfig:
     )
     tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")
+    quantize: Literal["auto", "none", "int8", "int4"] = option(
+        "auto", "integers for the frozen matrices; auto: as the file holds them"
+    )
     wkv: str | None = option(None, "WKV implementation (scan, chunked, ...); none: chosen by device")
     remat: Literal["none", "dots", "block"] = option(
         "none", "recompute in the backward pass: nothing, all but weight products, whole blocks (least memory)"
@@ -198,6 +201,11 @@ class RunConfig:
         """Where the run is written."""
         return Path(self.output or f"runs/{self.name}").expanduser()
 
+    @property
+    def default_rate(self) -> float:
+        """The learning rate where none is given."""
+        return default_rate(self.method)
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(DimensionsConfig, PackingConfig, OptimizationConfig, LoopConfig):
@@ -269,7 +277,7 @@ def check(config: R) -> R:
         raise UsageError("tune.init_layout needs tune.init")
     if config.tune.learning_rate is not None:
         return config
-    tune = dataclasses.replace(config.tune, learning_rate=default_rate(config.method))
+    tune = dataclasses.replace(config.tune, learning_rate=config.default_rate)
     return dataclasses.replace(config, tune=tune)
 
 
@@ -283,7 +291,7 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
     """What identifies the results of a run: `resolved` without bookkeeping, embedded benchmarks by their plain names.
 
     Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one, and
-    so does leaving out a start that is the zero state and a default of data.learn.
+    so does leaving out a start that is the zero state and defaults of data.learn and model.quantize.
     """
     plain = resolved(config, without=without)
     data, tune = plain.get("data"), plain.get("tune")
@@ -293,6 +301,9 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
                 tune.pop(name, None)
     if isinstance(data, dict) and data.get("learn") == DataConfig.learn:
         data.pop("learn")
+    for model in plain.values():
+        if isinstance(model, dict) and model.get("quantize") == ModelConfig.quantize:
+            model.pop("quantize")
     if isinstance(data, dict) and not data.get("dir"):
         for section in (data, plain.get("scaling")):
             if isinstance(section, dict) and isinstance(tasks := section.get("tasks"), list):

@@ -67,6 +67,11 @@ class TableRunConfig(RunConfig):
     scaling: ScalingConfig = ScalingConfig()
     observer: ObserverConfig = ObserverConfig()
 
+    @property
+    def default_rate(self) -> float:
+        """Without a meaning, but a part of the identity of timings; that of tables which were begun before."""
+        return 0.01
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

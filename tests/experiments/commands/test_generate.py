@@ -107,7 +107,7 @@ def test_prompt_from_standard_input_and_stop_text(params, weights, capsys, monke
         (["WEIGHTS", "--model.tokenizer", "wrld"], "unknown tokenizer 'wrld'"),
         (["WEIGHTS", "--top-p", "2"], "top_p must lie in 0..1"),
         (["WEIGHTS", "--stop", ""], "stop string is empty"),
-        (["WEIGHTS", "--temperature", "inf"], "temperature must lie in 0..inf and be finite"),
+        (["WEIGHTS", "--temperature", "inf"], "temperature: inf must be finite"),
         (["WEIGHTS", "--seed", str(2**64)], "--seed must lie in"),
         (["WEIGHTS", "--prompt", "a\udcff"], "not valid UTF-8"),
         (["TEXT"], "notes.pth"),

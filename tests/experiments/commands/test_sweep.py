@@ -224,8 +224,8 @@ def test_lists_that_are_none_are_refused(words: list[str], told: str, capsys: py
     ("words", "told"),
     [
         (["--tune.learning_rate", "0.1,-1"], "tune.learning_rate: -1 is not a number above 0"),
-        (["--tune.learning_rate", "nan"], "tune.learning_rate: nan is not a number above 0"),
-        (["--tune.learning_rate", "inf"], "tune.learning_rate: inf is not a number above 0"),
+        (["--tune.learning_rate", "nan"], "tune.learning_rate: nan must be finite"),
+        (["--tune.learning_rate", "inf"], "tune.learning_rate: inf must be finite"),
         (["--seeds", "0,-1"], "seeds: -1 is negative"),
     ],
 )

@@ -73,6 +73,24 @@ def test_an_address_in_the_place_for_a_path_is_one_line(config, word):
         apply_overrides(config, [word])
 
 
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (commands.Scale(), "adapt.rate"),
+        (commands.Scale(), "teacher.timeout"),
+        (commands.Generate(), "top_p"),
+        (commands.Sweep(), "tune.learning_rate"),
+        (PretrainConfig(), "muon_rate"),
+        (commands.StateMix(), "weight"),
+        (commands.StateScale(), "by"),
+    ],
+)
+def test_no_setting_of_any_command_is_infinite(config, key):
+    for text in ("nan", "inf", "-Infinity", "1e999"):
+        with pytest.raises(UsageError, match=f"^{key}: {text} must be finite$"):
+            apply_overrides(config, [f"{key}={text}"])
+
+
 def test_a_teacher_may_have_an_address_and_a_prompt_may_hold_one():
     words = ["teacher.checkpoint=https://host/v1"]
     assert apply_overrides(commands.Scale(), words).teacher.checkpoint == "https://host/v1"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from experiments.commands import study
 from experiments.config.loading import load_config
-from experiments.config.schema import identified, resolved
+from experiments.config.schema import check, identified, resolved
 from experiments.config.study import TableRunConfig
 from experiments.reporting.statistics import ItemValues, crossed_bootstrap, paired_difference
 from experiments.study import artifacts, diagnostics, learning_rates, progress, rate_search, summary, timing, tuning
@@ -94,7 +94,8 @@ def finished(argv: list[str]) -> Path:
 def test_a_stopped_table_goes_on_and_computes_each_cell_once(finished: Path, argv: list[str]):
     log = (finished / "cells.jsonl").read_text()
     keys = [json.loads(line)["key"] for line in log.splitlines()]
-    config = load_config(argv[1], argv[2:], TableRunConfig)
+    config = check(load_config(argv[1], argv[2:], TableRunConfig))
+    assert config.tune.learning_rate == 0.01  # it is a part of the keys of tables that were begun before
     assert keys == [cell.key for cell in Plan(config).cells()]
     report = (finished / "report.md").read_text()
     assert study.main(["run", *argv]) == 0
