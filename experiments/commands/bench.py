@@ -18,6 +18,7 @@ gpu: the check of the kernels on a real GPU, as `python -m pallas_kernels.bench.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from experiments.config.bench import (
@@ -31,7 +32,8 @@ from experiments.config.bench import (
 )
 from experiments.config.cli import Help, chosen, command
 from experiments.config.loading import parse
-from experiments.config.overrides import check_required
+from experiments.config.outputs import check_writable
+from experiments.config.overrides import UsageError, check_required, leaves
 
 Verb: TypeAlias = BenchModel | BenchDecode | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
 VERBS: dict[str, Verb] = {
@@ -54,7 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: list[str]) -> int:
     """Parses the settings of a benchmark and runs it."""
     verb, rest = chosen(args, "bench", VERBS)
-    config = check_required(parse(VERBS[verb], rest), f"rwkv7 bench {verb} FILE...")
+    config = check(check_required(parse(VERBS[verb], rest), f"rwkv7 bench {verb} FILE..."))
     from experiments.commands.work import bench
 
     return bench.run(config)
+
+
+def check(config: Verb) -> Verb:
+    """The same settings, if something can be measured with them and its numbers can be written.
+
+    Raises:
+      UsageError: in one line.
+    """
+    for key, leaf in leaves(config):
+        least = 0 if key == "shots" else 1
+        if isinstance(leaf.value, int | float) and leaf.value < least:
+            raise UsageError(f"{key}: {leaf.value} must be at least {least}")
+        if key == "json" and isinstance(leaf.value, str):
+            check_writable("json", Path(leaf.value).expanduser().absolute())
+    for file in config.files if isinstance(config, BenchTokenizer) else ():
+        if not Path(file).expanduser().is_file():
+            raise UsageError(f"no file {file}")
+    return config

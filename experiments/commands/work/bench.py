@@ -19,6 +19,7 @@ from experiments.config.overrides import UsageError, suggest
 from experiments.reporting.json_text import json_text
 from pallas_kernels.bench import __main__ as kernels
 from pallas_kernels.bench import gpu
+from rwkv7_jax.checkpoint.files import write_text
 
 
 @singledispatch
@@ -116,5 +117,5 @@ def _check_names(key: str, names: Sequence[str], known: Collection[str]) -> None
 
 def _write(file: str | None, numbers: object) -> int:
     if file:
-        Path(file).expanduser().write_text(json_text(numbers, indent=1) + "\n", encoding="utf-8")
+        write_text(Path(file).expanduser(), json_text(numbers, indent=1) + "\n")
     return 0
