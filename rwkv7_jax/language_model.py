@@ -18,8 +18,8 @@ from rwkv7_jax.dtypes import compute_name, on_device, placed
 from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
+from rwkv7_jax.generation.arguments import random_key, sampling_params, text_list, token_ids
 from rwkv7_jax.generation.generate import TextResult
-from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.model import RWKV7, split_layers
@@ -162,10 +162,10 @@ class LanguageModel:
         Raises:
           ValueError: an unknown or wrong setting, a state of another model, or logits that are not finite.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        key, settings = jax.random.key(seed), _sampling(sampling)
+        prompts = text_list("prompt", prompt)
+        key, settings = random_key(seed), sampling_params(sampling)
         texts = generation.generate_text(
-            *self.for_decoding, self.tokenizer, prompts, _plain(state), key, settings, stop=_stops(stop)
+            *self.for_decoding, self.tokenizer, prompts, _plain(state), key, settings, stop=text_list("stop", stop)
         ).texts
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -193,10 +193,9 @@ class LanguageModel:
         Raises:
           ValueError: an unknown or wrong setting, a state of another model, or logits that are not finite.
         """
-        key, settings = jax.random.key(seed), _sampling(sampling)
-        return generation.stream(
-            *self.for_decoding, self.tokenizer, prompt, _plain(state), key, settings, stop=_stops(stop)
-        )
+        key, settings = random_key(seed), sampling_params(sampling)
+        (text,), stops = text_list("prompt", prompt), text_list("stop", stop)
+        return generation.stream(*self.for_decoding, self.tokenizer, text, _plain(state), key, settings, stop=stops)
 
     def score(
         self,
@@ -242,11 +241,8 @@ class LanguageModel:
           ValueError: the text has no token or one outside the vocabulary, or a state of another model.
           NonFiniteLogitsError: a `ValueError`; logits that are not finite.
         """
-        ids = self.encode(text) if isinstance(text, str) else list(text)
-        if not ids:
-            raise ValueError("logits: the text has no token; give at least one")
-        if wrong := [token for token in ids if isinstance(token, int) and not 0 <= token < self.config.vocab_size]:
-            raise ValueError(f"logits: token {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
+        found = self.encode(text) if isinstance(text, str) else text
+        ids = token_ids("logits", found, self.config.vocab_size)
         batched = jax.tree.map(lambda leaf: leaf[:, None], self._initial(state))
         found, after = _forward(self.model, self.params, jnp.asarray([ids], jnp.int32), batched)
         if (wrong := np.flatnonzero(jax.device_get(not_finite(found[0])))).size:
@@ -331,17 +327,6 @@ def _plain(state: State | TunedState | None) -> State | None:
     if not isinstance(state, State | TunedState | None):
         raise TypeError(f"state: give a State, or what load_state returns, not {type(state).__name__}")
     return state.state if isinstance(state, TunedState) else state
-
-
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _sampling(settings: Mapping[str, float | int]) -> SamplingParams:
-    known = {field.name for field in dataclasses.fields(SamplingParams)}
-    if unknown := sorted(set(settings) - known):
-        raise ValueError(f"unknown sampling setting {unknown[0]!r}: choose among {', '.join(sorted(known))}")
-    return SamplingParams(**settings)  # pyright: ignore[reportArgumentType]
 
 
 def find_tokenizer(name: str, path: Path) -> str:

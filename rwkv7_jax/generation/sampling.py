@@ -7,8 +7,9 @@ and many times cheaper than sorting the vocabulary; the distribution is the same
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,18 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 LIKELIEST = 256
 """Tokens among which the choice is made where all others are left out."""
+LARGEST = 1e30
+"""Of temperatures and penalties: all sums with them stay within float32."""
+RANGES = {
+    "temperature": (0, LARGEST),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "presence_penalty": (-LARGEST, LARGEST),
+    "frequency_penalty": (-LARGEST, LARGEST),
+    "penalty_decay": (0, 1),
+    "max_new_tokens": (0, 2**31 - 1),
+}
+WHOLE = ("top_k", "max_new_tokens")
 BLOCK = 256
 """Tokens of a block, where a token is drawn in two steps: its block, then the token in the block."""
 
@@ -36,7 +49,7 @@ class SamplingParams:
     temperature: float | int = 1.0
     """0 is greedy: the most likely token, ties to the lowest id; so is anything below 1e-6."""
     top_p: float | int = 1.0
-    """Keep the most likely tokens that together reach this probability."""
+    """Keep the most likely tokens that together reach this probability; 0 keeps the most likely one."""
     top_k: int = 0
     """Keep exactly this many of the most likely tokens; 0 keeps all."""
     presence_penalty: float | int = 0.0
@@ -48,18 +61,24 @@ class SamplingParams:
     max_new_tokens: int = 100
 
     def __post_init__(self):
-        for name, low, high in (
-            ("temperature", 0, np.inf),
-            ("top_p", 0, 1),
-            ("top_k", 0, np.inf),
-            ("presence_penalty", -np.inf, np.inf),
-            ("frequency_penalty", -np.inf, np.inf),
-            ("penalty_decay", 0, 1),
-            ("max_new_tokens", 0, np.inf),
-        ):
-            value = getattr(self, name)
-            if not (low <= value <= high and np.isfinite(value)):
-                raise ValueError(f"{name} must lie in {low:g}..{high:g} and be finite, got {value}")
+        for name in RANGES:
+            check_setting(name, getattr(self, name))
+
+
+def check_setting(name: str, value: object) -> None:
+    """Checks one number of `SamplingParams`.
+
+    Raises:
+      ValueError: it is not a number, out of its range, or not whole where it counts something.
+    """
+    low, high = RANGES[name]
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    numeric = cast(float, value)
+    if not number or not low <= numeric <= high:
+        shown = f"{value:.4g}" if number and isinstance(value, float) else f"{value!r:.60}"
+        raise ValueError(f"{name} must lie in {low:.10g}..{high:.10g} and be finite, got {shown}")
+    if name in WHOLE and numeric != int(numeric):
+        raise ValueError(f"{name} must be a whole number, got {value}")
 
 
 class SamplingFlags(NamedTuple):

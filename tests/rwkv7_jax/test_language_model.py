@@ -75,7 +75,12 @@ def test_a_tuned_state_round_trips(tiny: LanguageModel, state: State, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"heat": 1.0}, "unknown sampling setting 'heat': choose among"), ({"top_p": 2.0}, "top_p must lie in 0..1")],
+    [
+        ({"heat": 1.0}, "unknown sampling setting 'heat': choose among"),
+        ({"top_p": 2.0}, "top_p must lie in 0..1"),
+        ({"presence_penalty": -1e39}, "presence_penalty must lie in"),
+        ({"max_new_tokens": 10**400}, "max_new_tokens must lie in 0..2147483647"),
+    ],
 )
 def test_wrong_sampling_settings_are_one_line(tiny: LanguageModel, settings: dict[str, float], message: str):
     for call in (tiny.generate, tiny.stream):
