@@ -57,6 +57,8 @@ def check(config: Evaluate) -> Evaluate:
     """
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit: {config.limit} must be at least 1")
+    if config.batch_size < 1 or config.max_new_tokens < 1:
+        raise UsageError("batch_size and max_new_tokens must be at least 1")
     own = [task for task in config.data.tasks if not task.startswith(HARNESS)]
     if len(own) == len(config.data.tasks):
         return config

@@ -43,6 +43,16 @@ class Answerer:
         )
         return self._generator
 
+    def check_prefix(self, prefix: Sequence[int]) -> None:
+        """Refuses prefix tokens that the model does not have, whose embedding would be NaN.
+
+        Raises:
+          ValueError: naming the first.
+        """
+        size = self.lm.model.config.vocab_size
+        if outside := [token for token in prefix if not 0 <= token < size]:
+            raise ValueError(f"prefix token {outside[0]} is outside of the model's vocabulary of {size}")
+
     def answer(
         self,
         requests: Sequence[StateRequest],

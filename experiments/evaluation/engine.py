@@ -34,6 +34,7 @@ class Engine:
 
         tick: gets records x states done.
         """
+        self.answerer.check_prefix(bench.prefix)
         samples = []
         for key, items in portions(bench):
             if not _are_sound(store.done.get(key)):

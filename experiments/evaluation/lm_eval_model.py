@@ -50,6 +50,7 @@ class ForkingLM(LM):
         self.state = zero_state(lm.model.config, None) if state is None else state
         self.max_new_tokens = max_new_tokens
         self.answerer = Answerer(lm, batch_size, min_saved)
+        self.answerer.check_prefix(prefix)
 
     @property
     def scorer(self) -> PrefixScorer:

@@ -109,6 +109,8 @@ def test_a_stopped_evaluation_goes_on(whole, argv, tmp_path, monkeypatch, capsys
         ("--data.tasks lm_eval:arc_easy --states none,x.st", "tasks of the harness are run from one state"),
         ("--limit 3", "data.tasks is missing (names, by commas): --data.tasks VALUE"),
         ("--data.tasks pocket:arc --limit 0", "--limit: 0 must be at least 1"),
+        ("--data.tasks pocket:arc --batch_size 0", "batch_size and max_new_tokens must be at least 1"),
+        ("--data.tasks pocket:gsm8k --max_new_tokens -5", "batch_size and max_new_tokens must be at least 1"),
         ("--data.tasks pocket:arc --split pocket:arc=dev", "unknown split 'dev'"),
         ("--data.tasks pocket:mmlu_rwkv --shots pocket:mmlu_rwkv=1", "zero-shot protocol"),
         ("--data.tasks pocket:arc --states nowhere.st", "nowhere.st: No such file or directory"),
@@ -120,6 +122,12 @@ def test_errors_are_one_line(words, line, tiny_checkpoint, tmp_path, capsys):
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_prefix_token_that_the_model_does_not_have_is_named(tiny_checkpoint, tmp_path, capsys):
+    words = ["--data.tasks", "pocket:arc", "--limit", "2", "--prefix_token", "5000", "--output", str(tmp_path)]
+    assert main(["--model.checkpoint", str(tiny_checkpoint), *words]) == 2
+    assert "error: prefix token 5000 is outside of the model's vocabulary of 256\n" in capsys.readouterr().err
 
 
 def test_store_refuses_another_evaluation_and_forgets_a_cut_line(tmp_path):
