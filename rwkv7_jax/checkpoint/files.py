@@ -51,6 +51,9 @@ def guard(path: PathLike, kind: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except IsADirectoryError:
+        own = "; `rwkv7 state convert` makes one of a run's checkpoint" if "state" in kind else ""
+        raise CheckpointError(f"{path} is a folder, not {kind}{own}") from None
     except CheckpointError as error:
         if str(error).startswith(one_line(str(path))):
             raise

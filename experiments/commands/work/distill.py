@@ -34,6 +34,8 @@ class Compiled(NamedTuple):
 
     state: State
     kl: dict[str, float]
+    unfitted: str
+    """The form that the fit starts from."""
     prompt_tokens: int
     read_seconds: float
     """To read the prompt once, compilation aside."""
@@ -51,6 +53,10 @@ def run(config: Distill, prompt: str) -> int:
         found = compile_prompt(config, lm, prompt)
         save(config, lm, found)
     print(report(config, lm, found))
+    fitted = next((value for name, value in found.kl.items() if name.startswith("written: fitted")), 0.0)
+    if fitted > found.kl[found.unfitted]:
+        advice = "lower tune.learning_rate, take fewer steps or give more texts"
+        print(f"warning: the fit made the state worse ({found.unfitted}): {advice}", file=sys.stderr)
     return 0
 
 
@@ -76,6 +82,7 @@ def compile_prompt(config: Distill, lm: LanguageModel, prompt: str) -> Compiled:
     forms |= {f"rank {one}, without token-shift states": distill.portable(exact, one) for one in ranks}
     if rank:
         forms[f"rank {rank}, not fitted"] = start
+    unfitted = f"rank {rank}, not fitted" if rank else "without token-shift states"
     state = start
     if config.tune.steps and (rank or not config.keep_shifts):
         state = forms[f"written: fitted, {config.tune.steps} steps"] = fit(config, lm, exact, start, fit_on)
@@ -85,7 +92,7 @@ def compile_prompt(config: Distill, lm: LanguageModel, prompt: str) -> Compiled:
     for name, form in forms.items():
         total, count = measure(lm.params, exact, form, batch)
         kl[name] = float(total.sum() / count.sum())
-    return Compiled(state, kl, len(tokens), seconds)
+    return Compiled(state, kl, unfitted, len(tokens), seconds)
 
 
 def fit(config: Distill, lm: LanguageModel, exact: State, start: State, texts: Sequence[Tokens]) -> State:

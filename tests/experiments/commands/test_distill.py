@@ -109,6 +109,11 @@ def test_texts_that_are_cut_or_not_used_are_told(words: list[str], tmp_path: Pat
     assert "are cut" not in capsys.readouterr().err
 
 
+def test_a_fit_that_makes_the_state_worse_gives_a_warning(words: list[str], capsys):
+    assert distill.main([*words, "--tune.learning_rate", "1e6", "--tune.steps", "2"]) == 0
+    assert "warning: the fit made the state worse (without token-shift states): lower" in capsys.readouterr().err
+
+
 def test_another_process_that_writes_the_file_is_named(words: list[str], tmp_path: Path, capsys):
     with lock(tmp_path / "state.safetensors"):
         assert distill.main(words) == 2

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from rwkv7_jax import terminal
-from rwkv7_jax.checkpoint import files
+from rwkv7_jax.checkpoint import files, load_state
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -37,6 +37,11 @@ def test_an_error_about_another_file_keeps_its_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other\.json"), files.atomic(tmp_path / "x.json"):
         (tmp_path / "other.json").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_where_a_state_is_needed_is_named(tmp_path):
+    with pytest.raises(files.CheckpointError, match=r"is a folder, not a state file; `rwkv7 state convert` makes"):
+        load_state(tmp_path)
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/x.json", "s3://bucket/x.json", "file:///x.json"])
