@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from experiments.reporting.json_text import json_text
-from experiments.reporting.plots import pyplot
-from experiments.reporting.statistics import bootstrap, wilson
+from experiments.reporting.plots import pyplot, save_figure
+from experiments.reporting.statistics import bootstrap, few_records, wilson
 from experiments.reporting.tables import markdown_table
+from rwkv7_jax.checkpoint.files import write_text
 
 METHODS = {
     "greedy": "greedy",
@@ -113,6 +114,8 @@ def table(points: Sequence[CurvePoint], gains: Sequence[Gain], problems: int) ->
             interval = f"{g['low']:+.3f} to {g['high']:+.3f}"
             lines.append([METHODS[g["against"]], str(g["n"]), f"{g['mean']:+.3f}", interval])
         text += ["", markdown_table(lines, "lrrl")]
+    if remark := few_records({"": problems}, "problems"):
+        text += ["", *remark]
     return "\n".join(text)
 
 
@@ -130,17 +133,14 @@ def picture(path: Path, points: Sequence[CurvePoint]) -> None:
         axis.set(xlabel=f"{cost.replace('_', ' ')} a problem", ylabel="accuracy")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def write(folder: Path, problems: Sequence[Problem], seed: int) -> str:
     """Writes curve.json, curve.md and curve.png; returns the table."""
     points, gains = curve(problems), differences(problems, seed)
     text = table(points, gains, len(problems))
-    (folder / "curve.json").write_text(
-        json_text({"points": points, "differences": gains}, indent=1) + "\n", encoding="utf-8"
-    )
-    (folder / "curve.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "curve.json", json_text({"points": points, "differences": gains}, indent=1) + "\n")
+    write_text(folder / "curve.md", text + "\n")
     picture(folder / "curve.png", points)
     return text

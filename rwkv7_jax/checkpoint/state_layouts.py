@@ -36,7 +36,7 @@ def find_layout(name: str | None) -> Layout:
     """
     if name in LAYOUTS:
         return LAYOUTS[name]
-    choices = ", ".join(LAYOUTS)
+    choices = "; ".join(f"{key} ({layout.tools.removesuffix('; ours')})" for key, layout in LAYOUTS.items())
     if name is None:
         raise CheckpointError(
             f"the axis order cannot be seen from the file; give layout= (--state_layout or --layout): {choices}"

@@ -290,3 +290,11 @@ def test_what_is_no_state_is_named_before_its_layout(tmp_path):
         load_state(tmp_path / "model.pth")
     with pytest.raises(FileNotFoundError, match="no such state file"):
         load_state(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.parametrize("layout", [None, "keyvalue"])
+def test_a_layout_that_is_missing_says_whose_each_is(tmp_path, layout, one_line_error):
+    state = random_state(shifts=False)
+    export_state(tmp_path / "x.st", state, layout="rlhf")
+    with one_line_error("x.st", "rlhf (OpenMOSE/RWKV-LM-RLHF)", "web-rwkv (web-rwkv, Ai00 (.st))", "RWKV-PEFT"):
+        load_state(tmp_path / "x.st", layout=layout)
