@@ -7,7 +7,6 @@ it is timed; runs are interleaved, and the best of several counts.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 import time
@@ -36,6 +35,7 @@ from pallas_kernels.bench.measure import (
     moved,
 )
 from pallas_kernels.bench.peers import Peer, Prepared, of_jax
+from pallas_kernels.bench.report import report_text
 from pallas_kernels.bench.shapes import BENCH, Shape
 from pallas_kernels.triton import launch as triton
 
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(report_text(report), encoding="utf-8")
     return 0
 
 

@@ -8,7 +8,6 @@ that is small, its best time and the fraction of the measured memory bandwidth t
 """
 
 import itertools
-import json
 import os
 import pathlib
 import subprocess
@@ -36,6 +35,7 @@ from pallas_kernels.bench.measure import (
     moved,
 )
 from pallas_kernels.bench.peers import Peer, of_jax
+from pallas_kernels.bench.report import report_text
 from pallas_kernels.bench.shapes import Shape, make_example
 from pallas_kernels.gpu.tuning import BFLOAT16, Tuning
 from pallas_kernels.reference import Token
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in candidates(shape, rate):
             rows.append(row)
             show(row)
-            options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            options.json.write_text(report_text(report), encoding="utf-8")
             if time.monotonic() - begin > options.seconds:
                 print("out of time: what is missing was not started")
                 return 0
