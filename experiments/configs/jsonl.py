@@ -1,4 +1,4 @@
-"""State tuning on your own task: any RWKV-7 checkpoint, jsonl of {"prompt", "completion"} or {"text"}.
+"""State tuning on your own task: any RWKV-7 checkpoint, jsonl of {"prompt", "completion"}, {"messages"} or {"text"}.
 
     rwkv7 tune --config jsonl --model.checkpoint model.pth --data.train my.jsonl
 
