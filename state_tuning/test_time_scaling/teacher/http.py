@@ -185,14 +185,16 @@ class HttpTeacher:
         return {"messages": [{"role": "user", "content": prompt}]} if self.api == "chat" else {"prompt": prompt}
 
     def _text(self, choice: object) -> str:
-        """The text of an answer, empty only if the answer ended by itself."""
+        """The text of an answer, empty only if the answer is, and ended by itself."""
         text = text_of(part(choice, "message", "content") if self.api == "chat" else part(choice, "text"))
         reason = choice.get("finish_reason") if isinstance(choice, dict) else None
         if not text and reason in CUT_SHORT:
             raise UnusableAnswer(
                 f"an answer without text that was cut short ({reason}); give more tokens, or {REASONING}"
             )
-        return text or ""
+        if text is None:
+            raise UnusableAnswer(f"an answer without text: refused, or {REASONING}")
+        return text
 
     def _ask(self, body: Json, read: Callable[[object, int], T]) -> T:
         """`read(first choice, tokens used)` of the answer; one that it cannot read counts as malformed."""

@@ -572,3 +572,10 @@ def test_the_parts_of_a_text_are_joined(serve):
 
 def test_words_that_are_not_listed_give_no_verdict():
     assert np.isnan(teacher_http._yes_or_no({"maybe": -0.5, "x": -4.0}, " yes", " no"))
+
+
+@pytest.mark.parametrize("more", [{"refusal": "I cannot."}, {"reasoning_content": "Hm."}, {}])
+def test_an_answer_without_text_is_not_an_empty_one(serve, more):
+    choice = {"message": {"content": None} | more, "finish_reason": "stop"}
+    server = serve(sends(reply({"choices": [choice], "usage": {"prompt_tokens": 9}})))
+    assert "an answer without text" in ends(lambda: http(server, api="chat").generate(["p"], 9), 5.0)
