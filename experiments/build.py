@@ -41,6 +41,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         dtype=config.dtype,
         remat=config.remat,
         wkv=config.wkv,
+        quantise=config.quantize,
     )
 
 

@@ -104,7 +104,7 @@ def run(config: RunConfig) -> int:
         lm = build.load_model(config.model)
         tuner = make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed)
         settings, parts = resolved(config), run_parts(lm, jobs, tuner)
-        old = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs]])
+        old = digest([config_hash(config), lm.identity, [job.fingerprint for job in jobs]])
         identity = continuing.identity(folder, settings, parts, old)
         measured = {job.name: digest([job.held_out, list(job.records)]) for job in jobs}
         going_on = continuing.Run(folder, identity, settings, parts, measured)
@@ -133,7 +133,7 @@ def run(config: RunConfig) -> int:
 def run_parts(lm: LanguageModel, jobs: Sequence[Job], tuner: Tuner) -> dict[str, Json]:
     """Returns hashes of what the tuned trees of a run depend on besides its settings."""
     parts: dict[str, Json] = {
-        "weights": lm.weights_hash,
+        "weights": lm.identity,
         "training data": digest([[job.name, job.train] for job in jobs]),
     }
     return parts | ({} if tuner.start is None else {"start (tune.init)": tuner.start})

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from rwkv7_jax import checkpoint, functional
 from rwkv7_jax.checkpoint.states import TunedState, state_metadata
 from rwkv7_jax.config import RWKV7Config
-from rwkv7_jax.dtypes import compute_name, on_device, placed
+from rwkv7_jax.dtypes import Quantise, compute_name, on_device, placed, quantised, quantised_bits
 from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
@@ -22,7 +22,7 @@ from rwkv7_jax.generation.arguments import random_key, sampling_params, text_lis
 from rwkv7_jax.generation.generate import TextResult
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
-from rwkv7_jax.model import RWKV7, split_layers
+from rwkv7_jax.model import RWKV7, repeated_layers
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
@@ -67,6 +67,7 @@ class LanguageModel:
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         remat: Literal["none", "dots", "block"] = "none",
         wkv: str | None = None,
+        quantise: Quantise = "auto",
     ) -> "LanguageModel":
         """Loads a checkpoint with its tokenizer; weights go to the devices of the mesh that is set, if any.
 
@@ -78,6 +79,7 @@ class LanguageModel:
             bfloat16, half the memory, beside activations and sums in float32.
           remat: what the backward pass computes again, see `RWKV7Config.remat`.
           wkv: implementation of the WKV op; None picks by device.
+          quantise: "int8" or "int4" matrices, see `rwkv7_jax.quantisation`; "auto" as the file holds them; "none".
 
         Returns:
           The model.
@@ -92,7 +94,7 @@ class LanguageModel:
         name = find_tokenizer(tokenizer, path)
         return cls(
             RWKV7(config),
-            placed(loaded.params, config.dtype),
+            placed(quantised(loaded.params, quantise), config.dtype),
             load_tokenizer(name, config.vocab_size, path),
             loaded.report.weights_hash,
             path,
@@ -108,11 +110,14 @@ class LanguageModel:
     @property
     def summary(self) -> str:
         """One line: size, dimensions, dtype and device."""
-        c = self.config
-        return (
-            f"{self.parameter_count / 1e6:.2f}M parameters, {c.n_layer} layers x {c.n_embd}, {c.n_head} heads, "
-            f"vocabulary {c.vocab_size}, {compute_name(c)}"
-        )
+        c, count = self.config, f"{self.parameter_count / 1e6:.2f}M parameters"
+        dimensions = f"{c.n_layer} layers x {c.n_embd}, {c.n_head} heads, vocabulary {c.vocab_size}"
+        return f"{count}, {dimensions}, {compute_name(c, self.params)}"
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What identifies results: `weights_hash`, and the bits of quantised weights."""
+        return f"{self.weights_hash} {quantised_bits(self.params)}".rstrip()
 
     def replace(self, **fields: PyTree) -> "LanguageModel":
         """Returns a copy with some fields replaced."""
@@ -269,7 +274,7 @@ class LanguageModel:
         rows = np.asarray(tokens, np.int32)
         if rows.ndim > 1 or rows.size == 0 or rows.min() < 0 or rows.max() >= self.config.vocab_size:
             raise ValueError(f"step: give a token, or one a row, in 0..{self.config.vocab_size - 1}")
-        before = state if isinstance(state, list) else _repeated(self._initial(state), rows.size)
+        before = state if isinstance(state, list) else repeated_layers(self._initial(state), rows.size)
         if len(batch := before[0].att_shift) != rows.size:
             raise ValueError(f"step: {rows.size} tokens for a state of {len(batch)} rows")
         logits, after = _step(*self.for_decoding, jnp.asarray(rows.reshape(-1, 1)), before)
@@ -315,12 +320,6 @@ class LanguageModel:
 
 _forward = jax.jit(functional.forward, static_argnums=0)
 _step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _repeated(state: State, rows: int) -> list[State]:
-    """Returns an unbatched state as that of each of many rows, one a layer."""
-    return split_layers(jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], rows, axis=1), state))
 
 
 def _plain(state: State | TunedState | None) -> State | None:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rwkv7_jax import init
+from rwkv7_jax import init, quantisation
 from rwkv7_jax.products import product
+from rwkv7_jax.quantisation import QuantisedWeight
 from rwkv7_jax.wkv_state import WKV, Streams, WKVState, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
@@ -22,7 +23,7 @@ TRANSPOSED = "weight_t"
 
 
 class Linear(nn.Module):
-    """Computes y = x W^T with W [out, in]; for decoding W^T may be given instead, see `for_decoding`."""
+    """Computes y = x W^T with W [out, in] or a `QuantisedWeight`; for decoding W^T may be given, see `for_decoding`."""
 
     features: int
     kernel_init: init.Initializer
@@ -32,6 +33,9 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
         if self.has_variable("params", TRANSPOSED):
             return product("...d,do->...o", x, self.get_variable("params", TRANSPOSED), self.dtype)
+        given = self.get_variable("params", "weight") if self.has_variable("params", "weight") else None
+        if isinstance(given, QuantisedWeight):
+            return quantisation.product(x, given)
         weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))
         return product("...d,od->...o", x, weight, self.dtype)
 

@@ -1,5 +1,6 @@
 """RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -66,7 +67,9 @@ class RWKV7(nn.Module):
         self.ln0 = LayerNorm(dtype=c.activation_dtype)
         self.block_0 = Block(c, 0)
         if c.scan_layers and c.n_layer > 1:
-            self.blocks = self.param("blocks", self.init_stacked)
+            # Flax compares what it is given with fresh weights, and knows neither quantised nor further ones.
+            given = self.has_variable("params", "blocks")
+            self.blocks = self.get_variable("params", "blocks") if given else self.param("blocks", self.init_stacked)
         elif c.n_layer > 1:
             self.later = [Block(c, i, name=f"block_{i}") for i in range(1, c.n_layer)]
         self.ln_out = LayerNorm(dtype=c.activation_dtype)
@@ -229,3 +232,9 @@ def unstack_blocks(params: dict[str, PyTree]) -> dict[str, PyTree]:
         return rest
     depth = jax.tree.leaves(params["blocks"])[0].shape[0]
     return rest | {f"block_{i + 1}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def repeated_layers(state: State, rows: int) -> list[State]:
+    """Returns an unbatched state as that of each of many rows, one a layer."""
+    return split_layers(jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], rows, axis=1), state))

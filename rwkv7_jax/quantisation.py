@@ -5,6 +5,7 @@
 A frozen weight needs products alone, y = x W^T forward and dx = dy W backward; no gradient is taken with respect to it.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -37,9 +38,9 @@ class Rows(Protocol):
 class QuantisedWeight(NamedTuple):
     """A matrix [*L, O, K] of int8 numbers, or of 4-bit ones of which each byte holds two."""
 
-    values: np.ndarray | Array
+    values: np.ndarray | Array | jax.ShapeDtypeStruct
     """int8 [*L, O, K], or uint8 [*L, O, K / 2]: of each group the first half in the low four bits, as integer + 8."""
-    scales: np.ndarray | Array
+    scales: np.ndarray | Array | jax.ShapeDtypeStruct
     """float32 [*L, O, K / group]."""
 
     @property
@@ -56,7 +57,7 @@ class QuantisedWeight(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of numbers and scales."""
-        return self.values.nbytes + self.scales.nbytes
+        return sum(part.size * part.dtype.itemsize for part in self)
 
 
 def quantise(weight: Rows, bits: Bits = 8, group: int | None = None) -> QuantisedWeight:
@@ -95,6 +96,13 @@ def quantise(weight: Rows, bits: Bits = 8, group: int | None = None) -> Quantise
         values[at : at + step] = (integers if bits == 8 else _packed(integers)).reshape(len(part), -1)
         scales[at : at + step] = scale
     return QuantisedWeight(values, scales)
+
+
+def quantised_shape(shape: Sequence[int], bits: Bits) -> QuantisedWeight:
+    """Returns shapes and dtypes of a matrix [*L, O, K] that `quantise` makes with the default groups."""
+    *lead, width = shape
+    values = jax.ShapeDtypeStruct((*lead, width * bits // 8), np.int8 if bits == 8 else np.uint8)
+    return QuantisedWeight(values, jax.ShapeDtypeStruct((*lead, width // (GROUPS[bits] or width)), np.float32))
 
 
 def _rounded(part: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:

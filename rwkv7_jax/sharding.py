@@ -26,15 +26,15 @@ ROWS = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are cut."""
 
 RULES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
-    (r"(^|/)(emb|head)/weight$", ("tensor", "fsdp")),
-    (r"att/(receptance|key|value)/weight$", (..., "tensor", "fsdp")),
-    (r"att/output/weight$", (..., "fsdp", "tensor")),
+    (r"(^|/)(emb|head)/weight(/(values|scales))?$", ("tensor", "fsdp")),
+    (r"att/(receptance|key|value)/weight(/(values|scales))?$", (..., "tensor", "fsdp")),
+    (r"att/output/weight(/(values|scales))?$", (..., "fsdp", "tensor")),
     (r"att/[wavg]1$", (..., "fsdp", None)),
     (r"att/[wavg]2$", (..., None, "tensor")),
     (r"att/([wav]0|k_k|k_a|ln_x/(weight|bias))$", (..., "tensor")),
     (r"att/r_k$", (..., "tensor", None)),
-    (r"ffn/key/weight$", (..., "tensor", "fsdp")),
-    (r"ffn/value/weight$", (..., "fsdp", "tensor")),
+    (r"ffn/key/weight(/(values|scales))?$", (..., "tensor", "fsdp")),
+    (r"ffn/value/weight(/(values|scales))?$", (..., "fsdp", "tensor")),
     (r"(^|/)wkv(/|$)", (None, "tensor")),
     (r"", ()),
 )

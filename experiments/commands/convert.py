@@ -2,6 +2,7 @@
 
     rwkv7 convert model.pth model.safetensors
     rwkv7 convert model.safetensors model.bin --dtype float16
+    rwkv7 convert model.pth small.safetensors --quantize int8
 
 Reads BlinkDL's .pth, safetensors (a file or a Hugging Face folder) and rwkv.cpp's .bin; writes all three.
 """
@@ -26,4 +27,4 @@ def body(args: list[str]) -> int:
     config = check_required(parse(Convert(), args), "rwkv7 convert SOURCE TARGET")
     from experiments.commands.work import checkpoint
 
-    return checkpoint.convert(config.source, config.target, config.dtype)
+    return checkpoint.convert(config.source, config.target, config.dtype, config.quantize)

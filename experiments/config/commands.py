@@ -87,6 +87,9 @@ class Convert:
     dtype: Literal["float32", "float16", "bfloat16"] | None = option(
         None, "cast the weights; none: keep them as they are"
     )
+    quantize: Literal["int8", "int4"] | None = option(
+        None, "integers for the matrices of a .safetensors file, which loads by itself; none: keep them as they are"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

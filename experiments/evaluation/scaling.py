@@ -46,7 +46,7 @@ def load_student(model: ModelConfig, state_file: str | None) -> Student:
 def load_teacher(model: ModelConfig) -> tuple[InProcessTeacher, str]:
     """Returns a larger model as teacher in this process, and the hash of its weights."""
     lm = load_model(model)
-    return InProcessTeacher(lm), lm.weights_hash
+    return InProcessTeacher(lm), lm.identity
 
 
 def answer(session: Session, items: Sequence[Item]) -> list[list[BudgetOutcome]]:

@@ -18,9 +18,10 @@ from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, T
 from experiments.training import pretraining as pretrain
 from rwkv7_jax import RWKV7, RWKV7Config, checkpoint, flops, sharding
 from rwkv7_jax.bucketing import padded_length
-from rwkv7_jax.dtypes import is_matrix
+from rwkv7_jax.dtypes import BITS, Quantise, is_linear, is_matrix
 from rwkv7_jax.functional import Params
 from rwkv7_jax.model import init_params
+from rwkv7_jax.quantisation import quantised_shape
 from state_tuning.core import train
 from state_tuning.core.objective import Batch
 
@@ -100,7 +101,7 @@ def tuning(
         raise UsageError(NEEDS_TEXT)
     config = tuned_model(model, size)
     shapes = jax.eval_shape(init(config), jax.random.key(0))
-    weights = abstract(jax.tree_util.tree_map_with_path(partial_cast(config.dtype), shapes), mesh)
+    weights = abstract(jax.tree_util.tree_map_with_path(placed_shape(config.dtype, model.quantize), shapes), mesh)
     settings = build.tune_config(tune)
     chosen = methods.build(method, RWKV7(config), weights, settings, _no_text, 0)
     function = train.make_train_step(chosen.model, chosen.optimizer, settings, chosen.method, chosen.correlate)
@@ -142,10 +143,13 @@ def abstract(tree: PyTree, mesh: Mesh) -> PyTree[jax.ShapeDtypeStruct]:
     )
 
 
-def partial_cast(dtype: str) -> Callable[[Sequence[PyTree], Array], jax.ShapeDtypeStruct]:
-    """Returns (path, leaf) -> the leaf as `build` places it: matrices in the compute dtype, the rest float32."""
+def placed_shape(dtype: str, quantise: Quantise = "auto") -> Callable[[Sequence[PyTree], Array], PyTree]:
+    """Returns (path, leaf) -> the leaf as a model is loaded: matrices quantised or in `dtype`, the rest float32."""
+    bits = BITS.get(quantise)
 
-    def one(path: Sequence[PyTree], leaf: Array) -> jax.ShapeDtypeStruct:
+    def one(path: Sequence[PyTree], leaf: Array) -> PyTree:
+        if bits and is_linear(path):
+            return quantised_shape(leaf.shape, bits)
         return jax.ShapeDtypeStruct(leaf.shape, dtype if is_matrix(path) else jnp.float32)
 
     return one

@@ -111,7 +111,7 @@ class RateSearch:
         chosen = dataclasses.asdict(learned.method)
         return [
             [settings["data"], evaluate["max_records"], {**tune, "learning_rate": rate}, chosen, model],
-            resources.evaluator(method).lm.weights_hash,
+            resources.evaluator(method).lm.identity,
             resources.jobs[task].fingerprint,
         ]
 

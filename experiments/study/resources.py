@@ -79,7 +79,7 @@ class Resources:
     @property
     def identity(self) -> list[object]:
         """The weights and the data."""
-        return [self.student.lm.weights_hash, [job.fingerprint for job in self.jobs.values()]]
+        return [self.student.lm.identity, [job.fingerprint for job in self.jobs.values()]]
 
     def make_room(self) -> None:
         """Drops compiled programs if there are very many; what is needed again comes from the cache on disk."""

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from rwkv7_jax.checkpoint.files import WEIGHT_DTYPES, CheckpointError, raw_bytes, some
 from rwkv7_jax.checkpoint.lazy import LazyMatrix, Tensor
 from rwkv7_jax.config import RWKV7Config
+from rwkv7_jax.quantisation import QuantisedWeight
 
 TOP = ("emb.weight", "blocks.0.ln0.weight", "blocks.0.ln0.bias", "ln_out.weight", "ln_out.bias", "head.weight")
 UNUSED = tuple(f"blocks.0.att.{name}" for name in ("v0", "v1", "v2"))
@@ -284,5 +285,7 @@ def _leaves(tree: Mapping[str, PyTree], prefix: str = "") -> Iterator[tuple[str,
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, QuantisedWeight):
+            yield from _leaves(value._asdict(), f"{prefix}{name}.")
         else:
             yield prefix + name, value

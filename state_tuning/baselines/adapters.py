@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
@@ -41,12 +40,6 @@ class AdaptedRWKV7(RWKV7):
             variables, args = {"params": params}, (args[0], state, *args[2:])
         with nn.intercept_methods(_add_low_rank):
             return super().apply(variables, *args, **options)
-
-    def init_stacked(self, key: Array) -> dict[str, PyTree]:
-        """Returns the stacked parameters that there are: Flax compares them with this, and knows no small matrices."""
-        if self.has_variable("params", "blocks"):
-            return jax.tree.map(jnp.zeros_like, self.get_variable("params", "blocks"))
-        return super().init_stacked(key)
 
 
 def _add_low_rank(

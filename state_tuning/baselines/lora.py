@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
+from rwkv7_jax.quantisation import QuantisedWeight, dequantise
 from rwkv7_jax.state import State, zero_state
 from state_tuning.baselines.adapters import DOWN, UP
 from state_tuning.core.train import Method
@@ -88,11 +89,15 @@ def insert(params: Params, pairs: Pairs) -> Params:
 
 
 def merge(params: Params, pairs: Pairs, lora: Lora) -> Params:
-    """Returns new weights W + alpha / rank B A of the same dtypes, for any model; others are shared with `params`."""
+    """Returns new weights W + alpha / rank B A of the same dtypes, for any model; others are shared with `params`.
+
+    Of quantised weights those that change are float32 afterwards.
+    """
 
     def merged(linear: Params, pair: Pair) -> Params:
         extra = jnp.einsum("...or,...ri->...oi", pair.up, pair.down, precision="highest")
-        weight = jnp.asarray(linear["weight"])
+        given = linear["weight"]
+        weight = dequantise(given) if isinstance(given, QuantisedWeight) else jnp.asarray(given)
         return linear | {"weight": (weight.astype(jnp.float32) + extra).astype(weight.dtype)}
 
     return _edited(params, _scaled(pairs, lora), merged)

@@ -1,15 +1,17 @@
 """The language model: its methods against each other, states in and out of files, one-line errors."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rwkv7_jax import LanguageModel, SamplingParams, State, load_state
+from rwkv7_jax import LanguageModel, SamplingParams, State, functional, load_state, save_checkpoint
 from rwkv7_jax.finite import NonFiniteLogitsError
-from tests.helpers import random_state
+from rwkv7_jax.quantisation import QuantisedWeight, dequantise
+from tests.helpers import CONFIG, random_state, weights
 
 SAMPLING = {"temperature": 0.9, "top_p": 0.9, "max_new_tokens": 12}
 
@@ -173,3 +175,44 @@ def test_bfloat16_on_a_cpu_keeps_float32_activations(tiny: LanguageModel, tiny_c
     logits, _ = half.step(ids[0])
     np.testing.assert_allclose(logits, found[0], rtol=0.02, atol=0.02 * float(jnp.abs(found).max()))
     assert len(half.generate("The sea", temperature=0, max_new_tokens=4)) <= 4
+
+
+@pytest.mark.parametrize(("quantise", "bits"), [("int8", 8), ("int4", 4)])
+def test_quantised_weights_compute_what_their_numbers_stand_for(tmp_path, quantise, bits):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, weights(config=dataclasses.replace(CONFIG, n_embd=32, head_size=16, dim_ffn=64)))
+    exact, small = (LanguageModel.load(path, quantise=name, tokenizer="byte") for name in ("none", quantise))
+    kinds = {
+        jax.tree_util.keystr(at, simple=True, separator="/"): leaf.bits
+        for at, leaf in jax.tree_util.tree_leaves_with_path(
+            small.params, is_leaf=lambda leaf: isinstance(leaf, QuantisedWeight)
+        )
+        if isinstance(leaf, QuantisedWeight)
+    }
+    assert set(kinds.values()) == {bits}
+    assert len(kinds) == 1 + 2 * 6  # the head, and six matrices of the first block and of the stack
+    assert small.weights_hash == exact.weights_hash
+    assert small.identity == f"{exact.identity} {quantise}"
+    assert quantise in small.summary
+    same = exact.replace(
+        params=jax.tree.map(
+            lambda leaf: dequantise(leaf) if isinstance(leaf, QuantisedWeight) else leaf,
+            small.params,
+            is_leaf=lambda leaf: isinstance(leaf, QuantisedWeight),
+        )
+    )
+    many = np.random.default_rng(0).integers(0, 256, 80).tolist()
+    # 80 rows are computed in float32, 5 rows with activations of 16 bits.
+    for tokens, bound in ((many, 2e-4), (many[:5], 4e-3)):
+        (logits, state), (expected, after) = small.logits(tokens), same.logits(tokens)
+        np.testing.assert_allclose(logits, expected, atol=bound)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=bound), state, after)
+    assert small.generate("ab", temperature=0, max_new_tokens=4) == same.generate("ab", temperature=0, max_new_tokens=4)
+
+    def loss(lm, wkv):
+        start = lm.zero_state(1)._replace(wkv=wkv)
+        return functional.forward(lm.model, lm.params, jnp.array([many], jnp.int32), start)[0].var()
+
+    zero = small.zero_state(1).wkv
+    got, wanted = (jax.jit(jax.grad(partial(loss, lm)))(zero) for lm in (small, same))
+    np.testing.assert_allclose(got, wanted, atol=2e-3 * float(np.abs(wanted).max()))

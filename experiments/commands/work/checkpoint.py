@@ -7,9 +7,21 @@ import ml_dtypes
 import numpy as np
 
 from experiments.build import checkpoint_path
-from rwkv7_jax.checkpoint import CheckpointError, load, params_to_flat, pth, rwkv_cpp, safetensors, weights_hash
+from rwkv7_jax.checkpoint import (
+    CheckpointError,
+    load,
+    params_to_flat,
+    pth,
+    quantised_file,
+    rwkv_cpp,
+    safetensors,
+    weights_hash,
+)
+from rwkv7_jax.checkpoint.lazy import Tensor
 from rwkv7_jax.checkpoint.names import flat_to_params
+from rwkv7_jax.checkpoint.quantised_file import LINEAR
 from rwkv7_jax.checkpoint.states import TIME_STATE, read_state_tensors
+from rwkv7_jax.dtypes import BITS
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SAID = ("method", "task", "layout", "base_model_hash")
@@ -59,8 +71,8 @@ def _state_report(path: pathlib.Path) -> str | None:
     return "\n".join(lines)
 
 
-def convert(source: str, target: str, dtype: str | None = None) -> int:
-    """Reads any format and writes the one that the suffix of `target` names.
+def convert(source: str, target: str, dtype: str | None = None, quantise: str | None = None) -> int:
+    """Reads any format and writes the one that the suffix of `target` names, quantised if asked.
 
     Raises:
       CheckpointError: an unknown suffix, or whatever is wrong with the source, in one line.
@@ -68,13 +80,21 @@ def convert(source: str, target: str, dtype: str | None = None) -> int:
     writer = WRITERS.get(pathlib.Path(target).suffix)
     if writer is None:
         raise CheckpointError(f"{target}: the suffix must be one of {', '.join(WRITERS)}")
-    checkpoint = load(checkpoint_path(source, "rwkv7 convert"), mixed=dtype and DTYPES[dtype])
+    if quantise and writer is not _write_safetensors:
+        raise CheckpointError(f"{target}: --quantize writes .safetensors alone; choose that suffix")
+    checkpoint = load(checkpoint_path(source, "rwkv7 convert"), lazy=True, mixed=dtype and DTYPES[dtype])
     print(checkpoint.report)
-    flat = params_to_flat(checkpoint.params)
+    found = params_to_flat(checkpoint.params)
+    if quantise:
+        kept = {name: array if LINEAR.fullmatch(name) else _cast(name, array, dtype) for name, array in found.items()}
+        quantised_file.write(target, kept, BITS[quantise], checkpoint.report.weights_hash)
+        print(f"wrote         {target}")
+        return 0
+    flat = {name: np.asarray(array) for name, array in found.items()}
     if dtype == "float16" and writer is _write_rwkv_cpp:
         rwkv_cpp.write(target, flat, "FP16")  # which casts matrices alone
     else:
-        writer(target, {name: _cast(name, array, dtype) for name, array in flat.items()} if dtype else flat)
+        writer(target, {name: _cast(name, array, dtype) for name, array in flat.items()})
     print(f"wrote         {target}")
     return 0
 
@@ -88,7 +108,10 @@ def _write_rwkv_cpp(path: str, flat: Tensors) -> None:
     rwkv_cpp.write(path, flat, "FP16" if half else "FP32")
 
 
-def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def _cast(name: str, tensor: Tensor, dtype: str | None) -> np.ndarray:
+    array = np.asarray(tensor)
+    if dtype is None:
+        return array
     with np.errstate(over="ignore"):
         out = array.astype(DTYPES[dtype])
     if not np.isfinite(out.astype(np.float32)).all() and np.isfinite(array.astype(np.float32)).all():

@@ -40,7 +40,7 @@ def load_state(folder: Path) -> TunedState:
     config = check(load_config(str(run / run_folder.RUN_FILE)))
     lm = build.load_model(config.model)
     parts = run_folder.read(run).get("parts")
-    if isinstance(parts, dict) and parts.get("weights") not in (None, lm.weights_hash):
+    if isinstance(parts, dict) and parts.get("weights") not in (None, lm.identity):
         raise CheckpointError(f"{folder}: the weights in {config.model.checkpoint} are others than those of the run")
     lifted = isinstance(config.method, UpscaleMethod)
     jobs = load_jobs(config.data, config.evaluate, config.seed) if lifted else []

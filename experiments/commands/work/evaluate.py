@@ -45,7 +45,7 @@ def run(config: Evaluate) -> int:
     states, hashes = load_states(config.states, config.state_layout, lm)
     engine = Engine(lm, states, config.batch_size, config.max_new_tokens)
     dtype = lm.model.config.dtype
-    settings = [lm.weights_hash, hashes, lm.tokenizer_name, dtype, config.batch_size, config.max_new_tokens]
+    settings = [lm.identity, hashes, lm.tokenizer_name, dtype, config.batch_size, config.max_new_tokens]
     data = [[bench.name, bench.protocol, bench.prefix, bench.parts] for bench in benches]
     identity = digest([settings, data])
     path = Path(config.output).expanduser() / f"{identity[:16]}.jsonl"

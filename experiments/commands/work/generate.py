@@ -10,7 +10,7 @@ from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
-from rwkv7_jax.dtypes import compute_name, on_device
+from rwkv7_jax.dtypes import compute_name, on_device, quantised
 from rwkv7_jax.generation.generate import for_decoding, stream
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.language_model import find_tokenizer
@@ -42,7 +42,7 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     use_compilation_cache(config.system.compilation_cache)
     prompt, stop = _prompt(config.prompt), [typed("--stop", text) for text in config.stop]
     path = checkpoint_path(config.model.checkpoint)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load(path, lazy=True)
     tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size, path)
     state = None
     if config.state:
@@ -51,10 +51,11 @@ def pieces(config: Generate) -> Generator[str, None, None]:
             config.state, layout=config.state_layout, config=loaded.config, base_model_hash=base
         ).state
     dimensions = dataclasses.replace(on_device(loaded.config, config.model.dtype), wkv_implementation=config.model.wkv)
+    params = quantised(loaded.params, config.model.quantize)
     if not config.quiet:
-        print(f"{loaded.report}\ncomputes in {compute_name(dimensions)}", file=sys.stderr)
-    model, params = for_decoding(RWKV7(dimensions), loaded.params)
+        print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
     del loaded
+    model, params = for_decoding(RWKV7(dimensions), params)
     key = jax.random.key(config.seed)
     yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop)
 

@@ -35,7 +35,7 @@ def run(config: Scale) -> int:
     student = load_student(config.model, config.state)
     teacher, teacher_id = _teacher(config.teacher)
     identity = digest(
-        [identity_settings(config), [student.lm.weights_hash, teacher_id, [item.problem for item in items]]]
+        [identity_settings(config), [student.lm.identity, teacher_id, [item.problem for item in items]]]
     )
     described = {"identity": identity, "config": resolved(config, without=BOOKKEEPING)}
     folder = Path(config.output).expanduser()

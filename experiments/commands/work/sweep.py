@@ -50,7 +50,7 @@ def run(config: RunConfig, own: Sweep, folder: Path, again: str) -> int:
     lm, jobs = build.load_model(config.model), load_jobs(config.data, config.evaluate, config.seed)
     base = make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed, make_adam_with_peak)
     start = [] if base.start is None else [base.start]
-    identity = digest([config_hash(config), lm.weights_hash, [job.fingerprint for job in jobs], *start])
+    identity = digest([config_hash(config), lm.identity, [job.fingerprint for job in jobs], *start])
     evaluator = make_evaluator(lm, config.evaluate)
     survey.tell_all(jobs, lm.tokenizer, config.data, config.tune.steps)
     with held(folder), Interrupt() as interrupt, tempfile.TemporaryDirectory() as scratch:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from rwkv7_jax import RWKV7Config, zero_state
+from experiments.build import EMBEDDED
+from rwkv7_jax import LanguageModel, RWKV7Config, zero_state
 from rwkv7_jax.checkpoint import export_state, load, save_state
 
 
@@ -38,3 +39,17 @@ def test_names_of_embedded_models_are_taken(tmp_path, capsys):
     assert load(tmp_path / "s.pth").config.n_layer == 4
     assert cli.main(["inspect", "pocket/studnet"]) == 2
     assert "did you mean pocket/student?" in capsys.readouterr().err
+
+
+def test_convert_writes_quantised_weights_that_load_by_themselves(tmp_path, capsys):
+    target = tmp_path / "small.safetensors"
+    assert cli.main(["convert", "pocket/student", str(target), "--quantize", "int8"]) == 0
+    small, exact = LanguageModel.load(target, tokenizer="byte"), LanguageModel.load(EMBEDDED["pocket/student"])
+    assert small.identity == f"{exact.weights_hash} int8"
+    assert target.stat().st_size < 0.7 * EMBEDDED["pocket/student"].stat().st_size
+    again = LanguageModel.load(EMBEDDED["pocket/student"], quantise="int8")
+    jax.tree.map(np.testing.assert_array_equal, small.params, again.params)
+    capsys.readouterr()
+    assert cli.main(["convert", "pocket/student", str(tmp_path / "x.bin"), "--quantize", "int4"]) == 2
+    assert "--quantize writes .safetensors alone" in capsys.readouterr().err
+    assert not (tmp_path / "x.bin").exists()
