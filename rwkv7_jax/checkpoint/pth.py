@@ -19,6 +19,7 @@ import numpy as np
 
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, atomic, guard, mapped, raw_bytes, view
 from rwkv7_jax.checkpoint.layouts import to_released
+from rwkv7_jax.checkpoint.lazy import Tensor
 from rwkv7_jax.checkpoint.torch_pickle import STORAGES, StorageRef, TensorRef, read_pickle
 
 MAGIC = b"PK\x03\x04"
@@ -61,7 +62,7 @@ def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
         return {name: archive.tensor(ref) for name, ref in refs.items()}
 
 
-def write(path: PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def write(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
     """Writes a file atomically that `torch.load` opens.
 
     Raises:

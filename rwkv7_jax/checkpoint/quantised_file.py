@@ -31,7 +31,8 @@ class StoredMatrix(LazyMatrix):
 
     def rows(self, taken: slice) -> np.ndarray:
         """Returns rows in float32."""
-        return to_numpy(QuantisedWeight(self.weight.values[taken], self.weight.scales[taken]))
+        values, scales = map(np.asarray, self.weight)
+        return to_numpy(QuantisedWeight(values[taken], scales[taken]))
 
 
 def write(path: PathLike, flat: Mapping[str, Tensor], bits: Bits, weights_hash: str) -> None:

@@ -34,9 +34,7 @@ def run(config: Scale) -> int:
     items = problems.load(task, data.file, data.match, data.split, config.limit, data.dir)
     student = load_student(config.model, config.state)
     teacher, teacher_id = _teacher(config.teacher)
-    identity = digest(
-        [identity_settings(config), [student.lm.identity, teacher_id, [item.problem for item in items]]]
-    )
+    identity = digest([identity_settings(config), [student.lm.identity, teacher_id, [item.problem for item in items]]])
     described = {"identity": identity, "config": resolved(config, without=BOOKKEEPING)}
     folder = Path(config.output).expanduser()
     with Interrupt() as interrupt, held(folder):
