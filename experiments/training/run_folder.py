@@ -11,6 +11,7 @@ from experiments.reporting import json_file
 from experiments.tasks import TASKS
 from experiments.training import checkpoint
 from rwkv7_jax import locks
+from rwkv7_jax.checkpoint.files import clear_temporaries
 
 RUN_FILE = "run.json"
 TRIES_FILE = "rates.jsonl"
@@ -26,6 +27,8 @@ WRITTEN = (*RESULTS, "states", "report.md", "results.json", *(f"{name}.png" for 
 @contextlib.contextmanager
 def held(folder: Path, *, lead: bool = True) -> Iterator[None]:
     """Keeps other processes out of the output folder within `with`; makes it, and removes it again if nothing came in.
+
+    Files that a killed process has not finished are removed.
 
     Args:
       folder: the output folder.
@@ -44,6 +47,7 @@ def held(folder: Path, *, lead: bool = True) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locks.lock(folder, "wait until it ends, or choose another --output"):
+            clear_temporaries(folder)
             yield
     finally:
         for path in made:

@@ -16,6 +16,8 @@ PathLike = str | os.PathLike
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
 """How an address begins; `pathlib` makes one slash of two."""
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+"""Names of files that `atomic` has not finished."""
 WEIGHT_DTYPES = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 
 
@@ -120,6 +122,13 @@ def atomic(path: PathLike) -> Iterator[BinaryIO]:
         except BaseException:
             pathlib.Path(name).unlink(missing_ok=True)
             raise
+
+
+def clear_temporaries(folder: pathlib.Path) -> None:
+    """Removes what `atomic` leaves in a folder where the process is killed; the caller writes there alone."""
+    for path in folder.glob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: PathLike, text: str) -> None:

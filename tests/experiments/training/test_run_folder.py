@@ -31,6 +31,17 @@ def test_a_folder_that_was_made_for_nothing_is_gone(tmp_path):
         pass
 
 
+def test_what_a_killed_process_has_not_finished_does_not_block_the_folder(tmp_path):
+    (tmp_path / ".run.json.7scbfzbc.tmp").write_text('{"iden')
+    (tmp_path / ".lock").write_text("")
+    with held(tmp_path):
+        assert not check(tmp_path, "mine")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".notes.tmp").write_text("")
+    with held(tmp_path), pytest.raises(UsageError, match="holds other files"):
+        check(tmp_path, "mine")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_leaves_the_folder_of_another_process_alone(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
