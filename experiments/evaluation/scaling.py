@@ -1,6 +1,5 @@
 """Test-time scaling: each problem answered by the adapted model and its controls at every budget, kept on disk."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -26,6 +25,8 @@ from state_tuning.test_time_scaling.rollouts import Session, Student
 from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher, Teacher
 
 ANSWERS = "answers.jsonl"
+LARGEST = 1e15
+"""No number of an outcome is larger; a whole number may be too large for a float."""
 
 
 class Answered(Problem):
@@ -130,7 +131,7 @@ def _is_outcome(line: object) -> bool:
     return (
         isinstance(line, dict)
         and isinstance(line.get("method"), str)
-        and all(isinstance(line.get(name), int | float) and math.isfinite(line[name]) for name in numbers)
+        and all(isinstance(line.get(name), int | float) and -LARGEST < line[name] < LARGEST for name in numbers)
     )
 
 

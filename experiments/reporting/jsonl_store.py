@@ -4,6 +4,7 @@ What a crash leaves of the last line is dropped. A damaged line is left out, wit
 it held is computed again.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -106,4 +107,8 @@ def _checked(record: Record, fields: FieldsOf) -> Record:
     for name, kind in (fields(record) if callable(fields) else fields).items():
         if not isinstance(record.get(name), kind):
             raise ValueError(f"it has no {name!r}, or one of another type")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a character") from None
     return record

@@ -6,7 +6,6 @@ Goodput is the part of the wall time spent in steps that count. The time between
 """
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,10 @@ holds up. lost: steps that a restart or rollback did again, and reading the chec
 start of the loop, rows of metrics, whoever reads them."""
 _REDONE = ("input", "step")
 _INTERVAL = 1.0
+
+
+_LONGEST = 1e15
+"""Seconds that no run takes; a whole number may be too large for a float."""
 
 
 class Written(TypedDict, total=False):
@@ -110,4 +113,4 @@ def _checked(path: Path, found: Mapping[str, object]) -> Written:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
+    return isinstance(value, int | float) and 0 <= value < _LONGEST

@@ -141,3 +141,11 @@ def test_a_damaged_portion_of_an_evaluation_is_computed_again(tmp_path, capsys):
     other = path.rename(tmp_path / "other.jsonl")
     with pytest.raises(UsageError, match="holds another evaluation"):
         Store(other, "c" * 64)
+
+
+def test_an_old_line_with_half_of_a_character_is_damaged(tmp_path):
+    """Rewriting it would change its text, and another reading would not find it again."""
+    old = tmp_path / "x.jsonl"
+    old.write_text('{"key": "\\ud800", "loss": 1.5}\n{"key": "k", "loss": 2.5}\n', encoding="utf-8")
+    assert [row["key"] for row in jsonl_store.read(old, {"key": str})] == ["k"]
+    assert [row["key"] for row in jsonl_store.recover(old, {"key": str})] == ["k"]

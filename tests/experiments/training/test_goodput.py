@@ -65,7 +65,10 @@ def test_the_file_is_written_once_a_second_or_on_demand(tmp_path):
     Ledger(None, clock).write()
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
+HUGE = '{"goodput": 1.0, "wall": 1%s, "sessions": 1, "seconds": {}}' % ("0" * 400)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", HUGE])
 def test_a_damaged_file_is_begun_anew(text, tmp_path):
     (tmp_path / "goodput.json").write_text(text)
     assert Ledger(tmp_path / "goodput.json").sessions == 1
