@@ -1,7 +1,9 @@
 """The peers' side of the comparison (`pip install -e ".[peers]"`). JAX is imported where keras-hub needs it alone."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from experiments.bench.inputs import DECODE, PREFILL, PROMPT, SHAPES, Decode, Timed, tokens
 
@@ -47,11 +49,9 @@ def rwkv_pip_steps(checkpoint: Path) -> Timed:
     return steps, logits.tolist()
 
 
-def keras_hub_steps(rows: int, shape: str) -> Timed:
-    """Returns keras-hub's steps with its cache on JAX, jitted with the cache donated, random weights, no logits."""
+def _keras_backbone(shape: str) -> tuple[ModuleType, Callable]:
+    """Returns keras-hub on JAX, and its RWKV7 backbone with random weights."""
     os.environ["KERAS_BACKEND"] = "jax"
-    import jax
-    import keras  # pyright: ignore[reportMissingImports]
     import keras_hub as hub  # pyright: ignore[reportMissingImports]
 
     size = SHAPES[shape]
@@ -59,6 +59,15 @@ def keras_hub_steps(rows: int, shape: str) -> Timed:
         hidden_size=size.n_embd, head_size=64, num_layers=size.n_layer, vocabulary_size=size.vocab_size,
         intermediate_dim=4 * size.n_embd, dtype="float32",
     )  # fmt: skip
+    return hub, backbone
+
+
+def keras_hub_steps(rows: int, shape: str) -> Timed:
+    """Returns keras-hub's steps with its cache on JAX, jitted with the cache donated, random weights, no logits."""
+    size, (hub, backbone) = SHAPES[shape], _keras_backbone(shape)
+    import jax
+    import keras  # pyright: ignore[reportMissingImports]
+
     model = hub.models.RWKV7CausalLM(backbone)
 
     def step(weights, token, cache):
@@ -85,17 +94,11 @@ def keras_hub_steps(rows: int, shape: str) -> Timed:
 
 def keras_hub(shape: str) -> Timed:
     """Returns keras-hub's RWKV7 backbone on JAX, jitted, with random weights (speed alone is compared)."""
-    os.environ["KERAS_BACKEND"] = "jax"
+    _, backbone = _keras_backbone(shape)
     import jax
-    import keras_hub as hub  # pyright: ignore[reportMissingImports]
     import numpy as np
 
-    size = SHAPES[shape]
-    backbone = hub.models.RWKV7Backbone(
-        hidden_size=size.n_embd, head_size=64, num_layers=size.n_layer, vocabulary_size=size.vocab_size,
-        intermediate_dim=4 * size.n_embd, dtype="float32",
-    )  # fmt: skip
-    ids = np.asarray([tokens(PREFILL, size.vocab_size)], np.int32)
+    ids = np.asarray([tokens(PREFILL, SHAPES[shape].vocab_size)], np.int32)
     inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     call = jax.jit(lambda weights, rest, inputs: backbone.stateless_call(weights, rest, inputs)[0])
     weights, rest = [v.value for v in backbone.trainable_variables], [v.value for v in backbone.non_trainable_variables]

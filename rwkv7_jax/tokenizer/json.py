@@ -55,9 +55,7 @@ class JsonTokenizer:
         Raises:
           ValueError: the text has lone surrogates.
         """
-        text.encode()
-        with _one_line(f"{self._path}: the tokenizers library fails"):
-            return self._library.encode(text, add_special_tokens=False).ids
+        return self._ids(self._library, text)
 
     def encode_after(self, text: str) -> list[int]:
         """Encodes a text that follows another one, without the space that the file may put before a whole text.
@@ -65,9 +63,12 @@ class JsonTokenizer:
         Raises:
           ValueError: the text has lone surrogates.
         """
+        return self._ids(self._inside, text)
+
+    def _ids(self, library: Library, text: str) -> list[int]:
         text.encode()
         with _one_line(f"{self._path}: the tokenizers library fails"):
-            return self._inside.encode(text, add_special_tokens=False).ids
+            return library.encode(text, add_special_tokens=False).ids
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Encodes the text whose UTF-8 the bytes are.
