@@ -1,19 +1,16 @@
 """Runs that go on with other settings, from a state file, or after an interruption; states in checkpoints."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments import run, session
 from experiments.commands.state import main as state_main
-from experiments.training.metrics_log import MetricsLog
 from rwkv7_jax.checkpoint import export_state, load_state, save_state
+from tests.experiments.test_run import interrupt_at, one_error, result
 
 STEPS = 6
 
@@ -36,31 +33,6 @@ def finished(argv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run.main([*argv, "--output", str(folder)]) == 0
     return folder
-
-
-def result(folder: Path) -> tuple[Any, list[dict[str, Any]], bytes]:
-    """Everything of a run that must be the same again."""
-    rows = [{k: v for k, v in row.items() if k != "timing"} for row in MetricsLog(folder / "metrics.jsonl").rows()]
-    return json.loads((folder / "results.json").read_text()), rows, (folder / "jsonl/state.safetensors").read_bytes()
-
-
-def one_error(capsys):
-    """The one line of an error."""
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1, err
-    return err
-
-
-def interrupt_at(monkeypatch, step):
-    """Ctrl-C just after the metrics of `step` were written."""
-    append = MetricsLog.append
-
-    def pressing(self, row):
-        append(self, row)
-        if row["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(MetricsLog, "append", pressing)
 
 
 def tuned_state(folder):
