@@ -47,7 +47,7 @@ def _numbers(kind: str, blocks: np.ndarray) -> np.ndarray:
         if fifth is not None:
             stored |= np.unpackbits(fifth, axis=-1, bitorder="little") << 4
         integers = stored.astype(np.float32) - np.float32(OFFSET.get(kind, 0))
-    return (integers * scale + np.float32(0) + minimum).astype(np.float32).reshape(len(blocks), -1)
+    return (integers * scale + minimum).reshape(len(blocks), -1)
 
 
 def _half(pair: np.ndarray) -> np.ndarray:

@@ -18,6 +18,11 @@ class LazyMatrix(abc.ABC):
     def rows(self, taken: slice) -> np.ndarray:
         """Returns rows in float32."""
 
+    def is_finite(self) -> bool:
+        """Tells whether all numbers are finite, some rows at a time."""
+        step = max(1, 2**20 // self.shape[1])
+        return all(np.isfinite(self.rows(slice(at, at + step))).all() for at in range(0, len(self), step))
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -121,14 +121,12 @@ def expected_shapes(config: RWKV7Config) -> dict[str, tuple[int, ...]]:
 
 def with_one_dtype(flat: Mapping[str, Tensor], dtype: DTypeLike) -> dict[str, Tensor]:
     """Returns tensors of which those are cast to `dtype` that have different floating dtypes in different layers."""
+    stack_of = {name: re.sub(r"^blocks\.[1-9]\d*\.", "blocks.*.", name) for name in flat}
     dtypes: dict[str, set[np.dtype]] = {}
     for name, array in flat.items():
-        dtypes.setdefault(re.sub(r"^blocks\.[1-9]\d*\.", "blocks.*.", name), set()).add(array.dtype)
-    mixed = {name for name, found in dtypes.items() if len(found) > 1 and found <= set(WEIGHT_DTYPES)}
-    return {
-        name: array.astype(dtype) if re.sub(r"^blocks\.[1-9]\d*\.", "blocks.*.", name) in mixed else array
-        for name, array in flat.items()
-    }
+        dtypes.setdefault(stack_of[name], set()).add(array.dtype)
+    mixed = {stack for stack, found in dtypes.items() if len(found) > 1 and found <= set(WEIGHT_DTYPES)}
+    return {name: array.astype(dtype) if stack_of[name] in mixed else array for name, array in flat.items()}
 
 
 def not_finite(params: Mapping[str, PyTree]) -> list[str]:
@@ -142,8 +140,7 @@ def not_finite(params: Mapping[str, PyTree]) -> list[str]:
 
 def _has_nan(array: Tensor, chunk: int = 2**20) -> bool:
     if isinstance(array, LazyMatrix):
-        step = max(1, chunk // array.shape[1])
-        return any(_has_nan(array[at : at + step]) for at in range(0, len(array), step))
+        return not array.is_finite()
     flat = array.reshape(-1)
     return any(not np.isfinite(flat[at : at + chunk]).all() for at in range(0, flat.size, chunk))
 

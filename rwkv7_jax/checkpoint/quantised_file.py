@@ -34,6 +34,10 @@ class StoredMatrix(LazyMatrix):
         values, scales = map(np.asarray, self.weight)
         return to_numpy(QuantisedWeight(values[taken], scales[taken]))
 
+    def is_finite(self) -> bool:
+        """Tells whether all numbers are finite, by the scales."""
+        return bool(np.isfinite(np.asarray(self.weight.scales)).all())
+
 
 def write(path: PathLike, flat: Mapping[str, Tensor], bits: Bits, weights_hash: str) -> None:
     """Writes weights with their linear matrices quantised, atomically; all else keeps its dtype.
