@@ -8,13 +8,19 @@ from types import ModuleType
 from experiments.bench.inputs import DECODE, PREFILL, PROMPT, SHAPES, Decode, Timed, tokens
 
 
-def rwkv_pip(task: str, checkpoint: Path) -> Timed:
-    """Returns PyPI rwkv's (function to time, logits after the prefill), float32 on CPU."""
+def _rwkv_pip_model(checkpoint: Path):
+    """Returns PyPI rwkv's model, float32 on CPU; its settings are variables of the environment."""
     os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
-    import torch  # pyright: ignore[reportMissingImports]
     from rwkv.model import RWKV
 
-    model = RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32")
+    return RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32")
+
+
+def rwkv_pip(task: str, checkpoint: Path) -> Timed:
+    """Returns PyPI rwkv's (function to time, logits after the prefill), float32 on CPU."""
+    model = _rwkv_pip_model(checkpoint)
+    import torch  # pyright: ignore[reportMissingImports]
+
     prompt = tokens(PREFILL, model.args.vocab_size)
     logits, state = model.forward(prompt, None)
 
@@ -35,10 +41,7 @@ def decoding(who: str, task: Decode, checkpoint: Path, shape: str) -> Timed:
 
 def rwkv_pip_steps(checkpoint: Path) -> Timed:
     """Returns PyPI rwkv's bare steps, float32 on CPU."""
-    os.environ |= {"RWKV_V7_ON": "1", "RWKV_JIT_ON": "1", "RWKV_CUDA_ON": "0"}
-    from rwkv.model import RWKV
-
-    model = RWKV(model=str(checkpoint.with_suffix("")), strategy="cpu fp32")
+    model = _rwkv_pip_model(checkpoint)
     logits, state = model.forward(tokens(PROMPT, model.args.vocab_size), None)
 
     def steps() -> None:
