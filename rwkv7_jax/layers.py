@@ -33,7 +33,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B O"]:
         if self.has_variable("params", TRANSPOSED):
             return product("...d,do->...o", x, self.get_variable("params", TRANSPOSED), self.dtype)
-        given = self.get_variable("params", "weight") if self.has_variable("params", "weight") else None
+        given = self.get_variable("params", "weight")
         if isinstance(given, QuantisedWeight):
             return quantisation.product(x, given)
         weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))

@@ -1,6 +1,5 @@
 """RWKV-7 as a pure function: `apply({"params": p}, tokens, state) -> (logits, state)`."""
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -234,7 +233,7 @@ def unstack_blocks(params: dict[str, PyTree]) -> dict[str, PyTree]:
     return rest | {f"block_{i + 1}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@partial(jax.jit, static_argnums=1)
 def repeated_layers(state: State, rows: int) -> list[State]:
     """Returns an unbatched state as that of each of many rows, one a layer."""
     return split_layers(jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], rows, axis=1), state))
