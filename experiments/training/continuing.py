@@ -107,6 +107,8 @@ def _explain(folder: Path, settings: Settings, parts: Settings) -> None:
     ways = "choose another --output, or throw it away with --overwrite"
     old, new = tuned_by(before), tuned_by(settings)
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    # What run.json does not have is a setting of a later version, which the run had at its default.
+    differing = [key for key in differing if key in old] or differing
     if differing == ["tune.steps"]:
         raise UsageError(f"{folder} holds a run with other settings ({_steps(old, new)}, or {ways}")
     if differing:
