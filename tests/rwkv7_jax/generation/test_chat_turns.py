@@ -20,6 +20,11 @@ def test_turns_hold_no_empty_line_and_parts_are_joined(content, text):
     assert turn_text(content) == text
 
 
+def test_kept_empty_lines_end_no_turn():
+    text = "\n\none\n\n\ntwo\r\n\r\nUser: three\n\nUserless\n\n\nAssistant:\n"
+    assert turn_text(text, keep_empty_lines=True) == "one\n\n\ntwo\nUser: three\n\nUserless\nAssistant:"
+
+
 def test_parts_that_are_not_text_are_named():
     with pytest.raises(ValueError, match="a part of type 'image_url'; only text"):
         turn_text([{"type": "image_url", "image_url": {}}])
