@@ -142,8 +142,8 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], *, max_length: int, le
     found, merged = list[Example](), 0
     for index, text in enumerate(texts):
         try:
-            prompt, completion = _pair(text)
-            found.extend(encode_record(tokenizer, prompt, completion, max_length, learn))
+            prompt, completion, answers = _pair(text)
+            found.extend(encode_record(tokenizer, prompt, completion, max_length, learn, answers))
             merged += bool(prompt) and boundary_merges(tokenizer, prompt, completion)
         except ValueError as error:
             raise ValueError(f"tune: {what} {index} {error}") from None
@@ -157,10 +157,14 @@ def _encoded(tokenizer: Tokenizer, texts: Sequence[Text], *, max_length: int, le
     return found
 
 
-def _pair(text: Text) -> tuple[str, str]:
-    """(prompt, completion), an empty prompt for a plain text. Raises: ValueError in one line."""
+def _pair(text: Text) -> tuple[str, str, tuple[tuple[int, int], ...] | None]:
+    """(prompt, completion, places of the answers in messages), an empty prompt for a plain text.
+
+    Raises:
+      ValueError: in one line.
+    """
     if isinstance(text, str):
-        return "", text
+        return "", text, None
     parts: list[object] = []
     if not isinstance(text, Mapping):
         parts = list(text)
@@ -168,11 +172,12 @@ def _pair(text: Text) -> tuple[str, str]:
         if len(forms) > 1:
             raise ValueError(f"has {' and '.join(map(repr, (form[-1] for form in forms)))}; give one of them")
         if forms[0] == ("messages",):
-            return "", from_messages(text["messages"])
+            talk = from_messages(text["messages"])
+            return "", talk.text, talk.answers
         parts = ["", text["text"]] if forms[0] == ("text",) else [text.get(name) for name in forms[0]]
     match parts:
         case [str(prompt), str(completion)]:
-            return prompt, completion
+            return prompt, completion, None
     raise ValueError(
         'is neither a text, nor (prompt, completion), nor {"prompt", "completion"}, nor {"text"}, nor {"messages"}'
     )

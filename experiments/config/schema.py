@@ -67,7 +67,8 @@ class DataConfig:
     )
     dir: str | None = option(None, "folder of the real benchmarks' files, for tasks without pocket:")
     train: str | None = option(
-        None, 'local .jsonl: {"prompt", "completion"}, {"text"}, {"messages"}, or public records of one task'
+        None,
+        'local .jsonl: {"prompt", "completion"}, {"text"}, {"messages"}, {"instruction", "output"}; or of a task',
     )
     validation: str | None = option(None, "held-out .jsonl; none: a part of the training file")
     validation_fraction: float = option(0.1, "part of the training file held out when there is no validation file")
@@ -76,6 +77,9 @@ class DataConfig:
     batch_size: int = option(16, "examples a step")
     learn: Literal["answers", "all"] = option(
         "answers", "of conversations (User: ... Assistant: ...): the answers alone, or all tokens"
+    )
+    template: Literal["rwkv", "g1", "none"] = option(
+        "rwkv", "messages as text: User: ... Assistant: ...; g1: keeping empty lines in answers; none: contents alone"
     )
 
     def __post_init__(self) -> None:
@@ -291,7 +295,7 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
     """What identifies the results of a run: `resolved` without bookkeeping, embedded benchmarks by their plain names.
 
     Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one, and
-    so does leaving out a start that is the zero state and defaults of data.learn and model.quantize.
+    so does leaving out a start that is the zero state and defaults of data.learn, data.template and model.quantize.
     """
     plain = resolved(config, without=without)
     data, tune = plain.get("data"), plain.get("tune")
@@ -299,8 +303,9 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
         for name in STARTS:
             if tune.get(name) is None:
                 tune.pop(name, None)
-    if isinstance(data, dict) and data.get("learn") == DataConfig.learn:
-        data.pop("learn")
+    for name in ("learn", "template"):
+        if isinstance(data, dict) and data.get(name) == getattr(DataConfig, name):
+            data.pop(name)
     for model in plain.values():
         if isinstance(model, dict) and model.get("quantize") == ModelConfig.quantize:
             model.pop("quantize")

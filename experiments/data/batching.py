@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
-from experiments.data.jsonl import Pair
+from experiments.data.jsonl import Pair, Talk
 from rwkv7_jax.bucketing import padded_length
 from rwkv7_jax.tokenizer import Tokenizer
-from state_tuning.core.conversations import encode_record
+from state_tuning.core.conversations import Learn, encode_record
 from state_tuning.core.objective import Batch, Example, collate
 
 if TYPE_CHECKING:
@@ -36,9 +36,14 @@ def encode_each(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig)
     if not pairs:
         raise UsageError("no records to encode")
     try:
-        return [encode_record(tokenizer, *pair, config.max_length, config.learn) for pair in pairs]
+        return [encode_one(tokenizer, pair, config.max_length, config.learn) for pair in pairs]
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def encode_one(tokenizer: Tokenizer, pair: Pair, max_length: int, learn: Learn) -> list[Example]:
+    """Returns the token examples of one record, as `encode_each`. Raises: ValueError in one line."""
+    return encode_record(tokenizer, *pair, max_length, learn, pair.answers if isinstance(pair, Talk) else None)
 
 
 def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Example]]:

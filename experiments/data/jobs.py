@@ -125,7 +125,7 @@ class _Loader(NamedTuple):
     def _pairs(self, path: str, notes: list[str]) -> list[Pair]:
         """Reads a file of pairs; what of it is not used is added to the notes."""
         lines = read_lines(path)
-        pairs = [to_pair(line) for line in lines]
+        pairs = [to_pair(line, self.data.template) for line in lines]
         if self.data.learn == "answers":
             pairs = [check_answers(pair, line.where) for pair, line in zip(pairs, lines, strict=True)]
         if others := unused_keys(lines):

@@ -1,9 +1,9 @@
-"""Local files of a user's own task: {"prompt", "completion"}, {"text"} or {"messages"} on each line."""
+"""Local files of a user's own task: pairs, texts, messages or instructions, one JSON object on each line."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -11,14 +11,17 @@ from experiments.config.overrides import UsageError
 from experiments.data.text_file import read_text
 from experiments.tasks.types import Record
 from rwkv7_jax.checkpoint.files import one_line
-from state_tuning.core.conversations import exchanges, from_messages
+from state_tuning.core.conversations import Exchange, Template, cut_at, exchanges, from_messages
 
 R = TypeVar("R")
 
 PAIR, TEXT, MESSAGES, SHAREGPT = ("prompt", "completion"), ("text",), ("messages",), ("conversations",)
+ALPACA = ("instruction", "output")
 FORMS = (PAIR, TEXT, MESSAGES, SHAREGPT)
-"""Keys of a record; it has those of one form, and others are not used."""
-WANTED = 'a line needs "prompt" and "completion", or "text", or "messages"'
+"""Keys of a record; it has those of one form, and others are not used. `ALPACA` counts where both are there."""
+FURTHER = {MESSAGES: ("system",), SHAREGPT: ("system",), ALPACA: ("input", "system")}
+"""Texts that are read too where they are there."""
+WANTED = 'a line needs "prompt" and "completion", or "text", or "messages", or "instruction" and "output"'
 GIVEN, ANSWERED = ("prompt", "question", "instruction", "query", "input"), ("answer", "output", "response", "chosen")
 """Keys of other tools' dialects, for advice."""
 
@@ -28,6 +31,26 @@ class Pair(NamedTuple):
 
     prompt: str
     completion: str
+
+
+class Talk(Pair):
+    """A conversation whose answers are known by their places; equal to the plain text in everything else."""
+
+    answers: tuple[tuple[int, int], ...]
+    """As in `state_tuning.core.conversations.Conversation`."""
+
+    def __new__(cls, text: str, answers: tuple[tuple[int, int], ...]) -> "Talk":
+        """Returns the conversation."""
+        self = super().__new__(cls, "", text)
+        self.answers = answers
+        return self
+
+
+def exchanges_of(pair: Pair) -> list[Exchange]:
+    """Returns the exchanges of a conversation; none of another text or of a prompt with its completion."""
+    if isinstance(pair, Talk):
+        return cut_at(pair.completion, pair.answers)
+    return [] if pair.prompt else exchanges(pair.completion)
 
 
 class Line(NamedTuple):
@@ -43,21 +66,48 @@ def read_lines(path: str | Path) -> list[Line]:
     Raises:
       UsageError: one line with file and line number: no such file, an empty one, not text, not a JSON object.
     """
+    path = user_path(path)
+    found = []
+    for item in scan(path, read_text(path)):
+        if isinstance(item, UsageError):
+            raise item
+        found.append(item)
+    return found
+
+
+def user_path(path: str | Path) -> Path:
+    """Returns the path with its `~` replaced.
+
+    Raises:
+      UsageError: there is no such user.
+    """
     try:
-        path = Path(path).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise UsageError(f"no file {path} ({error})") from None
-    text = read_text(path)
+
+
+def scan(path: Path, text: str) -> Iterator[Line | UsageError]:
+    """Yields the records of a file's text in order, and for each that is damaged what is wrong with it.
+
+    Raises:
+      UsageError: one line, for what concerns the whole file.
+    """
     lines = [(number, line.removeprefix("\ufeff")) for number, line in enumerate(text.split("\n"), 1)]
     lines = [(number, line) for number, line in lines if line.strip()]
     if not lines:
         raise UsageError(f"{path} is empty; write one JSON object on each line")
     number, first = lines[0]
     if first.lstrip()[0] == "[":
-        return _array(path, text, whole=len(lines) == 1)
+        yield from _array(path, text, whole=len(lines) == 1)
+        return
     if first.strip() == "{" or (len(lines) > 1 and _is_open(first)):
         raise UsageError(f"{path}:{number}: a JSON object over several lines; write each record on one line")
-    return [Line(_parse(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines]
+    for number, line in lines:
+        try:
+            yield Line(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+        except UsageError as error:
+            yield error
 
 
 def _is_open(line: str) -> bool:
@@ -65,16 +115,19 @@ def _is_open(line: str) -> bool:
     return line.lstrip().startswith("{") and line.rstrip()[-1] in "{[," and not line.rstrip().endswith("},")
 
 
-def _array(path: Path, text: str, *, whole: bool) -> list[Line]:
+def _array(path: Path, text: str, *, whole: bool) -> Iterator[Line | UsageError]:
     """The records of a JSON array."""
     where = f"{path}:1" if whole else str(path)
     values = _loads(text.removeprefix("\ufeff"), where)
     assert isinstance(values, list)
-    if wrong := [type(value).__name__ for value in values if not isinstance(value, dict)]:
-        raise UsageError(f"{where}: a JSON object is wanted, not {'list' if whole else wrong[0]}")
     if not values:
         raise UsageError(f"{path} is empty; write one JSON object on each line")
-    return [Line(value, f"{path}: record {number}") for number, value in enumerate(values, 1)]
+    if whole and not any(isinstance(value, dict) for value in values):
+        raise UsageError(f"{where}: a JSON object is wanted, not list")
+    for number, value in enumerate(values, 1):
+        place = f"{path}: record {number}"
+        wrong = UsageError(f"{place}: a JSON object is wanted, not {type(value).__name__}")
+        yield Line(value, place) if isinstance(value, dict) else wrong
 
 
 def _parse(line: str, where: str) -> Record:
@@ -112,13 +165,19 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def form(record: Record) -> tuple[str, ...]:
-    """Returns the keys among `FORMS` that a record has; null counts as absent.
+    """Returns the keys among `FORMS` that a record has, or `ALPACA`; null counts as absent.
+
+    The text and the prompt that a set of instructions or messages has besides are not used.
 
     Raises:
       ValueError: in one line: keys of none, of several, or only a part.
     """
     have = [key for key, value in record.items() if value is not None]
+    if {*ALPACA} <= {*have} and not {"completion", *MESSAGES, *SHAREGPT} & {*have}:
+        return ALPACA
     found = [keys for keys in FORMS if any(key in have for key in keys)]
+    if len(found) == 2 and PAIR in found and TEXT not in found and "completion" not in have:
+        found.remove(PAIR)
     if len(found) > 1:
         mixed = [key for keys in found for key in keys if key in have]
         raise ValueError(f"{' and '.join(map(repr, mixed))} on one line: what is learnt? {WANTED}")
@@ -135,38 +194,50 @@ def _advice(have: Sequence[str]) -> str:
     given, answered = (next((key for key in keys if key in have), None) for keys in (GIVEN, ANSWERED))
     if not given or not answered:
         return ""
-    what = "instruction and input, joined," if {"instruction", "input"} <= {*have} else repr(given)
-    renamed = "" if given == "prompt" else f'{what} to "prompt" and '
+    renamed = "" if given == "prompt" else f'{given!r} to "prompt" and '
     return f'; rename {renamed}{answered!r} to "completion"'
 
 
-def to_pair(line: Line) -> Pair:
-    """Returns the pair in a {"prompt", "completion"}, {"text"} or {"messages"} record.
+def to_pair(line: Line, template: Template = "rwkv") -> Pair:
+    """Returns what a record of any form is for the model.
+
+    Args:
+      line: the record.
+      template: how turns become text.
 
     Raises:
-      UsageError: with file and line: missing keys or too many, values that are not strings, an empty completion.
+      UsageError: with file and line: missing keys or too many, values that are not strings, an unknown role, an empty
+        completion or answer.
     """
     record, where = line
     try:
         keys = form(record)
         if keys in (MESSAGES, SHAREGPT):
-            return Pair("", _messages(keys[0], record[keys[0]], record.get("system")))
+            return _talk(keys[0], record[keys[0]], record.get("system"), template)
+        for key in (*keys, *FURTHER.get(keys, ())):
+            if not isinstance(value := record.get(key), str) and (value is not None or key in keys):
+                advice = '; give turns as "messages"' if isinstance(value, list) else ""
+                raise ValueError(f"{key!r} must be a string, not {type(value).__name__}{advice}")
+        if not record[keys[-1]]:
+            raise ValueError(f"the {keys[-1]} is empty, there is nothing to learn")
+        if keys == ALPACA:
+            return _talk("output", _instruction(record), record.get("system"), template)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
-    for key in keys:
-        if not isinstance(record[key], str):
-            advice = '; give turns as "messages"' if isinstance(record[key], list) else ""
-            raise UsageError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}{advice}")
-    if not record[keys[-1]]:
-        raise UsageError(f"{where}: the {keys[-1]} is empty, there is nothing to learn")
     return Pair("" if keys == TEXT else record["prompt"], record[keys[-1]])
 
 
-def _messages(key: str, value: object, system: object) -> str:
+def _instruction(record: Record) -> list[dict[str, str]]:
+    """Alpaca's record as messages."""
+    asked = "\n".join(text for key in ("instruction", "input") if (text := (record.get(key) or "").strip()))
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": record["output"]}]
+
+
+def _talk(key: str, value: object, system: object, template: Template) -> Talk:
     """The turns, after a system prompt that stands beside them."""
     try:
         first = [{"role": "system", "content": system}] if isinstance(system, str) else []
-        return from_messages([*first, *value] if isinstance(value, list) else value)
+        return Talk(*from_messages([*first, *value] if isinstance(value, list) else value, template))
     except ValueError as error:
         raise ValueError(f"{key!r}: {error}") from None
 
@@ -177,7 +248,7 @@ def check_answers(pair: Pair, where: str) -> Pair:
     Raises:
       UsageError: it is, with file and line.
     """
-    parts = [] if pair.prompt else exchanges(pair.completion)
+    parts = exchanges_of(pair)
     if parts and not any(part.answer for part in parts):
         raise UsageError(f"{where}: the conversation has no answer, there is nothing to learn")
     return pair
@@ -187,8 +258,8 @@ def unused_keys(lines: Iterable[Line]) -> Counter[str]:
     """Counts the records with each key that is not read."""
     found = Counter[str]()
     for record, _ in lines:
-        read = {key for keys in FORMS for key in keys}
-        read |= {"system"} if form(record) in (MESSAGES, SHAREGPT) and isinstance(record.get("system"), str) else set()
+        keys = form(record)
+        read = {*keys, *(key for key in FURTHER.get(keys, ()) if isinstance(record.get(key), str))}
         found.update(key for key, value in record.items() if value is not None and key not in read)
     return found
 

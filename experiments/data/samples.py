@@ -1,7 +1,6 @@
 """A record as a prompt without its answer, and what is wanted after it."""
 
-from experiments.data.jsonl import Pair
-from state_tuning.core.conversations import exchanges
+from experiments.data.jsonl import Pair, exchanges_of
 
 LONGEST, WANTED = 100, 200
 """Characters of the beginning of a plain text that are shown, and of what follows."""
@@ -22,7 +21,7 @@ def prompt_and_answer(pair: Pair) -> tuple[str, str]:
     if pair.prompt:
         return pair.prompt, pair.completion
     text = pair.completion
-    answered = [part for part in exchanges(text) if part.answer]
+    answered = [part for part in exchanges_of(pair) if part.answer]
     if answered:
         return answered[0].context, answered[0].answer
     cut = max(1, min(LONGEST, len(text) // 2))

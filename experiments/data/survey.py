@@ -7,9 +7,8 @@ from typing import NamedTuple
 from experiments.config.schema import DataConfig
 from experiments.data.batching import encode_each
 from experiments.data.jobs import Job
-from experiments.data.jsonl import Pair
+from experiments.data.jsonl import Pair, exchanges_of
 from rwkv7_jax.tokenizer import Tokenizer
-from state_tuning.core.conversations import exchanges
 from state_tuning.core.objective import Example, boundary_merges
 
 
@@ -76,7 +75,7 @@ def survey(tokenizer: Tokenizer, pairs: Sequence[Pair], parts: Sequence[Sequence
     """
     examples = [example for part in parts for example in part]
     texts = [pair for pair in pairs if not pair.prompt]
-    conversations = sum(bool(exchanges(pair.completion)) for pair in texts) if learn == "answers" else 0
+    conversations = sum(bool(exchanges_of(pair)) for pair in texts) if learn == "answers" else 0
     cut = [part for part in parts if any(example.truncated for example in part)]
     return Survey(
         records=len(pairs),

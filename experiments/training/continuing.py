@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
-from experiments.config.schema import BOOKKEEPING, STARTS, Json, digest
+from experiments.config.schema import BOOKKEEPING, STARTS, DataConfig, Json, digest
 from experiments.training import run_folder
 from experiments.training.checkpoint.files import steps
 
@@ -51,6 +51,7 @@ def tuned_by(settings: Settings) -> dict[str, Json]:
     constant = isinstance(tune, dict) and tune.get("schedule") == "constant"
     left_out = {f"data.{name}" for name in FREE_DATA} | {f"tune.{name}" for name in STARTS}
     left_out |= {"tune.steps"} if constant else set()
+    left_out |= {"data.template"} if flat.get("data.template") == DataConfig.template else set()
     return {key: value for key, value in flat.items() if key not in left_out}
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rwkv7_jax.generation.chat_turns import turn_text
+from rwkv7_jax.generation.chat_template import ROLES, assistant_spans
 from rwkv7_jax.tokenizer import Tokenizer
 from state_tuning.core.objective import Example, encode_example, encode_text
 
@@ -53,51 +53,101 @@ _STYLES = (
 )
 
 
-_ROLES = {
-    "user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant", "bot": "Assistant",
-    "model": "Assistant", "system": "System", "developer": "System",
-}  # fmt: skip
+Template = Literal["rwkv", "g1", "none"]
+"""How messages become text: RWKV's chat format without empty lines inside turns; with those of answers; no format."""
+_Spans = list[tuple[int, int]]
 
 
-def from_messages(messages: object) -> str:
-    """Returns a list of messages as a text in RWKV's chat format.
+class Conversation(NamedTuple):
+    """A conversation as text."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    """Characters (begin, end) of what is learnt, in order: each answer with the empty line that ends its turn."""
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """The text cut at both ends of each answer."""
+        return cut_at(self.text, self.answers)
+
+
+def cut_at(text: str, answers: Sequence[tuple[int, int]]) -> list[Exchange]:
+    """Returns a text cut at both ends of each answer, all parts of which joined are the text.
+
+    Example:
+      >>> cut_at("1+1=2, 2+2=4.", [(4, 5), (11, 12)])
+      [Exchange(context='1+1=', answer='2'), Exchange(context=', 2+2=', answer='4'), Exchange(context='.', answer='')]
+    """
+    parts, begin = list[Exchange](), 0
+    for start, end in answers:
+        if parts and start == begin:  # two answers with nothing between them are one
+            parts[-1] = Exchange(parts[-1].context, parts[-1].answer + text[start:end])
+        else:
+            parts.append(Exchange(text[begin:start], text[start:end]))
+        begin = end
+    return [*parts, Exchange(text[begin:], "")] if begin < len(text) else parts
+
+
+def from_messages(messages: object, template: Template = "rwkv") -> Conversation:
+    """Returns a list of messages as a text, with the places of its answers.
 
     Args:
-      messages: {"role", "content"} each, or ShareGPT's {"from", "value"}.
+      messages: {"role", "content"} each, or ShareGPT's {"from", "value"}, with the roles of
+        `rwkv7_jax.generation.chat_template`. An assistant's message whose "weight" is 0 is not learnt.
+      template: "rwkv" leaves empty lines out of all turns, "g1" keeps those inside answers; "none" puts the contents
+        one after another as they are.
 
     Returns:
-      The text; an empty line stands between turns and inside none.
+      The conversation.
 
     Raises:
       ValueError: one line, for another form, an unknown role, an answer without text, or no answer at all.
 
     Example:
       >>> from_messages([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])
-      'User: 2+2?\\n\\nAssistant: 4'
+      Conversation(text='User: 2+2?\\n\\nAssistant: 4', answers=((22, 24),))
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError('a list of {"role", "content"} messages is wanted')
-    turns = [_turn(number, message) for number, message in enumerate(messages, 1)]
-    text = "\n\n".join(turn for turn in turns if turn != "System: ")
-    if not any(part.answer for part in exchanges(text)):
+    if wrong := [number for number, message in enumerate(messages, 1) if not isinstance(message, Mapping)]:
+        raise ValueError(f'message {wrong[0]} is not an object {{"role", "content"}}')
+    text, spans = _rendered(messages, template)
+    assistants = [number for number, message in enumerate(messages) if ROLES[_role(message)] == "Assistant"]
+    for number, message in enumerate(messages):
+        if number not in assistants and message.get("content", message.get("value")) is None:
+            raise ValueError(f"message {number + 1} ({_role(message)}) has no text")
+        if number in assistants and not _rendered([message], template)[1]:
+            raise ValueError(f"message {number + 1} ({_role(message)}) is empty; there is nothing to learn")
+    weights = [messages[number].get("weight") for number in assistants]
+    learnt = tuple(span for span, weight in zip(spans, weights, strict=True) if weight is None or weight)
+    if not learnt or len(assistants) == len(messages):
         raise ValueError("no assistant message follows another; there is nothing to learn")
-    return text
+    return Conversation(text, learnt)
 
 
-def _turn(number: int, message: object) -> str:
-    """One message. Raises: ValueError in one line."""
-    if not isinstance(message, Mapping):
-        raise ValueError(f'message {number} is not an object {{"role", "content"}}')
-    role, content = (message.get(a, message.get(b)) for a, b in (("role", "from"), ("content", "value")))
-    name = _ROLES.get(role) if isinstance(role, str) else None
-    if name is None:
-        raise ValueError(f"message {number} has the role {str(role)[:40]!r}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str | list):
-        raise ValueError(f"message {number} ({role}) has no text")
-    text = turn_text(content)
-    if not text and name == "Assistant":
-        raise ValueError(f"message {number} ({role}) is empty; there is nothing to learn")
-    return f"{name}: {text}"
+def _role(message: Mapping[str, object]) -> str:
+    return str(message.get("role", message.get("from")))
+
+
+def _rendered(messages: Sequence[Mapping[str, object]], template: Template) -> tuple[str, _Spans]:
+    """The text, and where its answers are."""
+    text, spans = assistant_spans(messages, keep_empty_lines=template == "g1")
+    if template == "none":
+        return _contents(messages)
+    return text, [(begin, end + 2 if text.startswith("\n\n", end) else end) for begin, end in spans]
+
+
+def _contents(messages: Sequence[Mapping[str, object]]) -> tuple[str, _Spans]:
+    """The contents one after another."""
+    text, spans = "", []
+    for message in messages:
+        content = message.get("content", message.get("value")) or ""
+        parts = [content] if isinstance(content, str) else list(content) if isinstance(content, list | tuple) else []
+        found = "".join(part if isinstance(part, str) else str(part["text"]) for part in parts)
+        if found and ROLES[_role(message)] == "Assistant":
+            spans.append((len(text), len(text) + len(found)))
+        text += found
+    return text, spans
 
 
 def exchanges(text: str) -> list[Exchange]:
@@ -184,7 +234,12 @@ def _joined(group: Sequence[Example]) -> Example:
 
 
 def encode_record(
-    tokenizer: Tokenizer, prompt: str, completion: str, max_len: int, learn: Learn = "answers"
+    tokenizer: Tokenizer,
+    prompt: str,
+    completion: str,
+    max_len: int,
+    learn: Learn = "answers",
+    answers: Sequence[tuple[int, int]] | None = None,
 ) -> list[Example]:
     """Encodes a record: prompt and completion, or, where the prompt is empty, a conversation or a plain text.
 
@@ -194,6 +249,7 @@ def encode_record(
       completion: predicted; of a conversation only its answers, unless `learn` is "all".
       max_len: bound of the model's input positions.
       learn: what is predicted of a conversation.
+      answers: characters (begin, end) of a conversation's answers; None: they are found by their headers.
 
     Returns:
       One example, or the windows of a longer text.
@@ -209,5 +265,7 @@ def encode_record(
     """
     if prompt:
         return [encode_example(tokenizer, prompt, completion, max_len)]
-    parts = exchanges(completion) if learn == "answers" else []
+    parts = []
+    if learn == "answers":
+        parts = exchanges(completion) if answers is None else cut_at(completion, answers)
     return encode_conversation(tokenizer, parts, max_len) if parts else encode_text(tokenizer, completion, max_len)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments.config.overrides import UsageError
-from experiments.data.jsonl import Pair, check_answers, read_lines, read_pairs, unused_keys
+from experiments.data.jsonl import Pair, check_answers, exchanges_of, read_lines, read_pairs, to_pair, unused_keys
 
 TEXT = '{"prompt": "é?", "completion": " ü"}\n\n{"text": "雨"}\n'
 PAIRS = [Pair("é?", " ü"), Pair("", "雨")]
@@ -26,9 +26,9 @@ def test_marks_of_files_put_together_and_arrays(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes("".join(f"\ufeff{line}\n" for line in TEXT.split("\n") if line).encode())
     assert read_pairs(path) == PAIRS
-    rows = [json.loads(line) for line in TEXT.split("\n") if line]
+    records = [json.loads(line) for line in TEXT.split("\n") if line]
     for indent in (None, 2):
-        path.write_text(json.dumps(rows, indent=indent))
+        path.write_text(json.dumps(records, indent=indent))
         assert read_pairs(path) == PAIRS
         assert read_lines(path)[1].where == f"{path}: record 2"
 
@@ -37,15 +37,73 @@ def test_messages_and_absent_columns(tmp_path):
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     chat = [{"role": role, "content": text} for role, text in turns]
     shared = [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns]
-    rows = [{"messages": chat, "text": None}, {"conversations": shared}, {"text": "t", "prompt": None, "id": 1}]
     path = tmp_path / "x.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows(path, {"messages": chat}, {"conversations": shared, "text": None}, {"text": "t", "prompt": None, "id": 1})
     text = "User: a\n\nAssistant: b\n\nUser: c\n\nAssistant: d"
     assert read_pairs(path) == [Pair("", text), Pair("", text), Pair("", "t")]
     assert unused_keys(read_lines(path)) == {"id": 1}
     path.write_text(json.dumps({"system": "s", "conversations": shared}) + '\n{"text": "a", "system": "s"}\n')
     assert read_pairs(path)[0] == Pair("", f"System: s\n\n{text}")
     assert unused_keys(read_lines(path)) == {"system": 1}
+
+
+def rows(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return read_lines(path)
+
+
+def test_instructions_are_one_exchange(tmp_path):
+    """Stanford Alpaca's records have the rendered text as a column too, which is not read."""
+    first = {"instruction": "Add.", "input": "2\n\n3", "output": "5", "text": "Below is an instruction"}
+    second = {"instruction": "Name one.", "input": "", "output": "Blue", "system": "s"}
+    lines = rows(tmp_path / "x.jsonl", first, second)
+    found = [to_pair(line) for line in lines]
+    assert found == [
+        Pair("", "User: Add.\n2\n3\n\nAssistant: 5"),
+        Pair("", "System: s\n\nUser: Name one.\n\nAssistant: Blue"),
+    ]
+    assert [[part.answer for part in exchanges_of(pair)] for pair in found] == [[" 5"], [" Blue"]]
+    assert unused_keys(lines) == {"text": 1}
+    assert to_pair(lines[0], "none") == Pair("", "Add.\n2\n\n35")
+
+
+def test_a_prompt_beside_messages_is_not_used(tmp_path):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = rows(tmp_path / "x.jsonl", {"prompt": "a", "prompt_id": "7", "messages": chat})
+    assert to_pair(lines[0]) == Pair("", "User: a\n\nAssistant: b")
+    assert unused_keys(lines) == {"prompt": 1, "prompt_id": 1}
+
+
+def test_what_is_quoted_inside_a_turn_is_no_turn(tmp_path):
+    """Of messages the places of the answers are known; headers of another format inside them are text."""
+    quoted = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\ny"
+    chat = [{"role": "user", "content": quoted}, {"role": "assistant", "content": "b\n\nAssistant: c"}]
+    (line,) = rows(tmp_path / "x.jsonl", {"messages": chat})
+    (part,) = exchanges_of(to_pair(line))
+    assert part.answer == " b\nAssistant: c"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"messages": [{"role": "wizard", "content": "a"}]}, "'messages': message 1: the role 'wizard' is not known"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "'conversations': message 1: the content of 'human' must"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
+            "message 2 (assistant)",
+        ),
+        ({"instruction": "a", "output": ""}, "the output is empty, there is nothing to learn"),
+        ({"instruction": "a", "output": ["b"]}, "'output' must be a string, not list"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "'input' must be a string, not int"),
+    ],
+)
+def test_wrong_turns_are_refused_with_file_and_line(tmp_path, record, said):
+    path = tmp_path / "x.jsonl"
+    lines = rows(path, {"text": "sound"}, record)
+    with pytest.raises(UsageError, match=r"^.*x\.jsonl:2: ") as error:
+        to_pair(lines[1])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +123,7 @@ def test_messages_and_absent_columns(tmp_path):
         ('{\n  "text": "a"\n}\n', ":1: a JSON object over several lines; write each record on one line"),
         ('[{"text": "a"},\n{"text": "b"},]', ": not JSON ("),
         ("[]", " is empty; write one JSON object on each line"),
-        ('[{"text": "a"},\n3]', ": a JSON object is wanted, not int"),
+        ('[{"text": "a"},\n3]', ": record 2: a JSON object is wanted, not int"),
         ("prompt,completion\na,b\n", ":1: not JSON (Expecting value: line 1 column 1 (char 0)); write one JSON object"),
         ('{"messages": "hi"}', ":1: 'messages': a list of"),
         ('{"messages": [{"role": "user", "content": "a"}]}', ":1: 'messages': no assistant message"),
@@ -89,7 +147,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, content, line):
     ("keys", "advice"),
     [
         ("question answer", """rename 'question' to "prompt" and 'answer' to "completion\""""),
-        ("instruction input output", """rename instruction and input, joined, to "prompt" and 'output' to"""),
+        ("instruction response", """rename 'instruction' to "prompt" and 'response' to "completion\""""),
         ("prompt response", """rename 'response' to "completion\""""),
     ],
 )

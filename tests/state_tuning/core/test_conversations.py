@@ -1,13 +1,15 @@
 """Conversations: answers alone are predicted, whatever the dialect; nothing of the text is lost."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv7_jax.tokenizer import ByteTokenizer
+from rwkv7_jax.tokenizer import ByteTokenizer, WorldTokenizer
 from state_tuning.core.conversations import Learn, encode_record, exchanges, from_messages
-from state_tuning.core.objective import collate, encode_example
+from state_tuning.core.objective import boundary_merges, collate, encode_example
 
 tokenizer = ByteTokenizer()
 
@@ -96,9 +98,70 @@ USER = {"role": "user", "content": "a"}
 def test_messages_become_turns():
     parts = [{"type": "text", "text": "b\r\n\r\n"}, {"type": "text", "text": "c"}]
     messages = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": parts}]
-    assert from_messages(messages) == "System: s\n\nUser: a\n\nAssistant: b\nc"
-    assert from_messages([{"role": "system", "content": ""}, *messages[1:]]) == "User: a\n\nAssistant: b\nc"
-    assert from_messages([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]) == "User: a\n\nAssistant: b"
+    assert from_messages(messages).text == "System: s\n\nUser: a\n\nAssistant: b\nc"
+    assert from_messages([{"role": "system", "content": ""}, *messages[1:]]).text == "User: a\n\nAssistant: b\nc"
+    shared = from_messages([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}])
+    assert shared.text == "User: a\n\nAssistant: b"
+    assert [(part.context, part.answer) for part in shared.exchanges] == [("User: a\n\nAssistant:", " b")]
+
+
+CALL = {"function": {"name": "add", "arguments": '{"a": 1}'}}
+MANY = [
+    {"role": "system", "content": "s"},
+    USER,
+    {"role": "assistant", "content": "one\n\ntwo", "reasoning_content": "r"},
+    {"role": "user", "content": "b"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "2"},
+    {"role": "assistant", "content": "d", "weight": 0},
+    {"role": "user", "content": "e"},
+    {"role": "assistant", "content": "f", "weight": 1},
+    {"role": "user", "content": "g"},
+]
+
+
+def learnt_text(found, reader):
+    (one,) = encode_record(reader, "", found.text, 2000, "answers", found.answers)
+    batch = collate([one], len(one.tokens))
+    return reader.decode(batch["targets"][batch["loss_mask"] > 0].tolist())
+
+
+@pytest.mark.parametrize("world", [False, True])
+def test_every_answer_of_messages_is_learnt_with_the_end_of_its_turn(world):
+    """Also those with chains of thought and calls; not system, user and tool turns, nor what has the weight 0."""
+    reader = WorldTokenizer() if world else tokenizer
+    begin, call, end = (
+        " <think>\nr\n</think>\none\ntwo\n\n ```json\n",
+        {"name": "add", "arguments": {"a": 1}},
+        "\n```\n\n f\n\n",
+    )
+    found = learnt_text(from_messages(MANY), reader)
+    assert (found[: len(begin)], found[-len(end) :]) == (begin, end)
+    assert json.loads(found[len(begin) : -len(end)]) == call
+    assert learnt_text(from_messages(MANY, "g1"), reader).startswith(" <think>\nr\n</think>\none\n\ntwo\n\n ```")
+    assert learnt_text(from_messages(MANY[:3], "none"), reader) == "one\n\ntwo" + reader.decode([reader.eos_id])
+
+
+def test_no_token_lies_on_both_sides_of_a_boundary():
+    """Answers are encoded apart from what stands around them, as when text is generated after `Assistant:`."""
+    reader = WorldTokenizer()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "wer\n\n"}] * 2
+    joined = from_messages([{"role": "user", "content": "The Ans"}, {"role": "assistant", "content": "wer"}], "none")
+    assert boundary_merges(reader, "The Ans", "wer")
+    (one,) = encode_record(reader, "", joined.text, 64, "answers", joined.answers)
+    ids = one.tokens.tolist()
+    assert ids == [*reader.encode("The Ans"), *reader.encode("wer"), reader.eos_id]
+    assert one.completion_start == len(reader.encode("The Ans"))
+    found = from_messages(messages)
+    (one,) = encode_record(reader, "", found.text, 64, "answers", found.answers)
+    sides = [reader.decode([i]) for i in one.tokens[one.learnt].tolist()]
+    assert "".join(sides) == " wer\n\n wer" + reader.decode([reader.eos_id])
+    assert reader.decode(one.tokens.tolist()).removesuffix(reader.decode([reader.eos_id])) == found.text
+
+
+def test_answers_with_nothing_between_them_are_one():
+    found = from_messages([USER, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}], "none")
+    assert [(part.context, part.answer) for part in found.exchanges] == [("a", "bc")]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +171,11 @@ def test_messages_become_turns():
         ("hi", "^a list of"),
         (["hi"], "^message 1 is not an object"),
         ([USER], "^no assistant message"),
-        ([USER, {"role": "tool", "content": "x"}], "^message 2 has the role 'tool'; known are user"),
-        ([USER, {"content": "x"}], "^message 2 has the role 'None'"),
-        ([USER, {"role": "assistant", "content": None}], r"^message 2 \(assistant\) has no text"),
+        ([USER, {"role": "wizard", "content": "x"}], "^message 2: the role 'wizard' is not known; give one of system"),
+        ([USER, {"content": "x"}], "^message 2: the role None"),
+        ([{"role": "user"}, {"role": "assistant", "content": "b"}], r"^message 1 \(user\) has no text"),
+        ([USER, {"role": "assistant", "content": None}], r"^message 2 \(assistant\) is empty"),
+        ([USER, {"role": "assistant", "content": "b", "weight": 0}], "^no assistant message"),
         ([USER, {"role": "assistant", "content": " "}], r"^message 2 \(assistant\) is empty"),
         ([USER, {"role": "assistant", "content": [{"type": "image"}]}], "part of type 'image'"),
     ],
