@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rwkv7_jax.config import RWKV7Config
     from rwkv7_jax.generation.generate import generate, stream
     from rwkv7_jax.generation.sampling import SamplingParams
+    from rwkv7_jax.inference.engine import Engine, Request
     from rwkv7_jax.language_model import LanguageModel
     from rwkv7_jax.layers import ChannelMix, TimeMix
     from rwkv7_jax.model import RWKV7, unstack_blocks
@@ -37,8 +38,10 @@ __version__ = "0.2.0"
 __all__ = [
     "RWKV7",
     "ChannelMix",
+    "Engine",
     "LanguageModel",
     "RWKV7Config",
+    "Request",
     "SamplingParams",
     "State",
     "TimeMix",
@@ -69,6 +72,7 @@ _HOME = {
     "RWKV7Config": "config", "zero_state": "state", "State": "state", "LanguageModel": "language_model",
     "TunedState": "checkpoint", "export_state": "checkpoint", "load_state": "checkpoint", "save_state": "checkpoint",
     "load_checkpoint": "checkpoint:load", "save_checkpoint": "checkpoint:save", "load_tokenizer": "tokenizer",
+    "Engine": "inference.engine", "Request": "inference.engine",
     "SamplingParams": "generation.sampling", "generate": "generation.generate", "stream": "generation.generate",
 }  # fmt: skip
 """Name -> module, or module:name there; other names in `__all__` are submodules."""

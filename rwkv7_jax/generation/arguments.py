@@ -25,8 +25,8 @@ def sampling_params(settings: Mapping[str, object]) -> SamplingParams:
     return SamplingParams(**settings)  # pyright: ignore[reportArgumentType]
 
 
-def random_key(seed: object) -> Key[Array, ""]:
-    """Returns the key of a seed.
+def seed_number(seed: object) -> int:
+    """Returns a seed as a plain number.
 
     Raises:
       ValueError: it is not a whole number from 0 to 2^32 - 1.
@@ -37,7 +37,16 @@ def random_key(seed: object) -> Key[Array, ""]:
         number = -1
     if not 0 <= number < SEEDS:
         raise ValueError(f"seed must be a whole number in 0..{SEEDS - 1}, got {seed!r:.60}")
-    return jax.random.key(number)
+    return number
+
+
+def random_key(seed: object) -> Key[Array, ""]:
+    """Returns the key of a seed.
+
+    Raises:
+      ValueError: it is not a whole number from 0 to 2^32 - 1.
+    """
+    return jax.random.key(seed_number(seed))
 
 
 def text_list(name: str, value: object) -> list[str]:

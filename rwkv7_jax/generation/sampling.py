@@ -99,14 +99,14 @@ class SamplingFlags(NamedTuple):
 
 
 class SamplingArrays(NamedTuple):
-    """The numbers of `SamplingParams`, as arguments of a compiled function."""
+    """The numbers of `SamplingParams`, as arguments of a compiled function: one for all rows, or one a row."""
 
-    temperature: Float[Array | np.ndarray, ""]
-    top_p: Float[Array | np.ndarray, ""]
-    top_k: Int[Array | np.ndarray, ""]
-    presence: Float[Array | np.ndarray, ""]
-    frequency: Float[Array | np.ndarray, ""]
-    decay: Float[Array | np.ndarray, ""]
+    temperature: Float[Array | np.ndarray, "*B"]
+    top_p: Float[Array | np.ndarray, "*B"]
+    top_k: Int[Array | np.ndarray, "*B"]
+    presence: Float[Array | np.ndarray, "*B"]
+    frequency: Float[Array | np.ndarray, "*B"]
+    decay: Float[Array | np.ndarray, "*B"]
 
     @classmethod
     def of(cls, c: SamplingParams) -> "SamplingArrays":
@@ -133,12 +133,12 @@ class Occurrences(NamedTuple):
         return cls(jnp.zeros(shape, jnp.bool_), jnp.zeros(shape, jnp.float32))
 
     def add(
-        self, tokens: Int[Array, "B"], weight: Float[Array, "vocab"], decay: Float[Array | np.ndarray, ""]
+        self, tokens: Int[Array, "B"], weight: Float[Array, "vocab"], decay: Float[Array | np.ndarray, "*R"]
     ) -> "Occurrences":
         """Decays all counts, then counts one token a row, `weight[token]` times."""
         rows = jnp.arange(tokens.shape[0])
         return Occurrences(
-            self.seen.at[rows, tokens].set(True), (self.count * decay).at[rows, tokens].add(weight[tokens])
+            self.seen.at[rows, tokens].set(True), (self.count * column(decay)).at[rows, tokens].add(weight[tokens])
         )
 
 
@@ -181,12 +181,24 @@ def choose(
     if flags.greedy:
         return most_likely(logits)
     if not flags.filtered:
-        return draw(keys, logits / arrays.temperature)
+        return draw(keys, logits / column(arrays.temperature))
+    return choose_among_kept(logits, keys, arrays, jnp.ones(logits.shape[0], jnp.bool_))
+
+
+def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
+    """Returns one number a row as a column beside [B, vocab], and one for all rows as it is."""
+    return numbers[:, None] if numbers.ndim else numbers
+
+
+def choose_among_kept(
+    logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays, wanted: Bool[Array, "B"]
+) -> Int[Array, "B"]:
+    """Chooses by top-k, top-p and temperature; from all tokens only where a wanted row needs it."""
     if logits.shape[-1] <= LIKELIEST:
         return _choose_among_all(logits, keys, arrays)
     found, covered = _choose_among_likeliest(logits, keys, arrays)
     return jax.lax.cond(
-        covered.all(),
+        (covered | ~wanted).all(),
         lambda: found,
         lambda: jnp.where(covered, found, _choose_among_all(logits, keys, arrays)),
     )
@@ -198,29 +210,30 @@ def _choose_among_all(
     """Chooses by top-k, top-p and temperature."""
     probs = jax.nn.softmax(logits, axis=-1)
     all_kept = jnp.ones(probs.shape, jnp.bool_)
-    keep = jax.lax.cond(arrays.top_k > 0, lambda: keep_top_k(probs, arrays.top_k), lambda: all_kept)
-    keep &= jax.lax.cond(arrays.top_p < 1, lambda: keep_top_p(probs, arrays.top_p), lambda: all_kept)
-    return draw(keys, jnp.where(keep, logits, -jnp.inf) / arrays.temperature)
+    keep = jax.lax.cond(jnp.any(arrays.top_k > 0), lambda: keep_top_k(probs, arrays.top_k), lambda: all_kept)
+    keep &= jax.lax.cond(jnp.any(arrays.top_p < 1), lambda: keep_top_p(probs, arrays.top_p), lambda: all_kept)
+    return draw(keys, jnp.where(keep, logits, -jnp.inf) / column(arrays.temperature))
 
 
 def _choose_among_likeliest(
     logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
     """Chooses as `_choose_among_all` from the `LIKELIEST` tokens, and tells for which rows they hold all kept ones."""
+    top_p, top_k = column(arrays.top_p), column(arrays.top_k)
     # Without the barrier XLA takes slices of the values through to the operation, and sorts the whole row.
     top, ids = jax.lax.optimization_barrier(jax.lax.top_k(logits, LIKELIEST))
     largest = logits.max(-1, keepdims=True)
     probs = jnp.exp(top - largest) / jnp.exp(logits - largest).sum(-1, keepdims=True)
     mass = jnp.cumsum(probs, axis=-1)
     rank = jnp.arange(LIKELIEST, dtype=jnp.int32)[None]
-    within = (rank == 0) | (mass - probs < arrays.top_p)
+    within = (rank == 0) | (mass - probs < top_p)
     cut = jnp.where(within, probs, jnp.inf).min(-1, keepdims=True)
-    keep_p = (probs >= cut) | (arrays.top_p >= 1)
-    keep_k = (rank < arrays.top_k) | (arrays.top_k <= 0)
+    keep_p = (probs >= cut) | (top_p >= 1)
+    keep_k = (rank < top_k) | (top_k <= 0)
     # The tokens that tie with the last one kept are kept too: none of them may lie beyond.
     reached = (arrays.top_p < 1) & (mass[:, -1] >= arrays.top_p) & (probs[:, -1] < cut[:, 0])
     covered = jnp.asarray(reached | ((arrays.top_k > 0) & (arrays.top_k <= LIKELIEST)))
-    place = draw(keys, jnp.where(keep_p & keep_k, top, -jnp.inf) / arrays.temperature)
+    place = draw(keys, jnp.where(keep_p & keep_k, top, -jnp.inf) / column(arrays.temperature))
     return jnp.take_along_axis(ids, place[:, None], axis=1)[:, 0].astype(jnp.int32), covered
 
 
@@ -263,22 +276,22 @@ def penalise(
     logits: Float[Array, "B vocab"], occurrences: Occurrences, arrays: SamplingArrays
 ) -> Float[Array, "B vocab"]:
     """Returns logit - (presence + frequency * count) for every token seen."""
-    penalty = arrays.presence + arrays.frequency * occurrences.count
+    penalty = column(arrays.presence) + column(arrays.frequency) * occurrences.count
     return jnp.where(occurrences.seen, logits - penalty, logits)
 
 
-def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
+def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, "*R"]) -> Bool[Array, "B vocab"]:
     """Marks the top_k most likely tokens of each row, ties to the lowest ids; all for 0 or more than there are."""
     vocab = probs.shape[-1]
     k = jnp.where((top_k <= 0) | (top_k > vocab), vocab, top_k)
     cut = largest_threshold(probs, lambda chosen: chosen.sum(-1, dtype=jnp.int32) >= k)[:, None]
     above = probs > cut
     tied = (probs == cut).astype(jnp.int32)
-    room = k - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    room = column(k) - above.sum(-1, keepdims=True, dtype=jnp.int32)
     return above | ((tied == 1) & (jnp.cumsum(tied, axis=-1) <= room))
 
 
-def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, ""]) -> Bool[Array, "B vocab"]:
+def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, "*R"]) -> Bool[Array, "B vocab"]:
     """Marks the most likely tokens whose probabilities first reach top_p together, with all ties of the last."""
     cut = largest_threshold(probs, lambda chosen: jnp.where(chosen, probs, 0.0).sum(-1) >= top_p)
     cut = jnp.minimum(jnp.where(top_p < 1, cut, 0.0), probs.max(-1))
