@@ -8,7 +8,7 @@ model card https://huggingface.co/BlinkDL/rwkv7-g1 has the same forms, and the o
 
 A text for the model to continue ends without a blank: `Assistant:`, or `Assistant: <think` for an answer that begins
 with a chain of thought, or `Assistant: <think>\n</think` for one after an empty chain. The model writes the closing
-bracket itself, since World has a token for what follows it.
+bracket itself, since some tokens join it to what follows.
 """
 
 import json
