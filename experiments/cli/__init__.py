@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "trains an RWKV-7 from scratch",
     "plan": "says whether a training step fits TPUs or GPUs that are not attached",
     "study": "runs all methods on all benchmarks with several seeds",
+    "data": "says what is in a file of records, and shows what is learnt of it",
     "bench": "times the model against other implementations",
     "pocket": "writes text and benchmarks of the invented world",
 }

@@ -19,6 +19,7 @@ KINDS = {
 }
 """First bytes of files that are no text."""
 GZIP = b"\x1f\x8b"
+ADVICE = "if it is of Windows or Latin-1, convert it: iconv -f WINDOWS-1252 -t UTF-8"
 
 
 def read_text(path: Path) -> str:
@@ -27,6 +28,38 @@ def read_text(path: Path) -> str:
     Raises:
       UsageError: one line with the path: no such file, no permission, another kind of file, not text.
     """
+    return _plain_ends(_decoded(path, _read(path)))
+
+
+def read_sound_lines(path: Path) -> tuple[str, list[str]]:
+    """Reads a file as `read_text` does, lines that are not UTF-8 left empty.
+
+    Returns:
+      (the text, what is wrong with each of these lines).
+
+    Raises:
+      UsageError: as `read_text`, and where no line is left.
+    """
+    data = _read(path)
+    try:
+        return _plain_ends(_decoded(path, data)), []
+    except UsageError:
+        if json.detect_encoding(data) not in ("utf-8", "utf-8-sig"):
+            raise
+    wrong, lines = [], data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line in enumerate(lines):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            wrong.append(f"{path}:{number + 1}: not UTF-8 text (byte {error.start} of the line); {ADVICE}")
+            lines[number] = b""
+    text = _plain_ends(b"\n".join(lines).decode())
+    if not text.strip():
+        _decoded(path, data)
+    return text, wrong
+
+
+def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise UsageError(f"{path} is a folder; give a .jsonl file")
@@ -43,7 +76,11 @@ def read_text(path: Path) -> str:
     for begin, kind in KINDS.items():
         if data.startswith(begin):
             raise UsageError(f"{path} is {kind}; write it as jsonl, one JSON object on each line")
-    return _decoded(path, data).replace("\r\n", "\n").replace("\r", "\n")
+    return data
+
+
+def _plain_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _decoded(path: Path, data: bytes) -> str:
@@ -54,5 +91,4 @@ def _decoded(path: Path, data: bytes) -> str:
         if not encoding.startswith("utf-8"):
             raise UsageError(f"{path}: neither UTF-8 nor {encoding.upper()} text (byte {error.start})") from None
         line = data.count(b"\n", 0, error.start) + 1
-        advice = "if it is of Windows or Latin-1, convert it: iconv -f WINDOWS-1252 -t UTF-8"
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}) in line {line}; {advice}") from None
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}) in line {line}; {ADVICE}") from None

@@ -154,7 +154,8 @@ def _turn(message: Mapping[str, object], think: Think | None, keep_empty_lines: 
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
     if not isinstance(content, str | list | tuple | None):
         raise ValueError(f"the content of {role!r} must be text or text parts, not {type(content).__name__}")
-    if wrong := [part for part in content or () if not isinstance(part, str | Mapping)]:
+    parts = () if isinstance(content, str) else content or ()
+    if wrong := [part for part in parts if not isinstance(part, str | Mapping)]:
         raise ValueError(f"the content of {role!r} has a part that is not text: {wrong[0]!r:.60}")
     if header == "Assistant":
         text = _answer(message, turn_text(content, keep_empty_lines=keep_empty_lines), keep_empty_lines)

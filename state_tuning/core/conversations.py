@@ -116,8 +116,9 @@ def from_messages(messages: object, template: Template = "rwkv") -> Conversation
     for number, message in enumerate(messages):
         if number not in assistants and message.get("content", message.get("value")) is None:
             raise ValueError(f"message {number + 1} ({_role(message)}) has no text")
-        if number in assistants and not _rendered([message], template)[1]:
-            raise ValueError(f"message {number + 1} ({_role(message)}) is empty; there is nothing to learn")
+    if len(spans) < len(assistants):
+        first = next(number for number in assistants if not _rendered([messages[number]], template)[1])
+        raise ValueError(f"message {first + 1} ({_role(messages[first])}) is empty; there is nothing to learn")
     weights = [messages[number].get("weight") for number in assistants]
     learnt = tuple(span for span, weight in zip(spans, weights, strict=True) if weight is None or weight)
     if not learnt or len(assistants) == len(messages):
