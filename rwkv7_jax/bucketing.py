@@ -21,13 +21,3 @@ def padded_prompt_length(length: int) -> int:
         return max(16, next_power_of_two(length))
     quarter = next_power_of_two(length) // 8
     return -(-length // quarter) * quarter
-
-
-def padded_queries(count: int) -> int:
-    """Returns the number of log-probabilities a row that a scoring pass is compiled for: a power of two from 4 on."""
-    return max(4, next_power_of_two(count))
-
-
-def padded_rows(count: int, batch_size: int) -> int:
-    """Returns the batch size, or a quarter or a sixteenth of it where that holds `count` rows."""
-    return next(size for size in (-(-batch_size // 16), -(-batch_size // 4), batch_size) if count <= size)

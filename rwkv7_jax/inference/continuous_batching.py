@@ -21,8 +21,6 @@ from rwkv7_jax.state import State
 
 IDLE = -1
 
-split = jax.jit(split_layers)
-
 
 class Queue(NamedTuple):
     """Prompts that wait; prompt i of the queue is number `first + i` of all."""
@@ -68,6 +66,15 @@ class Ends(NamedTuple):
 
 
 Carry = tuple[Rows, Queue, Answers]
+
+
+@jax.jit
+def idle_rows(state: State) -> Rows:
+    """Returns rows that wait for prompts; the states of a batch [L, B, ...] say how large they are."""
+    layers = split_layers(state)
+    idle = jnp.full(layers[0].att_shift.shape[0], IDLE, jnp.int32)
+    token, length, stop = (jnp.zeros_like(idle) for _ in range(3))
+    return Rows(layers, token, idle, length, stop)
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames=("rows", "answers"))
@@ -136,7 +143,7 @@ def _step(model: RWKV7, params: Params, rows: Rows, answers: Answers, ends: Ends
     return after, Answers(tokens, lengths, answers.steps + 1, answers.finite & ~wrong)
 
 
-@jax.jit
+@partial(jax.jit, donate_argnames="target")
 def put(target: State, source: State, rows: Int[Array, "B"], places: Int[Array, "B"]) -> State:
     """Returns `target` with rows `rows` of `source` at `places`; places outside of it are dropped."""
     return jax.tree.map(

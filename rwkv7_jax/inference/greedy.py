@@ -7,21 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rwkv7_jax.bucketing import padded_prompt_length
+from rwkv7_jax.bucketing import next_power_of_two, padded_prompt_length
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
 from rwkv7_jax.generation.stop_strings import generated_text
 from rwkv7_jax.inference import continuous_batching
+from rwkv7_jax.inference.packing import PlacedNode
 from rwkv7_jax.inference.prefix_tree import Query, ScoredSequence, forest
-from rwkv7_jax.inference.scoring import PlacedNode, PrefixScorer, Tick
-from rwkv7_jax.inference.state_pool import group_by_structure, stack_states
+from rwkv7_jax.inference.scoring import PrefixScorer, Tick
+from rwkv7_jax.inference.state_pool import group_by_structure, make_pool
 from rwkv7_jax.inference.stop_automaton import token_table
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.sharding import host
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
+
+MIN_PROMPTS, MIN_TOKENS = 256, 128
+"""Room for answers, so that small jobs share one program."""
 
 
 class Prompt(NamedTuple):
@@ -90,26 +94,22 @@ class GreedyGenerator:
         """Returns the generated tokens of the prompts `chosen`, whose states fit one pool."""
         order = sorted(range(len(chosen)), key=lambda i: (len(prompts[chosen[i]].tokens), prompts[chosen[i]].tokens))
         size = self.scorer.batch_size
-        pool = stack_states(self.model, [states[number] for number in members], size)
-        # Donated to the loop, so a copy: the pool is read again.
-        zero = jnp.zeros(size, jnp.int32)
-        rows = continuous_batching.Rows(
-            continuous_batching.split(pool), zero, zero + continuous_batching.IDLE, jnp.copy(zero), jnp.copy(zero)
-        )
-        room = 1 << (len(order) - 1).bit_length()
+        start = [states[number] for number in members]
+        rows = continuous_batching.idle_rows(make_pool(self.model, start[:1], size))
+        room = max(MIN_PROMPTS, next_power_of_two(len(order)))
         answers = continuous_batching.Answers(
-            jnp.zeros((room, padded_prompt_length(int(ends.limit))), jnp.int32),
-            jnp.zeros(room, jnp.int32),
-            jnp.zeros((), jnp.int32),
-            jnp.ones((), jnp.bool_),
+            jnp.asarray(np.zeros((room, max(MIN_TOKENS, padded_prompt_length(int(ends.limit)))), np.int32)),
+            jnp.asarray(np.zeros(room, np.int32)),
+            jnp.asarray(np.zeros((), np.int32)),
+            jnp.asarray(np.ones((), bool)),
         )
         done = 0
         for begin in range(0, len(order), size):
             part = [prompts[chosen[i]] for i in order[begin : begin + size]]
-            state, token = self._read(part, [members.index(prompt.state) for prompt in part], pool)
+            state, token = self._read(part, [members.index(prompt.state) for prompt in part], start)
             last = begin + size >= len(order)
-            first, count = (jnp.asarray(x, jnp.int32) for x in (begin, len(part)))
-            queue = continuous_batching.Queue(state, token, first, count, jnp.zeros((), jnp.int32), jnp.asarray(last))
+            first, count, taken = (jnp.asarray(np.asarray(x, np.int32)) for x in (begin, len(part), 0))
+            queue = continuous_batching.Queue(state, token, first, count, taken, jnp.asarray(np.asarray(last)))
             rows, queue, answers = continuous_batching.run(self.model, self.params, rows, queue, answers, ends)
             if not host(answers.finite):
                 raise NonFiniteLogitsError("the model's logits are not finite")
@@ -123,7 +123,7 @@ class GreedyGenerator:
             found[index] = tokens[place, : length[place]].tolist()
         return found
 
-    def _read(self, part: list[Prompt], at: list[int], pool: State) -> tuple[State, jax.Array]:
+    def _read(self, part: list[Prompt], at: list[int], start: list[State]) -> tuple[State, jax.Array]:
         """Returns (states [L, B, ...], most likely first tokens [B]) after the prompts."""
         size = self.scorer.batch_size
         best = np.zeros(size, np.int32)
@@ -135,12 +135,12 @@ class GreedyGenerator:
             best[query.owner] = token
 
         placed = [PlacedNode(root.state, root) for root in forest(sequences, self.scorer.min_saved)]
-        state = pool
-        for nodes, after in self.scorer.visit(placed, pool, found):
-            ends = [(row, owner) for row, one in enumerate(nodes) for owner in one.node.ending]
+        state = make_pool(self.model, start[:1], size)
+        for pieces, pool in self.scorer.visit(placed, start, found):
+            ends = [(piece.target, owner) for piece in pieces for owner in piece.node.ending]
             for begin in range(0, len(ends), size):
                 block = ends[begin : begin + size]
-                rows, places = np.zeros(size, np.int32), np.full(size, size, np.int32)
-                rows[: len(block)], places[: len(block)] = np.asarray(block).T
-                state = continuous_batching.put(state, after, jnp.asarray(rows), jnp.asarray(places))
+                slots, places = np.zeros(size, np.int32), np.full(size, size, np.int32)
+                slots[: len(block)], places[: len(block)] = np.asarray(block).T
+                state = continuous_batching.put(state, pool, jnp.asarray(slots), jnp.asarray(places))
         return state, jnp.asarray(best)

@@ -1,27 +1,37 @@
-"""Log-likelihoods by forking states: prefix trees fed batch by batch, parents before children.
+"""Log-likelihoods by forking states: prefix trees fed pass by pass, parents before children.
 
-Batches go depth first, so that only the states of one batch a level are alive. A row's result depends on its own tokens
-and state, not on the other rows, on order or on padding.
+A row's result depends on its own tokens and state, not on the other rows, on order or on padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from rwkv7_jax.bucketing import padded_length, padded_queries, padded_rows
+from rwkv7_jax.bucketing import next_power_of_two
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.functional import Params
-from rwkv7_jax.inference.prefix_tree import MIN_SAVED, Node, Query, ScoredSequence, forest
-from rwkv7_jax.inference.state_pool import advance, fork, group_by_structure, stack_states
+from rwkv7_jax.inference import packing
+from rwkv7_jax.inference.packing import Pass, Piece, PlacedNode, Schedule
+from rwkv7_jax.inference.prefix_tree import MIN_SAVED, Query, ScoredSequence, count_tokens, forest
+from rwkv7_jax.inference.state_pool import (
+    MIN_TARGETS,
+    Feed,
+    NextTokenScores,
+    advance,
+    group_by_structure,
+    make_pool,
+    scores_at_once,
+)
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.non_finite_cause import cause_named
-from rwkv7_jax.sharding import host
+from rwkv7_jax.sharding import ROWS, host
 from rwkv7_jax.state import State
 
-PIECE = 512
-"""Longer nodes are fed in pieces of this many tokens: few lengths to compile, bounded memory."""
+PLACES_A_ROW = {"cpu": 8}
+"""Places of the largest passes for each sequence of the batch size, by backend."""
+PLACES_A_ROW_ELSEWHERE = 64
 
 Tick = Callable[[int], object]
 """Gets the number of sequences that were just done."""
@@ -42,12 +52,19 @@ class Cost:
     def __init__(self) -> None:
         self.tokens = self.places = self.passes = 0
 
+    def add(self, one: Pass) -> None:
+        """Counts a pass."""
+        self.tokens += sum(piece.end - piece.begin for piece in one.pieces)
+        self.places += one.shape.places
+        self.passes += 1
 
-class PlacedNode(NamedTuple):
-    """A node, and the row of the pool that it continues from."""
 
-    row: int
-    node: Node
+class _Asked(NamedTuple):
+    """A query, and where its answer stands."""
+
+    query: Query
+    place: int
+    column: int
 
 
 class PrefixScorer:
@@ -84,70 +101,74 @@ class PrefixScorer:
             greedy[query.owner] &= best == query.target
 
         for members in group_by_structure(list(states)):
-            place = {number: row for row, number in enumerate(members)}
+            place = {number: slot for slot, number in enumerate(members)}
             chosen = [i for i, one in enumerate(sequences) if one.state in place]
-            pool = stack_states(self.model, [states[number] for number in members], self.batch_size)
             roots = forest([sequences[i] for i in chosen], self.min_saved)
-            renumbered = _renumbered(found, chosen)
             placed = [PlacedNode(place[root.state], root) for root in roots]
             with cause_named(self.params, states):
-                for nodes, _ in self.visit(placed, pool, renumbered):
-                    tick(sum(len(one.node.ending) for one in nodes))
+                start = [states[number] for number in members]
+                for pieces, _ in self.visit(placed, start, _renumbered(found, chosen)):
+                    tick(sum(len(piece.node.ending) for piece in pieces))
         return [Answer(float(x), bool(g)) for x, g in zip(totals, greedy, strict=True)]
 
     def visit(
-        self, placed: Sequence[PlacedNode], pool: State, found: Found
-    ) -> Iterator[tuple[list[PlacedNode], State]]:
-        """Feeds the nodes and yields each batch of them with the states after it, parents before children.
+        self, placed: Sequence[PlacedNode], states: Sequence[State], found: Found
+    ) -> Iterator[tuple[list[Piece], State]]:
+        """Feeds trees whose roots continue from `states`, of one structure, by number.
+
+        Yields:
+          The last pieces of nodes that end in a pass, and the pool in which the states after them lie until the next.
 
         Raises:
           NonFiniteLogitsError: the model's logits are not finite.
         """
-        order = sorted(range(len(placed)), key=lambda i: (len(placed[i].node.tokens), i))
-        for begin in range(0, len(order), self.batch_size):
-            batch = [placed[i] for i in order[begin : begin + self.batch_size]]
-            after = self._feed(batch, pool, found)
-            yield batch, after
-            below = [PlacedNode(row, child) for row, one in enumerate(batch) for child in one.node.children]
-            yield from self.visit(below, after, found)
+        tokens = count_tokens([one.node for one in placed])
+        places = PLACES_A_ROW.get(jax.default_backend(), PLACES_A_ROW_ELSEWHERE)
+        menu = packing.shapes(self.batch_size, tokens, places, _devices())
+        plan = Schedule(placed, len(states), menu)
+        pool = make_pool(self.model, list(states), plan.slots)
+        before: tuple[list[_Asked], NextTokenScores] | None = None
+        for one in plan.passes():
+            feed, asked = _feed(one, plan.slots)
+            self.cost.add(one)
+            scores, pool = advance(self.model, self.params, pool, feed)
+            # Read while the device is at the next pass.
+            before, ready = (asked, scores), before
+            if ready:
+                _tell(*ready, found)
+            yield [piece for piece in one.pieces if piece.finishes], pool
+        if before:
+            _tell(*before, found)
 
-    def _feed(self, batch: list[PlacedNode], pool: State, found: Found) -> State:
-        """Feeds one batch of nodes piece by piece; returns the states after each."""
-        rows = padded_rows(len(batch), self.batch_size)
-        parents = np.zeros(rows, np.int32)
-        parents[: len(batch)] = [one.row for one in batch]
-        state = fork(pool, jnp.asarray(parents))
-        for begin in range(0, max(len(one.node.tokens) for one in batch), PIECE):
-            end = begin + PIECE
-            parts = [one.node.tokens[begin:end] for one in batch]
-            queries = [_between(one.node.queries, begin, end) for one in batch]
-            state = self._pass(parts, queries, state, rows, found)
-        return state
 
-    def _pass(
-        self, parts: list[tuple[int, ...]], queries: list[list[Query]], start: State, rows: int, found: Found
-    ) -> State:
-        """Calls the compiled program once and hands its scores to `found`."""
-        length = padded_length(max(map(len, parts)))
-        columns = padded_queries(max(map(len, queries)))
-        tokens, positions, targets = (np.zeros((rows, n), np.int32) for n in (length, columns, columns))
-        valid = np.zeros((rows, length), bool)
-        for row, (part, wanted) in enumerate(zip(parts, queries, strict=True)):
-            tokens[row, : len(part)], valid[row, : len(part)] = part, True
-            positions[row, : len(wanted)] = [query.position for query in wanted]
-            targets[row, : len(wanted)] = [query.target for query in wanted]
-        self.cost.tokens += sum(map(len, parts))
-        self.cost.places += valid.size
-        self.cost.passes += 1
-        scores, after = advance(self.model, self.params, start, *map(jnp.asarray, (tokens, valid, positions, targets)))
-        if any(queries):
-            log_probability, best, finite = host(scores)
-            if not all(finite[row, : len(wanted)].all() for row, wanted in enumerate(queries)):
-                raise NonFiniteLogitsError("the model's logits are not finite")
-            for row, wanted in enumerate(queries):
-                for column, query in enumerate(wanted):
-                    found(query, float(log_probability[row, column]), int(best[row, column]))
-        return after
+def _devices() -> int:
+    """Returns the number of devices that share the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else int(np.prod([mesh.shape.get(axis, 1) for axis in ROWS]))
+
+
+def _feed(one: Pass, slots: int) -> tuple[Feed, list[_Asked]]:
+    """Returns the arrays of a pass, and where each query is answered: queries of one place share its logits."""
+    rows, length = one.shape
+    tokens, sizes, sources = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    targets = np.full(rows, slots, np.int32)
+    found: list[_Asked] = []
+    wanted: dict[int, list[int]] = {}
+    for row, piece in enumerate(one.pieces):
+        sizes[row], sources[row], targets[row] = piece.end - piece.begin, piece.source, piece.target
+        tokens[row, : sizes[row]] = piece.node.tokens[piece.begin : piece.end]
+        for query in piece.queries:
+            known = wanted.setdefault(row * length + query.position - piece.begin, [])
+            if query.target not in known:
+                known.append(query.target)
+            found.append(_Asked(query, len(wanted) - 1, known.index(query.target)))
+    once = scores_at_once(one.shape.places)
+    room, width = -(-one.shape.places // once) * once, max(MIN_TARGETS, *map(len, wanted.values()), 0)
+    asked, columns = np.zeros(room, np.int32), np.zeros((room, next_power_of_two(width)), np.int32)
+    asked[: len(wanted)] = list(wanted)
+    for place, known in enumerate(wanted.values()):
+        columns[place, : len(known)] = known
+    return Feed(tokens, sizes, sources, targets, asked, columns, np.asarray(len(wanted), np.int32)), found
 
 
 def _renumbered(found: Found, numbers: list[int]) -> Found:
@@ -159,6 +180,16 @@ def _renumbered(found: Found, numbers: list[int]) -> Found:
     return renumbered
 
 
-def _between(queries: list[Query], begin: int, end: int) -> list[Query]:
-    """Returns the queries of a node's piece, their positions counted in it."""
-    return [query._replace(position=query.position - begin) for query in queries if begin <= query.position < end]
+def _tell(asked: list[_Asked], scores: NextTokenScores, found: Found) -> None:
+    """Hands the scores of a pass to `found`.
+
+    Raises:
+      NonFiniteLogitsError: the model's logits are not finite.
+    """
+    if not asked:
+        return
+    log_probability, best, finite = host(scores)
+    if not finite[: max(one.place for one in asked) + 1].all():
+        raise NonFiniteLogitsError("the model's logits are not finite")
+    for query, place, column in asked:
+        found(query, float(log_probability[place, column]), int(best[place]))

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rwkv7_jax.bucketing import next_power_of_two
 from rwkv7_jax.tokenizer import Tokenizer
 from rwkv7_jax.tokenizer.abilities import end_ids, special_tokens
 
 START, HIT = 0, 1
+MIN_STATES = 16
+"""Room for states, so that short stop strings share one program."""
 
 
 def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> np.ndarray:
@@ -25,7 +28,7 @@ def token_table(tokenizer: Tokenizer, vocab_size: int, stops: Sequence[str]) -> 
     if not all(stops):
         raise ValueError("a stop string is empty; leave it out")
     moves = _byte_moves([stop.encode() for stop in stops])
-    size = 1 << (len(moves) - 1).bit_length()
+    size = max(MIN_STATES, next_power_of_two(len(moves)))
     table = np.repeat(np.minimum(np.arange(size), len(moves) - 1)[:, None], vocab_size, axis=1).astype(np.int16)
     table[:, [i for i in end_ids(tokenizer) if i < vocab_size]] = HIT
     if not _joins_bytes(tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv7_jax import State, zero_state
-from rwkv7_jax.inference import scoring, state_pool
+from rwkv7_jax.inference import state_pool
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.prefix_tree import ScoredSequence, count_tokens, forest
 from rwkv7_jax.inference.scoring import PrefixScorer
@@ -165,11 +165,19 @@ def test_other_rows_and_padding_change_no_bit(tiny, states, asked):
     assert scorer.score(poisoned, states)[0] == together[0]
 
 
-def test_long_nodes_go_in_pieces(tiny, states, monkeypatch):
-    text = tuple(itertools.islice(itertools.cycle(b"some words "), 60))
-    asked = [ScoredSequence((*text, 1, 2), 50, 1), ScoredSequence((*text[:20], 3), 20, 0)]
-    monkeypatch.setattr(scoring, "PIECE", 16)
-    scores = [x.log_likelihood for x in PrefixScorer(tiny.model, tiny.params, 4).score(asked, states)]
+def test_long_nodes_go_in_pieces(tiny, states):
+    text = tuple(itertools.islice(itertools.cycle(b"some words "), 280))
+    asked = [ScoredSequence((*text, 1, 2), 250, 1), ScoredSequence((*text[:20], 3), 20, 0)]
+    scorer = PrefixScorer(tiny.model, tiny.params, 4)
+    scores = [x.log_likelihood for x in scorer.score(asked, states)]
+    assert scorer.cost.passes > 1
+    np.testing.assert_allclose(scores, plain(tiny, states, asked), rtol=2e-5, atol=2e-5)
+
+
+def test_any_number_of_next_tokens_is_scored_after_one(tiny, states):
+    """More than a pass has places, some of them twice, beside others."""
+    asked = [ScoredSequence((5, 6, token % 200), 2) for token in range(300)] + [ScoredSequence((5, 6, 7, 8), 1)]
+    scores = [x.log_likelihood for x in PrefixScorer(tiny.model, tiny.params, 2).score(asked, states)]
     np.testing.assert_allclose(scores, plain(tiny, states, asked), rtol=2e-5, atol=2e-5)
 
 
