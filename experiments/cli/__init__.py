@@ -10,6 +10,7 @@ COMMANDS = {
     "tune": "tunes an initial state and measures it against the untuned model",
     "evaluate": "scores benchmarks from one state or several, as lm-evaluation-harness does",
     "generate": "continues a text",
+    "chat": "chats in the terminal, with a state and without",
     "convert": "writes a checkpoint in another format",
     "inspect": "says what is in a checkpoint",
     "state": "shows, subtracts, mixes, scales, truncates and converts state files",

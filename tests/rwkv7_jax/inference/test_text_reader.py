@@ -40,7 +40,7 @@ def world():
 @pytest.fixture(scope="module")
 def start(tiny):
     rng = np.random.default_rng(2)
-    return State(*(rng.normal(0, 1, x.shape).astype(np.float32) for x in zero_state(tiny[0].config, None)))
+    return State(*(jnp.asarray(rng.normal(0, 1, x.shape), jnp.float32) for x in zero_state(tiny[0].config, None)))
 
 
 def drained(pieces):
