@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,8 @@ from state_tuning.core.objective import Batch
 
 VALUES = ("loss", "grad_norm")
 """Metrics of a step in the rows of metrics.jsonl."""
+FEW = 2000
+"""Records of a job from which the lengths of its batches are estimated."""
 VALIDATION = "validation_loss"
 """The held-out loss in the rows of steps at which it is measured."""
 
@@ -72,6 +75,8 @@ class Session(NamedTuple):
     """Of settings, data and weights."""
     log: MetricsLog
     interrupt: Interrupt
+    lengths: tuple[int, ...] = ()
+    """That training batches are padded to, see `batching.few_lengths`."""
 
     @property
     def lm(self) -> LanguageModel:
@@ -119,7 +124,8 @@ def run(config: RunConfig) -> int:
             print(f"warning: {limits}: the learning rate never reaches its peak", file=sys.stderr)
         evaluator = make_evaluator(lm, config.evaluate)
         log = MetricsLog(folder / "metrics.jsonl")
-        session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt)
+        lengths = training_lengths(lm, jobs, config.data, tuner.settings.steps)
+        session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt, lengths)
         distributed.lead_first(
             lambda lead: continuing.claim(going_on, **keep) if lead else run_folder.join(folder, identity)
         )
@@ -149,6 +155,22 @@ def check_loop(settings: SystemConfig, batch_size: int, mesh: Mesh | None) -> No
     loop.check_best_metric(settings, (*VALUES, VALIDATION) if settings.validate_every else VALUES)
     with tempfile.TemporaryDirectory() as scratch:
         Board(Path(scratch), settings.tensorboard and distributed.is_lead()).close()
+
+
+def training_lengths(lm: LanguageModel, jobs: Sequence[Job], data: DataConfig, steps: int) -> tuple[int, ...]:
+    """Returns the lengths that training batches are padded to: few, where padding costs less than compiling.
+
+    They change no result; the first records of each job show how long they are.
+    """
+    places: Counter[int] = Counter()
+    for job in jobs:
+        few = batching.encode_pairs(lm.tokenizer, job.train[:FEW], data)
+        places.update(batching.step_places(few, data.batch_size, steps))
+    lengths = batching.few_lengths(places, flops.tuning(lm.config))
+    if distributed.is_lead() and len(lengths) < len(places):
+        few, many = (", ".join(map(str, sorted(part))) for part in (lengths, places))
+        print(f"batches of {many} tokens are padded to {few}, which takes less time than to compile", file=sys.stderr)
+    return lengths
 
 
 def make_evaluator(lm: LanguageModel, limits: EvaluateConfig) -> Evaluator:
@@ -219,7 +241,7 @@ def run_job(session: Session, info: RunInfo, job: Job) -> Outcome:
 def out_of_scale(session: Session, state: State, job: Job) -> float | None:
     """Returns how many times larger a state is than the model's own on held-out text, with a warning; else None."""
     few = batching.encode_pairs(session.lm.tokenizer, job.held_out[: state_scale.RECORDS], session.data)
-    found = state_scale.out_of_scale(session.lm, state, few)
+    found = state_scale.out_of_scale(session.evaluator.answerer.scorer, state, few)
     if found is not None and distributed.is_lead():
         times = f"{found:.3g} times as large as those that the model reaches on this text"
         print(f"warning: {job.name}: the tuned state is {times}; a lower tune.learning_rate is safer", file=sys.stderr)
@@ -274,7 +296,7 @@ def tune(session: Session, job: Job, folder: Path, kept: KeptStates | None = Non
     task = loop.Task(
         job.name,
         lambda tuned, batch: tuner.step(lm.params, tuned, batch),
-        batching.training_batches(examples, data.batch_size, session.seed, spread.rows),
+        batching.training_batches(examples, data.batch_size, session.seed, spread.rows, session.lengths),
         tuner.settings.steps,
         session.identity,
         tokens=lambda batch: int(batch["valid"].sum()) * data.batch_size / len(spread.rows),

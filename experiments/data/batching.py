@@ -1,7 +1,9 @@
 """From records to batches: token examples, length buckets, a deterministic Grain pipeline that can be resumed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import jax
 
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
@@ -13,6 +15,13 @@ from state_tuning.core.objective import Batch, Example, collate
 
 if TYPE_CHECKING:
     import grain
+
+
+COMPILATION_FLOPS = {"cpu": 1.5e11}
+"""Work that takes as long as to compile and trace one more length, by backend."""
+COMPILATION_FLOPS_ELSEWHERE = 1e15
+ONE_CHUNK = 32
+"""Tokens that the WKV op reads at once on a CPU."""
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair], config: DataConfig) -> list[Example]:
@@ -68,8 +77,43 @@ def buckets(examples: Sequence[Example], batch_size: int) -> dict[int, list[Exam
     return merged
 
 
+def few_lengths(places: Mapping[int, float], flops: float) -> tuple[int, ...]:
+    """Returns the lengths worth a compiled program each; batches of the others are padded to the next longer one.
+
+    Lengths of one chunk of the WKV op stay: longer batches are rounded otherwise. Padding beyond them changes no bit on
+    a CPU.
+
+    Args:
+      places: padded length -> places of all batches of that length.
+      flops: of a place.
+    """
+    compilation = COMPILATION_FLOPS.get(jax.default_backend(), COMPILATION_FLOPS_ELSEWHERE) / flops
+    fixed, free = ([n for n in sorted(places) if (n <= ONE_CHUNK) == short] for short in (True, False))
+
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    """(places of padding and compilations, lengths) for the first ones of `free`."""
+    for i, length in enumerate(free):
+        padding = [sum(places[n] * (length / n - 1) for n in free[j:i]) for j in range(i + 1)]
+        best.append(min((best[j][0] + compilation + padding[j], (*best[j][1], length)) for j in range(i + 1)))
+    return (*fixed, *best[-1][1])
+
+
+def step_places(examples: Sequence[Example], batch_size: int, steps: int) -> dict[int, float]:
+    """Returns the places of the batches of each length in so many training steps."""
+    groups = buckets(examples, batch_size)
+    return {length: length * batch_size * steps * len(group) / len(examples) for length, group in groups.items()}
+
+
+def _at_least(length: int, lengths: Sequence[int]) -> int:
+    return next((one for one in sorted(lengths) if one >= length), length)
+
+
 def training_batches(
-    examples: Sequence[Example], batch_size: int, seed: int, rows: Sequence[int] | None = None
+    examples: Sequence[Example],
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    lengths: Sequence[int] = (),
 ) -> "grain.DatasetIterator[Batch]":
     """Returns an endless Grain iterator, each batch from one length bucket, buckets in proportion to their examples.
 
@@ -78,6 +122,7 @@ def training_batches(
       batch_size: examples a batch.
       seed: the order depends on it alone.
       rows: make only these rows of each batch, those of this process's devices; None is all.
+      lengths: that batches are padded to, see `few_lengths`; which examples a batch has does not depend on them.
 
     Returns:
       The iterator; `get_state()` and `set_state()` save and restore its position.
@@ -88,9 +133,10 @@ def training_batches(
 
     def pipeline(index: int, length: int, group: list[Example]) -> grain.MapDataset[Batch]:
         source = grain.MapDataset.source(group).seed(seed + index).shuffle().repeat()
+        padded_to = _at_least(length, lengths)
         mine = range(batch_size) if rows is None else rows
         return source.batch(
-            batch_size, drop_remainder=True, batch_fn=lambda batch: collate([batch[i] for i in mine], length)
+            batch_size, drop_remainder=True, batch_fn=lambda batch: collate([batch[i] for i in mine], padded_to)
         )
 
     parts = [pipeline(index, *item) for index, item in enumerate(groups.items())]

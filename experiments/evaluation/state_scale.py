@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.data import batching
-from rwkv7_jax import State, functional, zero_state
-from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax import State, zero_state
+from rwkv7_jax.inference.packing import PlacedNode
+from rwkv7_jax.inference.prefix_tree import ScoredSequence, forest
+from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.sharding import host
 from state_tuning.core.objective import Example
 
@@ -20,25 +21,35 @@ DOUBTFUL = 100.0
 RECORDS = 8
 
 
-def out_of_scale(lm: LanguageModel, state: State, examples: Sequence[Example]) -> float | None:
+def out_of_scale(scorer: PrefixScorer, state: State, examples: Sequence[Example]) -> float | None:
     """Returns how many times larger a state is than those that the model reaches, None if it is not out of scale.
 
     Args:
-      lm: the model.
+      scorer: of the model; its programs, which benchmarks use too, read the text.
       state: unbatched.
       examples: text; the first few are read.
     """
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(host(state.wkv))]
     if max(np.abs(leaf).max(initial=0.0) for leaf in leaves) < LARGE:
         return None
-    _, batch = next(iter(batching.padded(examples[:RECORDS], min(RECORDS, len(examples)))))
-    tokens, valid = jnp.asarray(batch["tokens"]), jnp.asarray(batch["valid"])
-
-    def read(params: functional.Params) -> Float[Array, ""]:
-        _, last = functional.hidden(lm.model, params, tokens, zero_state(lm.model.config, len(tokens)), valid=valid)
-        return jnp.sqrt(jnp.square(last.wkv.astype(jnp.float32)).mean(axis=tuple(range(1, last.wkv.ndim)))).max()
-
-    own = float(jax.jit(read)(lm.params))
+    own = float(np.sqrt(_reached(scorer, examples[:RECORDS])).max())
     layers = [np.sqrt(np.square(leaf).reshape(len(leaf), -1).mean(axis=1)).max() for leaf in leaves if leaf.ndim]
     ratio = float(max(layers)) / max(own, float(np.finfo(np.float32).tiny))
     return ratio if ratio > DOUBTFUL else None
+
+
+def _reached(scorer: PrefixScorer, examples: Sequence[Example]) -> Float[np.ndarray, "L"]:
+    """Returns the mean squares of each layer's entries in the states after texts."""
+    texts = [ScoredSequence(tuple(example.tokens.tolist()), len(example.tokens) - 1) for example in examples]
+    found: list[np.ndarray] = []
+    roots = [PlacedNode(0, root) for root in forest(texts, scorer.min_saved)]
+    for pieces, pool in scorer.visit(roots, [zero_state(scorer.model.config, None)], lambda *_: None):
+        ended = [piece.target for piece in pieces for _ in piece.node.ending]
+        if ended:
+            found += list(host(_mean_squares(pool)).T[ended])
+    return np.mean(found, axis=0)
+
+
+@jax.jit
+def _mean_squares(pool: State) -> Float[Array, "L B"]:
+    return jnp.square(pool.wkv.astype(jnp.float32)).mean(axis=(2, 3, 4))

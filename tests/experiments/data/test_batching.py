@@ -11,9 +11,10 @@ from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
 from experiments.data import batching
 from experiments.data.jsonl import Pair, hold_out, read_pairs
-from rwkv7_jax import bucketing
+from rwkv7_jax import LanguageModel, bucketing
 from rwkv7_jax.tokenizer import ByteTokenizer
-from state_tuning.core.objective import Example
+from state_tuning.core import train
+from state_tuning.core.objective import Example, collate
 
 
 def examples_of(lengths):
@@ -128,6 +129,58 @@ def test_training_batches_are_deterministic_and_resume_exactly():
         np.testing.assert_equal(next(third), row)
     other = batching.training_batches(examples, 4, seed=4)
     assert any(not np.array_equal(next(other)["tokens"], row["tokens"]) for row in rows)
+
+
+@settings(max_examples=100)
+@given(
+    st.dictionaries(st.sampled_from([16, 32, 48, 64, 96, 128, 192]), st.floats(1, 1e6), min_size=1),
+    st.floats(1e3, 1e9),
+)
+def test_few_lengths_cost_no_more_than_all_or_one(places, flops):
+    """And every length fits in one; those of a chunk of the WKV op stay."""
+    kept = batching.few_lengths(places, flops)
+    compilation = batching.COMPILATION_FLOPS["cpu"] / flops
+
+    def cost(lengths):
+        longer = {n: min(length for length in lengths if length >= n) for n in places}
+        return len(lengths) * compilation + sum(places[n] * (longer[n] / n - 1) for n in places)
+
+    short = [n for n in places if n <= batching.ONE_CHUNK]
+    assert list(kept) == sorted(set(kept))
+    assert set(short) <= set(kept) <= set(places)
+    assert max(kept) == max(places)
+    assert cost(kept) <= min(cost(sorted(places)), cost(sorted({*short, max(places)}))) * (1 + 1e-9)
+
+
+def test_lengths_pad_batches_and_change_nothing_else():
+    examples = examples_of([3, 5, 20, 21, 40, 41, 42, 50, 60, 100, 110, 120] * 3)
+    plain, few = (batching.training_batches(examples, 4, seed=3, lengths=lengths) for lengths in ((), (16, 32, 128)))
+    seen = set()
+    for _ in range(24):
+        one, other = next(plain), next(few)
+        length = one["tokens"].shape[1]
+        seen.add((length, other["tokens"].shape[1]))
+        for name, part in one.items():
+            np.testing.assert_array_equal(other[name][:, :length], part)
+            assert not other[name][:, length:].any()
+    assert {after for _, after in seen} <= {16, 32, 128}
+    assert any(before < after for before, after in seen)
+    assert few.get_state() == plain.get_state()
+
+
+def test_padding_beyond_one_chunk_changes_no_bit_of_a_tuned_state(tiny_checkpoint):
+    lm, tune = LanguageModel.load(tiny_checkpoint), train.TuneConfig(learning_rate=1.0, steps=4)
+    optimizer = train.make_optimizer(tune)
+    step = train.make_train_step(lm.model, optimizer, tune)
+    examples = examples_of([40, 41, 47, 33])
+    found = []
+    for length in (48, 96):
+        tuned = train.init(optimizer, train.init_trainable(lm.config, tune))
+        for _ in range(2):
+            tuned, metrics = step(lm.params, tuned, collate(examples, length))
+        found.append((np.asarray(tuned.trainable.wkv), float(metrics["loss"])))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][0].any()
 
 
 def test_an_epoch_shows_every_example_once():
