@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "says whether a training step fits TPUs or GPUs that are not attached",
     "study": "runs all methods on all benchmarks with several seeds",
     "data": "says what is in a file of records, and shows what is learnt of it",
+    "doctor": "says what is wrong with the machine, a checkpoint, a state, a file of records",
     "bench": "times the model against other implementations",
     "pocket": "writes text and benchmarks of the invented world",
 }

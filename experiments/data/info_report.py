@@ -56,7 +56,7 @@ def _refused(info: Info) -> Iterator[tuple[str, bool]]:
         if number < SHOWN:
             yield f"{_first(seen)}{seen.first}", True
     if (more := len(info.broken) - SHOWN) > 0:
-        yield f"{more} more kinds of broken records; mend these first", True
+        yield f"{more} more kinds of broken records; repair these first", True
     different = info.records - info.repeated.count
     if different < FEWEST:
         yield (

@@ -1,0 +1,1 @@
+"""What is wrong with a machine, a checkpoint, a state, one line each."""
