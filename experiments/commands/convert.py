@@ -3,8 +3,11 @@
     rwkv7 convert model.pth model.safetensors
     rwkv7 convert model.safetensors model.bin --dtype float16
     rwkv7 convert model.pth small.safetensors --quantize int8
+    rwkv7 convert model.pth my-rwkv7/
 
-Reads BlinkDL's .pth, safetensors (a file or a Hugging Face folder) and rwkv.cpp's .bin; writes all three.
+Reads BlinkDL's .pth, safetensors (a file or a Hugging Face folder) and rwkv.cpp's .bin; writes all three. A name
+without suffix, or with a slash at the end, becomes a folder for the Hugging Face hub: weights under the names of
+flash-linear-attention, config.json, the tokenizer.json beside the source, and a card.
 """
 
 from collections.abc import Sequence

@@ -83,7 +83,9 @@ class Convert:
     """`rwkv7 convert`."""
 
     source: str = option("", "any checkpoint that inspect reads", positional=True, required=True)
-    target: str = option("", "file to write; .safetensors, .pth or .bin (rwkv.cpp)", positional=True, required=True)
+    target: str = option(
+        "", "file to write; .safetensors, .pth or .bin (rwkv.cpp); or a folder", positional=True, required=True
+    )
     dtype: Literal["float32", "float16", "bfloat16"] | None = option(
         None, "cast the weights; none: keep them as they are"
     )

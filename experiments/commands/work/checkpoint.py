@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from experiments.build import checkpoint_path
+from experiments.commands.work import checkpoint_folder
 from rwkv7_jax.checkpoint import (
     CheckpointError,
     load,
@@ -72,14 +73,17 @@ def _state_report(path: pathlib.Path) -> str | None:
 
 
 def convert(source: str, target: str, dtype: str | None = None, quantise: str | None = None) -> int:
-    """Reads any format and writes the one that the suffix of `target` names, quantised if asked.
+    """Reads any format and writes the one that the suffix of `target` names, quantised if asked, or a folder.
 
     Raises:
       CheckpointError: an unknown suffix, or whatever is wrong with the source, in one line.
     """
+    if checkpoint_folder.is_folder(target):
+        return _to_folder(source, target, dtype, quantise)
     writer = WRITERS.get(pathlib.Path(target).suffix)
     if writer is None:
-        raise CheckpointError(f"{target}: the suffix must be one of {', '.join(WRITERS)}")
+        suffixes = ", ".join(WRITERS)
+        raise CheckpointError(f"{target}: the suffix must be one of {suffixes}; a slash at the end makes a folder")
     if quantise and writer is not _write_safetensors:
         raise CheckpointError(f"{target}: --quantize writes .safetensors alone; choose that suffix")
     checkpoint = load(checkpoint_path(source, "rwkv7 convert"), lazy=True, mixed=dtype and DTYPES[dtype])
@@ -95,6 +99,18 @@ def convert(source: str, target: str, dtype: str | None = None, quantise: str | 
         rwkv_cpp.write(target, flat, "FP16")  # which casts matrices alone
     else:
         writer(target, {name: _cast(name, array, dtype) for name, array in flat.items()})
+    print(f"wrote         {target}")
+    return 0
+
+
+def _to_folder(source: str, target: str, dtype: str | None, quantise: str | None) -> int:
+    if quantise:
+        raise CheckpointError(f"{target}: --quantize writes .safetensors alone; choose that suffix")
+    path = checkpoint_path(source, "rwkv7 convert")
+    checkpoint = load(path, lazy=True, mixed=dtype and DTYPES[dtype])
+    print(checkpoint.report)
+    flat = {name: _cast(name, array, dtype) for name, array in params_to_flat(checkpoint.params).items()}
+    checkpoint_folder.write(target, path, flat, checkpoint.report, weights_hash(flat_to_params(flat)))
     print(f"wrote         {target}")
     return 0
 

@@ -53,3 +53,31 @@ def test_convert_writes_quantised_weights_that_load_by_themselves(tmp_path, caps
     assert cli.main(["convert", "pocket/student", str(tmp_path / "x.bin"), "--quantize", "int4"]) == 2
     assert "--quantize writes .safetensors alone" in capsys.readouterr().err
     assert not (tmp_path / "x.bin").exists()
+
+
+def test_convert_writes_a_folder_that_is_the_same_model(tmp_path, capsys):
+    folder = tmp_path / "my-rwkv7.1"
+    assert cli.main(["convert", "pocket/student", f"{folder}/"]) == 0
+    one, other = LanguageModel.load(folder), LanguageModel.load(EMBEDDED["pocket/student"])
+    assert one.weights_hash == other.weights_hash
+    assert one.tokenizer.eos_id == other.tokenizer.eos_id
+    assert one.encode("Mira has 3 stones.") == other.encode("Mira has 3 stones.")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert one.weights_hash in card
+    assert "my-rwkv7.1" in card
+    assert cli.main(["convert", str(folder), str(tmp_path / "back.pth")]) == 0
+    assert load(tmp_path / "back.pth").report.weights_hash == one.weights_hash
+    assert cli.main(["convert", "pocket/student", str(tmp_path / "wide"), "--dtype", "float32"]) == 0
+    assert load(tmp_path / "wide").report.dtypes == ("float32",)
+    capsys.readouterr()
+    for words, error in (
+        ([f"{folder}/"], "exists and is not an empty folder"),
+        ([f"{tmp_path / 'q'}/", "--quantize", "int8"], "--quantize writes .safetensors alone"),
+        ([str(tmp_path / "model.gguf")], "a slash at the end makes a folder"),
+    ):
+        assert cli.main(["convert", "pocket/student", *words]) == 2
+        told = capsys.readouterr().err
+        assert error in told
+        assert told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "my-rwkv7.1", "wide"]
