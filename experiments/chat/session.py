@@ -51,10 +51,6 @@ def _talk(conversation: Conversation, ask: Callable[[str], str], terminal: bool)
     while True:
         try:
             text = lines.turn(ask)
-            if text.strip():
-                _take(conversation, text)
-        except commands.Leave:
-            return failed
         except EOFError:
             if terminal:
                 screen.say("")
@@ -63,6 +59,20 @@ def _talk(conversation: Conversation, ask: Callable[[str], str], terminal: bool)
             if not terminal:
                 raise
             screen.say("")
+            continue
+        except lines.UnreadableLine as error:
+            failed = True
+            screen.say(f"error: {error}\n")
+            continue
+        try:
+            if text.strip():
+                _take(conversation, text)
+        except commands.Leave:
+            return failed
+        except KeyboardInterrupt:
+            screen.say("")
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as error:
             failed = True
             screen.say(f"error: {readable(_reason(error))}\n")

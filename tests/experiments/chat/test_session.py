@@ -220,6 +220,25 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(talk, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_input_that_fails_ends_the_chat(files, capsys, monkeypatch):
+    class Gone(io.BytesIO):
+        def readline(self, *_):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Gone()))
+    assert chat.main(["--model.checkpoint", files[0], "--quiet"]) == 2
+    assert capsys.readouterr().err == "error: Input/output error\n"
+    monkeypatch.setattr(sys, "stdin", None)
+    assert chat.main(["--model.checkpoint", files[0], "--quiet"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
+
+
+def test_lines_that_are_not_text_are_left_out(files, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n/think\n")))
+    assert chat.main(["--model.checkpoint", files[0], "--quiet"]) == 1
+    assert "error: a line is not valid UTF-8 and was left out\n\n> /think\nthink: none" in capsys.readouterr().out
+
+
 def test_wrong_settings_are_one_line(files, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     for words, error in (
