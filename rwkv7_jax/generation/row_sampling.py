@@ -8,11 +8,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rwkv7_jax.generation.sampling import (
+    LIKELIEST,
     Occurrences,
     SamplingArrays,
-    choose_among_kept,
+    choose_among_all,
+    choose_among_likeliest,
     column,
-    draw,
     most_likely,
     penalise,
 )
@@ -49,13 +50,22 @@ def choose_by_row(
     """
     penalised = wanted & flags.penalised
     logits = jax.lax.cond(penalised.any(), lambda: penalise(logits, occurrences, arrays), lambda: logits)
-    filtered, plain = wanted & ~flags.greedy & flags.filtered, wanted & ~flags.greedy & ~flags.filtered
+    random = jnp.asarray(wanted & ~flags.greedy)
     arrays = arrays._replace(temperature=jnp.where(flags.greedy, jnp.float32(1), arrays.temperature))
-    none = jnp.zeros(logits.shape[0], jnp.int32)
-    likeliest = jax.lax.cond((wanted & flags.greedy).any(), lambda: most_likely(logits), lambda: none)
-    drawn = jax.lax.cond(plain.any(), lambda: draw(keys, logits / column(arrays.temperature)), lambda: none)
-    kept = jax.lax.cond(filtered.any(), lambda: choose_among_kept(logits, keys, arrays, filtered), lambda: none)
-    return jnp.where(flags.greedy, likeliest, jnp.where(flags.filtered, kept, drawn))
+    none, rest = jnp.zeros(len(logits), jnp.int32), random
+    chosen = jax.lax.cond((wanted & flags.greedy).any(), lambda: most_likely(logits), lambda: none)
+    if logits.shape[-1] > LIKELIEST:
+        filtered = random & flags.filtered
+        found, covered = jax.lax.cond(
+            filtered.any(),
+            lambda: choose_among_likeliest(logits, keys, arrays),
+            lambda: (none, jnp.zeros_like(filtered)),
+        )
+        chosen, rest = jnp.where(filtered & covered, found, chosen), random & ~(filtered & covered)
+    # A row that needs no threshold asks for none.
+    arrays = arrays._replace(top_p=jnp.where(rest, arrays.top_p, 1), top_k=jnp.where(rest, arrays.top_k, 0))
+    drawn = jax.lax.cond(rest.any(), lambda: choose_among_all(logits, keys, arrays), lambda: none)
+    return jnp.where(rest, drawn, chosen)
 
 
 def count_by_row(

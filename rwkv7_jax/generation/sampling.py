@@ -182,7 +182,14 @@ def choose(
         return most_likely(logits)
     if not flags.filtered:
         return draw(keys, logits / column(arrays.temperature))
-    return choose_among_kept(logits, keys, arrays, jnp.ones(logits.shape[0], jnp.bool_))
+    if logits.shape[-1] <= LIKELIEST:
+        return choose_among_all(logits, keys, arrays)
+    found, covered = choose_among_likeliest(logits, keys, arrays)
+    return jax.lax.cond(
+        covered.all(),
+        lambda: found,
+        lambda: jnp.where(covered, found, choose_among_all(logits, keys, arrays)),
+    )
 
 
 def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
@@ -190,23 +197,7 @@ def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
     return numbers[:, None] if numbers.ndim else numbers
 
 
-def choose_among_kept(
-    logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays, wanted: Bool[Array, "B"]
-) -> Int[Array, "B"]:
-    """Chooses by top-k, top-p and temperature; from all tokens only where a wanted row needs it."""
-    if logits.shape[-1] <= LIKELIEST:
-        return _choose_among_all(logits, keys, arrays)
-    found, covered = _choose_among_likeliest(logits, keys, arrays)
-    return jax.lax.cond(
-        (covered | ~wanted).all(),
-        lambda: found,
-        lambda: jnp.where(covered, found, _choose_among_all(logits, keys, arrays)),
-    )
-
-
-def _choose_among_all(
-    logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
-) -> Int[Array, "B"]:
+def choose_among_all(logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays) -> Int[Array, "B"]:
     """Chooses by top-k, top-p and temperature."""
     probs = jax.nn.softmax(logits, axis=-1)
     all_kept = jnp.ones(probs.shape, jnp.bool_)
@@ -215,10 +206,10 @@ def _choose_among_all(
     return draw(keys, jnp.where(keep, logits, -jnp.inf) / column(arrays.temperature))
 
 
-def _choose_among_likeliest(
+def choose_among_likeliest(
     logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays
 ) -> tuple[Int[Array, "B"], Bool[Array, "B"]]:
-    """Chooses as `_choose_among_all` from the `LIKELIEST` tokens, and tells for which rows they hold all kept ones."""
+    """Chooses as `choose_among_all` from the `LIKELIEST` tokens, and tells for which rows they hold all kept ones."""
     top_p, top_k = column(arrays.top_p), column(arrays.top_k)
     # Without the barrier XLA takes slices of the values through to the operation, and sorts the whole row.
     top, ids = jax.lax.optimization_barrier(jax.lax.top_k(logits, LIKELIEST))

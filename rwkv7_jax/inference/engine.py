@@ -162,9 +162,9 @@ class Engine:
             steps=scheduler.steps,
             chunks=scheduler.chunks,
             programs=self._programs.compiled,
-            prefix_lookups=cache.lookups,
-            prefix_hits=cache.hits,
-            prefix_tokens=cache.saved,
+            prefix_lookups=scheduler.lookups,
+            prefix_hits=scheduler.hits,
+            prefix_tokens=scheduler.tokens_known,
             cache_entries=len(cache),
             cache_bytes=cache.bytes,
         )

@@ -75,7 +75,7 @@ class PrefixCache:
 
     def __init__(self, limit: int, chunk: int, exact: bool = True):
         self.limit, self.chunk, self.exact = limit, chunk, exact
-        self.bytes = self.lookups = self.hits = self.saved = 0
+        self.bytes = 0
         self._entries: OrderedDict[bytes, Prefix] = OrderedDict()
         self._lengths: dict[bytes, list[int]] = {}
         """Of entries within a chunk, by the key of what stands before the chunk."""
@@ -85,20 +85,19 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, keys: Keys) -> Prefix | None:
-        """Returns the longest beginning whose state is known."""
-        self.lookups += 1
+    def find(self, keys: Keys, beyond: int = 0) -> Prefix | None:
+        """Returns the longest beginning of more than `beyond` tokens whose state is known."""
         total = len(keys.tokens)
         for whole in reversed(range(len(keys.chunks))):
             within = self._lengths.get(keys.chunks[whole], [])
             usable = [n for n in within if n == total or (n < total and not self.exact)]
             for length in [*sorted(usable, reverse=True), whole * self.chunk]:
+                if length <= beyond:
+                    return None
                 key = keys.key(length)
                 found = self._entries.get(key)
                 if found is not None and (length < total or found.logits is not None):
                     self._entries.move_to_end(key)
-                    self.hits += 1
-                    self.saved += length
                     return found
         return None
 

@@ -39,7 +39,7 @@ class Request:
     """Those of the prompt's tokens after the first are wanted too. Nothing of the prompt is taken from the cache."""
     keep_state: bool = False
     """`Result.state` is wanted."""
-    deadline: float | None = None
+    deadline: float | int | None = None
     """On the clock of `time.monotonic`; when it is past, the request ends."""
 
 
@@ -93,7 +93,7 @@ class Ticket:
     """A request under way; its methods may be called from any thread."""
 
     def __init__(self, wake: Callable[[], None]):
-        self._condition = threading.Condition(threading.RLock())
+        self._condition, self._ended = threading.Condition(threading.RLock()), threading.Event()
         self._pieces: list[Piece] = []
         self._end: Result | Exception | None = None
         self._callback: Callable[[Event], None] | None = None
@@ -128,7 +128,7 @@ class Ticket:
                     raise end
                 return
 
-    def result(self, timeout: float | None = None) -> Result:
+    def result(self, timeout: float | int | None = None) -> Result:
         """Waits for the result.
 
         Args:
@@ -141,14 +141,12 @@ class Ticket:
           TimeoutError: it is not there in time.
           Exception: what ended the request without a result, `NonFiniteLogitsError` for one.
         """
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._end is not None, timeout):
-                raise TimeoutError(f"the request is not done after {timeout} s")
-            end = self._end
-        if isinstance(end, Exception):
-            raise end
-        assert end is not None
-        return end
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the request is not done after {timeout} s")
+        if isinstance(self._end, Exception):
+            raise self._end
+        assert self._end is not None
+        return self._end
 
     def cancel(self) -> None:
         """Ends the request before its next token; what was chosen is its result."""
@@ -175,6 +173,7 @@ class Ticket:
                 self._pieces.append(event)
             else:
                 self._end = event
+                self._ended.set()
             self._condition.notify_all()
             self._call(event)
 

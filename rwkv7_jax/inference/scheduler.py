@@ -1,4 +1,4 @@
-"""Continuous batching, turn by turn: at most one chunk of one prompt is read, then every answer gets a few tokens."""
+"""Continuous batching, turn by turn: at most one chunk of prompts is read, then every answer gets a token or a few."""
 
 import time
 from collections import deque
@@ -21,6 +21,10 @@ from rwkv7_jax.non_finite_cause import cause
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 
+SHORT = 32
+"""Ends of prompts that have fewer tokens are not kept for others: they are read in one go."""
+DISPATCH_S = 0.02
+"""Seconds that choosing several tokens in one call should take: pieces of answers come so often, and requests join."""
 Phase = Literal["reading", "answering", "settling"]
 """Settling: the answer is whole, and its tokens are read again, since a stop string cut it before the last one fed."""
 
@@ -61,10 +65,13 @@ class Job:
         self.fed += len(ids)
         if self.first_token is None and ids:
             self.first_token = time.monotonic()
-        text, count = "", 0
-        while count < len(ids) and not self._text.hit:
-            text += self._text.push(ids[count : count + 1])
-            count += 1
+        text, count = self._text.push(ids), len(ids)
+        if self._text.hit:
+            again, count = StopText(self._tokenizer, self.request.stop), 0
+            again.push(self.tokens)
+            while not again.hit:
+                again.push(ids[count : count + 1])
+                count += 1
         self.tokens += ids[:count]
         self.logprobs += logprobs[:count]
         if count:
@@ -79,9 +86,6 @@ class Job:
     def end(self, reason: FinishReason, kept: list[int], state: State | None) -> None:
         """Hands over the result."""
         now, request = time.monotonic(), self.request
-        if state is not None and not all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in state):
-            self.fail("the state is not finite")
-            return
         whole = next((i for i, (a, b) in enumerate(zip(kept, self.tokens, strict=False)) if a != b), len(kept))
         self.ticket.put(
             Result(
@@ -98,14 +102,9 @@ class Job:
             )
         )
 
-    def fail(self, what: str, params: Params | None = None) -> None:
-        """Ends the request with an error that names the cause."""
-        states = [State(*jax.tree.map(np.asarray, self.start))]
-        if all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in states[0]):
-            found = cause(params or {})
-        else:
-            found = "NaN or infinite numbers in the initial state; use a sound one"
-        self.ticket.put(NonFiniteLogitsError(f"{what}: {found}"))
+
+def _finite(state: State) -> bool:
+    return all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in state)
 
 
 class Scheduler:
@@ -115,9 +114,10 @@ class Scheduler:
         self.programs, self.params, self.cache = programs, params, cache
         self.jobs: list[Job | None] = [None] * programs.count
         self.steps = self.chunks = self.tokens_read = self.tokens_chosen = 0
+        self.lookups = self.hits = self.tokens_known = 0
         self._reading: deque[int] = deque()
-        self._rows = idle_rows(programs.count)
-        self._slots = programs.empty()
+        self._rows, self._many = idle_rows(programs.count), 4
+        self._slots, self._cause = programs.empty(), ""
         vocab = programs.model.config.vocab_size
         self._no_logits = np.zeros(vocab, np.float32)
         self._weight = np.ones(vocab, np.float32)
@@ -135,29 +135,33 @@ class Scheduler:
         return self.running < len(self.jobs)
 
     def admit(self, job: Job) -> None:
-        """Gives a job a slot, at the longest beginning of its prompt that is known."""
+        """Gives a job a slot."""
         slot = self.jobs.index(None)
         self.jobs[slot] = job
-        found = None if job.request.echo_logprobs else self.cache.find(job.keys)
-        if found is None:
-            self._place(slot, job.start, None)
-        else:
-            self._place(slot, found.state, found.logits)
-            job.position = job.cached = found.length
-        if job.position < len(job.todo):
-            self._reading.append(slot)
-        else:
-            job.after_prompt = found
-            self._begin_answer(slot, job)
+        self._place(slot, job.start, None)
+        self._reading.append(slot)
 
     def turn(self, waiting: bool) -> None:
-        """Reads one chunk, and chooses tokens. waiting: whether a request has no slot yet."""
+        """Reads one chunk, or several short ends, and chooses tokens. waiting: whether a request has no slot yet."""
         for slot, job in enumerate(self.jobs):
             if job is not None and (reason := job.overdue) is not None:
                 self._finish(slot, job, reason)
-        if self._reading:
-            slot = self._reading.popleft()
-            if (job := self.jobs[slot]) is not None and self._read(slot, job):
+        room = self.programs.chunk
+        while self._reading and room:
+            slot = self._reading[0]
+            job = self.jobs[slot]
+            assert job is not None
+            if self._jump(slot, job):
+                self._reading.popleft()
+                self._begin_answer(slot, job)
+                continue
+            end = min(len(job.todo), (job.position // self.programs.chunk + 1) * self.programs.chunk)
+            size = next(size for size in self.programs.read if size >= end - job.position)
+            if size > room:
+                break
+            room -= size
+            self._reading.popleft()
+            if self._read(slot, job, end, size):
                 self._reading.append(slot)
         if self._rows.active.any():
             self._decode(waiting)
@@ -176,12 +180,25 @@ class Scheduler:
     def _take(self, slot: int) -> tuple[State, Array]:
         return self.programs.take(self._slots, np.int32(slot))
 
-    def _read(self, slot: int, job: Job) -> bool:
-        """Reads a chunk; returns whether more are to come."""
-        chunk, begin, total = self.programs.chunk, job.position, len(job.todo)
-        end = min(total, begin - begin % chunk + chunk)
+    def _jump(self, slot: int, job: Job) -> bool:
+        """Goes on from the longest beginning of a prompt that is known by now; returns whether that is all of it."""
+        if job.phase != "reading" or job.request.echo_logprobs:
+            return False
+        found = self.cache.find(job.keys, job.position)
+        if found is None:
+            return False
+        self._place(slot, found.state, found.logits)
+        job.cached += found.length - job.position
+        job.position = found.length
+        if found.length < len(job.todo):
+            return False
+        job.after_prompt = found
+        return True
+
+    def _read(self, slot: int, job: Job, end: int, size: int) -> bool:
+        """Reads a prompt on to `end` by the program for `size` tokens; returns whether more are to come."""
+        begin, total = job.position, len(job.todo)
         ids = list(job.todo[begin:end])
-        size = next(size for size in self.programs.read if size >= len(ids))
         tokens, valid = pad_left([ids], size)
         number = np.int32(slot)
         self._slots, x = self.programs.read[size](self.params, self._slots, number, tokens, valid)
@@ -202,8 +219,9 @@ class Scheduler:
                 self.cache.put(job.keys, Prefix(end, self._take(slot)[0], None))
             return True
         self._slots = self.programs.head(self.params, self._slots, number, x)
-        job.after_prompt = Prefix(total, *self._take(slot))
-        self.cache.put(job.keys, job.after_prompt)
+        if job.request.keep_state or (self.cache.limit and total >= SHORT):
+            job.after_prompt = Prefix(total, *self._take(slot))
+            self.cache.put(job.keys, job.after_prompt)
         self._begin_answer(slot, job)
         return False
 
@@ -220,7 +238,8 @@ class Scheduler:
         targets[first : first + len(wanted)] = wanted
         scores, finite = jax.device_get(self.programs.score(self.params, x, targets, np.int32(first)))
         if not finite[first:].all():
-            job.fail(f"the logits of the prompt's token {begin + int(np.argmin(finite[first:])) + 1} are not finite")
+            number = begin + int(np.argmin(finite[first:])) + 1
+            self._fail(job, f"the logits of the prompt's token {number} are not finite")
             return False
         places = range(first, first + len(wanted))
         job.prompt_logprobs += [_told(scores, i, token, job) for i, token in zip(places, wanted, strict=True)]
@@ -229,6 +248,9 @@ class Scheduler:
     def _begin_answer(self, slot: int, job: Job) -> None:
         settings, rows = job.request.sampling, self._rows
         job.phase = "answering"
+        self.lookups += not job.request.echo_logprobs
+        self.hits += job.cached > 0
+        self.tokens_known += job.cached
         if settings.max_new_tokens == 0:
             self._finish(slot, job, "length")
             return
@@ -242,15 +264,19 @@ class Scheduler:
     def _decode(self, waiting: bool) -> None:
         """Chooses tokens: one where a prompt is read beside or an answer begins, else several."""
         rows, active = self._rows, np.flatnonzero(self._rows.active)
-        limit = 1 if self._reading or (rows.step[active] == 0).any() else STEPS
+        limit = 1 if self._reading or (rows.step[active] == 0).any() else self._many
         if waiting:
             limit = min(limit, int(rows.left[active].min()))
+        begun = time.perf_counter()
         self._slots, chosen = self.programs.decode(
             self.params, self._slots, rows, np.int32(limit), self._eos_id, self._weight
         )
         tokens, length, going, wrong = jax.device_get((chosen.tokens, chosen.length, chosen.active, chosen.wrong))
         scores = jax.device_get(chosen.scores) if rows.scored[active].any() else chosen.scores
-        self.steps += int(length.max())
+        count = int(length.max())
+        self.steps += count
+        if count > 1:
+            self._many = max(2, min(STEPS, int(count * DISPATCH_S / (time.perf_counter() - begun))))
         self.tokens_chosen += int(length.sum())
         for slot in map(int, active):
             job, count = self.jobs[slot], int(length[slot])
@@ -262,7 +288,7 @@ class Scheduler:
             rows.left[slot] -= count
             rows.active[slot] = going[slot] and not job.stopped
             if wrong[slot] != NONE and not job.stopped:
-                job.fail(f"the logits are not finite after {wrong[slot]} generated tokens", self.params)
+                self._fail(job, f"the logits are not finite after {wrong[slot]} generated tokens")
                 self._leave(slot)
             elif not rows.active[slot]:
                 whole = not job.stopped and rows.left[slot] == 0
@@ -274,22 +300,36 @@ class Scheduler:
         if job.phase == "settling" or job.phase == "reading":
             self._release(slot, job, reason, job.kept(), None)
             return
-        kept = job.kept()
-        if not job.request.keep_state:
+        kept, request, before = job.kept(), job.request, job.after_prompt
+        whole = job.fed == len(kept) and kept == job.tokens
+        if whole and not self.cache.exact:
+            keys = Keys.of(job.keys.chunks[0], (*request.tokens, *kept), self.programs.chunk)
+            self.cache.put(keys, Prefix(len(keys.tokens), *self._take(slot)))
+        if not request.keep_state:
             self._release(slot, job, reason, kept, None)
-        elif job.fed == len(kept) and kept == job.tokens:
+        elif whole or before is None:
             self._release(slot, job, reason, kept, jax.device_get(self._take(slot)[0]))
-        elif job.after_prompt is not None and not kept:
-            self._release(slot, job, reason, kept, jax.device_get(job.after_prompt.state))
+        elif not kept:
+            self._release(slot, job, reason, kept, jax.device_get(before.state))
         else:
-            assert job.after_prompt is not None
-            self._place(slot, job.after_prompt.state, None)
+            self._place(slot, before.state, None)
             job.phase, job.todo, job.position = "settling", tuple(kept), 0
             self._reading.append(slot)
 
     def _release(self, slot: int, job: Job, reason: FinishReason, kept: list[int], state: State | None) -> None:
         self._leave(slot)
-        job.end(reason, kept, state)
+        if state is None or _finite(state):
+            job.end(reason, kept, state)
+        else:
+            self._fail(job, "the state after the answer is not finite")
+
+    def _fail(self, job: Job, what: str) -> None:
+        """Ends a job with an error that names the cause."""
+        if not _finite(job.start):
+            found = "NaN or infinite numbers in the initial state; use a sound one"
+        else:
+            found = self._cause = self._cause or cause(self.params)
+        job.ticket.put(NonFiniteLogitsError(f"{what}: {found}"))
 
     def _leave(self, slot: int) -> None:
         self.jobs[slot] = None

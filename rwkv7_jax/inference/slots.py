@@ -6,6 +6,7 @@ was done to that slot alone: prompts are read one row at a time, and decoding ha
 
 import threading
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from rwkv7_jax.state import State, zero_state
 
 LIKELIEST = 20
 """Tokens at most of which log-probabilities are told beside the chosen one's."""
-STEPS = 8
+STEPS = 32
 """Tokens at most that one call of `decode` chooses for a slot."""
 QUERIES = 8
 """Positions whose logits exist at a time while a prompt is scored."""
@@ -302,14 +303,20 @@ class Programs:
         number, vector = shape((), np.int32), shape((c.vocab_size,), np.float32)
         slots = jax.eval_shape(partial(empty, self.model, self.count))
         x = shape((self.chunk, c.n_embd), c.activation_dtype)
-        self.empty.compile()
-        self.place.compile(slots, number, jax.eval_shape(partial(zero_state, c, None)), vector)
-        self.take.compile(slots, number)
-        for size, program in self.read.items():
-            program.compile(params, slots, number, shape((1, size), np.int32), shape((1, size), np.bool_))
-        self.head.compile(params, slots, number, x)
-        self.score.compile(params, x, shape((self.chunk,), np.int32), number)
-        self.decode.compile(params, slots, idle_rows(self.count), number, number, vector)
+        tasks: list[tuple[Program, tuple[PyTree, ...]]] = [
+            (self.decode, (params, slots, idle_rows(self.count), number, number, vector)),
+            *(
+                (program, (params, slots, number, shape((1, size), np.int32), shape((1, size), np.bool_)))
+                for size, program in self.read.items()
+            ),
+            (self.score, (params, x, shape((self.chunk,), np.int32), number)),
+            (self.place, (slots, number, jax.eval_shape(partial(zero_state, c, None)), vector)),
+            (self.take, (slots, number)),
+            (self.head, (params, slots, number, x)),
+            (self.empty, ()),
+        ]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda task: task[0].compile(*task[1]), tasks))
 
 
 def programs_for(model: RWKV7, params: Params, count: int, chunk: int) -> Programs:
