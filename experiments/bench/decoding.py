@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from experiments.bench.inputs import DECODE, SHAPES, Decode, Shape
-from experiments.bench.weights import make_checkpoint
+from experiments.bench import gguf_file
+from experiments.bench.inputs import GREEDY, SAMPLED, SHAPES, STEP, Shape, decoded
+from experiments.bench.model import TOLERANCE, difference
+from experiments.bench.weights import make_checkpoint, make_gguf
 from experiments.bench.worker import Job, Worker
 from experiments.reporting.tables import markdown_table
-from rwkv7_jax import flops
-from rwkv7_jax.config import RWKV7Config
 
-KINDS = ("step", "greedy", "top_p 0.85")
-PEERS = ("rwkv", "keras-hub")
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-BYTES = {"float32": 4, "bfloat16": 2}
-BANDWIDTH = Job("machine", "bandwidth", 0)
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+"""Of our weights."""
+PEERS = ("llama.cpp", "keras-hub", "rwkv")
+BANDWIDTH = Job("machine", "bandwidth")
 
 
 class Row(NamedTuple):
@@ -38,6 +35,7 @@ class Row(NamedTuple):
     traffic: int
     """Bytes a step moves at least."""
     peak: int
+    """Bytes of the process, which measures all kinds."""
     problem: str = ""
     """Why there is no time."""
 
@@ -57,20 +55,22 @@ class Comparison(NamedTuple):
         return {"shape": self.shape, "rounds": self.rounds, "bandwidth": self.bandwidth, "lines": lines}
 
 
-def jobs(rows: int, dtypes: Sequence[str], without: Sequence[str]) -> list[tuple[Decode, Job]]:
-    """Returns what is measured with this many sequences; PyPI rwkv decodes one alone."""
-    found = [("ours", Decode(kind, dtype, rows)) for dtype in dtypes for kind in KINDS]
-    found += [(who, Decode("step", "float32", rows)) for who in PEERS if who == "keras-hub" or rows == 1]
-    return [(task, Job(who, task.name, DECODE * rows)) for who, task in found if who not in without]
+def jobs(rows: int, dtypes: Sequence[str], without: Sequence[str]) -> list[Job]:
+    """Returns the processes that decode this many sequences; PyPI rwkv decodes one alone."""
+    found = [Job("ours", "decoding", dtype, rows) for dtype in dtypes]
+    found += [Job("llama.cpp", "decoding", dtype, rows) for dtype in gguf_file.TYPES]
+    found += [Job(who, "decoding", "float32", rows) for who in ("keras-hub", *(("rwkv",) if rows == 1 else ()))]
+    return [job for job in found if job.who not in without]
 
 
-def traffic(shape: Shape, task: Decode) -> int:
-    """Returns the bytes that one step moves at least: matrices once, states there and back."""
-    config = RWKV7Config(*shape)
-    recurrence = flops.tuning(config) - 2 * flops.forward(config)
-    matrices = (flops.forward(config) - recurrence) // 2
-    state = config.n_layer * config.n_embd * config.head_size
-    return matrices * BYTES[task.dtype] + 2 * 4 * state * task.rows
+def kinds(job: Job) -> tuple[str, ...]:
+    """Returns what a process measures: of peers the bare step alone."""
+    return (STEP, GREEDY, SAMPLED) if job.who == "ours" else (STEP,)
+
+
+def state_bytes(shape: Shape, rows: int) -> int:
+    """Returns the bytes of the float32 WKV states, heads of 64."""
+    return 4 * rows * shape.n_layer * shape.n_embd * 64
 
 
 def compare(
@@ -81,7 +81,7 @@ def compare(
     Args:
       shape: one of `SHAPES`.
       rows: numbers of sequences.
-      dtypes: of `BYTES`.
+      dtypes: of `DTYPES`.
       rounds: times that every job is measured; the best call counts.
       without: those of `PEERS` to leave out.
 
@@ -92,64 +92,90 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
         make_checkpoint(checkpoint, shape)
+        problem = "" if "llama.cpp" in without else prepare_gguf(checkpoint, shape)
         for count in rows:
             print(f"{count} sequences", file=sys.stderr, flush=True)
             machine = Worker(BANDWIDTH, checkpoint, shape)
-            found = _measured(jobs(count, dtypes, without), machine, checkpoint, shape, rounds)
-            bandwidth = max(bandwidth, machine.result[0] / machine.seconds)
+            wanted = jobs(count, dtypes, without)
+            runs = [Run(job, checkpoint, shape, problem if job.who == "llama.cpp" else "") for job in wanted]
+            check(runs)
+            for _ in range(rounds):
+                machine.measure()
+                for run in runs:
+                    run.measure()
+            bandwidth = max(bandwidth, machine.result[0] / machine.seconds[""])
             machine.close()
-            lines += found
+            for run in runs:
+                lines += run.lines(SHAPES[shape])
+                run.close()
     return Comparison(shape, rounds, bandwidth, lines)
 
 
-def _measured(
-    wanted: Sequence[tuple[Decode, Job]], machine: Worker, checkpoint: Path, shape: str, rounds: int
-) -> list[Row]:
-    running: list[tuple[Decode, Job, Worker | str]] = []
-    for task, job in wanted:
+def prepare_gguf(checkpoint: Path, shape: str) -> str:
+    """Writes the files for llama.cpp; returns why not."""
+    try:
+        for dtype in gguf_file.TYPES:
+            make_gguf(checkpoint, shape, dtype)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+class Run:
+    """One process, and why it is not measured."""
+
+    def __init__(self, job: Job, checkpoint: Path, shape: str, problem: str = ""):
+        self.job, self.problem = job, problem
+        self.worker: Worker | None = None
+        if not problem:
+            try:
+                self.worker = Worker(job, checkpoint, shape)
+            except RuntimeError as error:
+                self.problem = str(error)
+
+    def measure(self) -> None:
+        """Times every kind once, unless something is wrong."""
+        if self.worker is None or self.problem:
+            return
         try:
-            running.append((task, job, Worker(job, checkpoint, shape)))
+            for kind in kinds(self.job):
+                self.worker.measure(kind)
         except RuntimeError as error:
-            running.append((task, job, str(error)))
-    workers = [(task, worker) for task, _, worker in running if isinstance(worker, Worker)]
-    reference = next((worker.result for task, worker in workers if task.dtype == "float32" and worker.result), None)
-    for _ in range(rounds):
-        for worker in (machine, *(worker for _, worker in workers)):
-            worker.measure()
-    lines = []
-    for task, job, worker in running:
-        problem = worker if isinstance(worker, str) else disagreement(worker.result, reference, TOLERANCE[task.dtype])
-        speed, peak = (0.0, 0) if isinstance(worker, str) else (job.tokens / worker.seconds, worker.peak)
-        moved = traffic(SHAPES[shape], task)
-        lines.append(Row(task.rows, job.who, task.kind, task.dtype, 0.0 if problem else speed, moved, peak, problem))
-    for _, worker in workers:
-        worker.close()
-    return lines
+            self.problem = str(error)
+
+    def lines(self, shape: Shape) -> list[Row]:
+        """Returns its lines of the table."""
+        found = []
+        for kind in kinds(self.job):
+            seconds = self.worker.seconds.get(kind) if self.worker else None
+            if self.problem or self.worker is None or seconds is None:
+                found.append(Row(self.job.rows, self.job.who, kind, self.job.dtype, 0.0, 0, 0, self.problem))
+                continue
+            speed = decoded(kind, self.job.rows) * self.job.rows / seconds
+            traffic = self.worker.weights + 2 * state_bytes(shape, self.job.rows)
+            found.append(Row(self.job.rows, self.job.who, kind, self.job.dtype, speed, traffic, self.worker.peak))
+        return found
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self.worker:
+            self.worker.close()
 
 
-def disagreement(found: Sequence[float], wanted: Sequence[float] | None, tolerance: float) -> str:
-    """Returns by how much logits differ from the reference if that is too much, else nothing."""
-    if not found or wanted is None:
-        return ""
-    error = float(np.max(np.abs(np.subtract(found, wanted))) / np.max(np.abs(wanted)))
-    return "" if error <= tolerance else f"wrong: differs by {error:.1e}"
+def check(runs: Sequence[Run]) -> None:
+    """Marks those whose logits differ from PyPI rwkv's or llama.cpp's in float32, else from our own."""
+    results = {run.job.who: run.worker.result for run in runs if run.worker and run.job.dtype == "float32"}
+    reference = next((results[who] for who in ("rwkv", "llama.cpp", "keras-hub", "ours") if who in results), None)
+    for run in runs:
+        if run.worker:
+            run.problem = difference(run.worker.result, reference, TOLERANCE[run.job.dtype])
 
 
 def table(found: Comparison) -> str:
     """Returns the lines as a Markdown table, each beside our bare step in float32 with as many sequences."""
-    base = {line.rows: line.tokens_per_s for line in found.lines if line[1:4] == ("ours", "step", "float32")}
-    names = [
-        "sequences",
-        "who",
-        "what",
-        "dtype",
-        "tokens/s",
-        "times our float32 step",
-        "moved",
-        "of bandwidth",
-        "memory",
-    ]
-    cells = [names]
+    base = {line.rows: line.tokens_per_s for line in found.lines if line[1:4] == ("ours", STEP, "float32")}
+    last = ["tokens/s", "times our float32 step", "moved", "of bandwidth", "memory"]
+    cells = [["sequences", "who", "what", "weights", *last]]
     for line in found.lines:
         name = [str(line.rows), line.who, line.kind, line.dtype]
         if line.problem:

@@ -1,12 +1,22 @@
 """What every measured process runs on: shapes and the same pseudo-text. Imports no JAX, for the peers' processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-PREFILL, TUNE, DECODE, PROMPT = 512, 512, 32, 16
+PREFILL, TUNE, PROMPT = 512, 512, 16
+STEP, GREEDY, SAMPLED = "step", "greedy", "top_p 0.85"
+"""What decoding does: the bare step on one token, or `generate`, its prompt of PROMPT tokens included."""
 
-Timed = tuple[Callable[[], object], list[float]]
-"""The function to time, and its result, for comparing."""
+
+class Timed(NamedTuple):
+    """A job that is set up."""
+
+    calls: Mapping[str, Callable[[], object]]
+    """Functions to time, by name; "" is that of a job with one."""
+    result: list[float]
+    """For comparing."""
+    weights: int = 0
+    """Bytes of the weights, the embedding left out, of which a step reads one row."""
 
 
 class Shape(NamedTuple):
@@ -17,29 +27,15 @@ class Shape(NamedTuple):
     n_embd: int
 
 
-class Decode(NamedTuple):
-    """What a decoding job does: the bare step, or whole generation, of some sequences."""
-
-    kind: str
-    dtype: str
-    rows: int
-
-    @property
-    def name(self) -> str:
-        """The task in a worker's command line."""
-        return f"decoding of {self.rows} in {self.dtype}: {self.kind}"
-
-    @classmethod
-    def parse(cls, name: str) -> "Decode":
-        """Reads a name."""
-        words, kind = name.split(": ")
-        *_, rows, _, dtype = words.split()
-        return cls(kind, dtype, int(rows))
-
-
 SHAPES = {"0.1B": Shape(65536, 12, 768), "tiny": Shape(512, 2, 128)}
 
 
 def tokens(count: int, vocab: int) -> list[int]:
     """Returns the same pseudo-text in every process."""
     return [(7919 * i + 13) % (vocab - 1) + 1 for i in range(count)]
+
+
+def decoded(kind: str, rows: int) -> int:
+    """Returns how many tokens of each sequence one call decodes: fewer of many sequences, for the sake of time."""
+    few = min(64, max(8, 512 // rows))
+    return few if kind == STEP else max(32, few)

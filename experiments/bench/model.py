@@ -1,9 +1,9 @@
 """Speed and memory of the whole model against its peers, on this machine (`rwkv7 bench model`).
 
-Every measurement is a process of its own (so that peak memory is its own), all stay alive, and they are timed in
-turn, round after round, a few calls at a time; the best call counts. Peers (`pip install -e ".[peers]"`): PyPI `rwkv`
-(torch, CPU) on the same random checkpoint, and keras-hub's RWKV7 on JAX with random weights of the same shape. Correct
-first: no time is printed for logits that differ.
+Every measurement is a process of its own (so that peak memory is its own); those of one task stay alive and are timed
+in turn, round after round, a few calls at a time; the best call counts. Peers (`pip install "rwkv7-jax[peers]"`) work
+on the same random checkpoint: PyPI `rwkv` (torch, CPU), and keras-hub's RWKV7 on JAX. A tuning step has as rivals the
+same model with a WKV op that JAX differentiates. Correct first: no time is printed for logits or losses that differ.
 """
 
 import sys
@@ -14,22 +14,27 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from experiments.bench.inputs import DECODE, PREFILL, TUNE
+from experiments.bench.inputs import PREFILL, TUNE
 from experiments.bench.weights import make_checkpoint
 from experiments.bench.worker import Job, Worker
 from experiments.reporting.tables import markdown_table
 
-TOLERANCE = 1e-3
-JOBS = (
-    Job("ours", "prefill", PREFILL),
-    Job("rwkv", "prefill", PREFILL),
-    Job("ours", "prefill, all logits", PREFILL),
-    Job("keras-hub", "prefill, all logits", PREFILL),
-    Job("ours", "decode", DECODE),
-    Job("rwkv", "decode", DECODE),
-    Job("ours", "state-tuning step", TUNE),
-    Job("WKV as autodiffed scan", "state-tuning step", TUNE),
-    Job("token-by-token scan", "state-tuning step", TUNE),
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 0.5, "q8_0": 5e-2}
+"""How far logits may be from the reference, over its largest; quantised weights are others."""
+TOKENS = {"prefill": PREFILL, "prefill, all logits": PREFILL, "state-tuning step": TUNE}
+"""The tasks, and what one call works on."""
+PEERS = {
+    "prefill": ("rwkv",),
+    "prefill, all logits": ("keras-hub",),
+    "state-tuning step": ("WKV as unrolled autodiffed scan", "WKV as autodiffed scan", "token-by-token scan"),
+}
+JOBS = tuple(
+    job
+    for task, others in PEERS.items()
+    for job in (
+        *(Job("ours", task, dtype) for dtype in ("float32", "bfloat16", "int8")),
+        *(Job(who, task) for who in others),
+    )
 )
 OTHERS = tuple(sorted({job.who for job in JOBS} - {"ours"}))
 """Whom this project is compared with."""
@@ -46,9 +51,10 @@ class Measured(NamedTuple):
 
     task: str
     who: str
+    dtype: str
     tokens_per_s: float
     ratio: float
-    """Its seconds over ours."""
+    """Its speed over ours in float32."""
     peak: int
     """Bytes of the process."""
 
@@ -58,6 +64,7 @@ class NotMeasured(NamedTuple):
 
     task: str
     who: str
+    dtype: str
     problem: str
 
 
@@ -86,7 +93,7 @@ class Comparison(NamedTuple):
 
 
 def compare(shape: str, rounds: int, without: Sequence[str] = ()) -> Comparison:
-    """Measures every job in turn.
+    """Measures every job of a task in turn, task after task.
 
     Args:
       shape: one of `SHAPES`.
@@ -96,31 +103,41 @@ def compare(shape: str, rounds: int, without: Sequence[str] = ()) -> Comparison:
     Returns:
       The measurements.
     """
-    jobs = tuple(job for job in JOBS if job.who not in without)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random.pth"
         make_checkpoint(checkpoint, shape)
         size = checkpoint.stat().st_size
-        importer = Worker(Job("ours", "import", 0), checkpoint, shape)
+        importer = Worker(Job("ours", "import"), checkpoint, shape)
         importer.measure()
         importer.close()
-        workers, missing = start(jobs, checkpoint, shape)
-        missing |= disagreement(workers)
-        for index in range(rounds):
-            print(f"round {index + 1} of {rounds}", file=sys.stderr, flush=True)
-            for job, worker in workers.items():
-                if job not in missing:
+        for task in TOKENS:
+            print(task, file=sys.stderr, flush=True)
+            jobs = tuple(job for job in JOBS if job.task == task and job.who not in without)
+            rows += measured(jobs, checkpoint, shape, rounds)
+    return Comparison(shape, rounds, rows, Import(importer.seconds[""], importer.peak, size))
+
+
+def measured(jobs: Sequence[Job], checkpoint: Path, shape: str, rounds: int) -> list[Measured | NotMeasured]:
+    """Returns the jobs of one task, measured in turn."""
+    workers, missing = start(jobs, checkpoint, shape)
+    missing |= disagreement(workers)
+    for _ in range(rounds):
+        for job, worker in workers.items():
+            if job not in missing:
+                try:
                     worker.measure()
-        for worker in workers.values():
-            worker.close()
-    return Comparison(shape, rounds, _results(jobs, workers, missing), Import(importer.seconds, importer.peak, size))
+                except RuntimeError as error:
+                    missing[job] = str(error)
+    for worker in workers.values():
+        worker.close()
+    return _results(jobs, workers, missing)
 
 
 def start(jobs: Sequence[Job], checkpoint: Path, shape: str) -> tuple[dict[Job, Worker], dict[Job, str]]:
     """Starts the jobs; returns running workers, and why the others do not run."""
     workers, missing = {}, {}
     for job in jobs:
-        print(f"starting {job.who}: {job.task}", file=sys.stderr, flush=True)
         try:
             workers[job] = Worker(job, checkpoint, shape)
         except RuntimeError as error:
@@ -129,46 +146,47 @@ def start(jobs: Sequence[Job], checkpoint: Path, shape: str) -> tuple[dict[Job, 
 
 
 def disagreement(workers: Mapping[Job, HasResult]) -> dict[Job, str]:
-    """Returns the jobs whose result differs from the one that it is compared with: PyPI rwkv's logits, or our loss."""
-    wrong = {}
-    for job, worker in workers.items():
-        tuning = job.task == "state-tuning step"
-        peers = (
-            w for j, w in workers.items() if (j.who == "ours" and j.task == job.task if tuning else j.who == "rwkv")
-        )
-        wanted = next((peer.result for peer in peers if peer.result), None)
-        if not worker.result or not wanted:
-            continue
-        scale = max(abs(x) for x in wanted)
-        error = float(np.max(np.abs(np.subtract(worker.result, wanted)))) / scale
-        if not error <= TOLERANCE:
-            wrong[job] = f"wrong: differs by {error:.1e}"
-    return wrong
+    """Returns the jobs whose result differs from the first peer's in float32, or from ours where there is no peer."""
+    floats = [(job, worker.result) for job, worker in workers.items() if job.dtype == "float32" and worker.result]
+    reference = next((result for job, result in floats if job.who != "ours"), None) or next(
+        (result for _, result in floats), None
+    )
+    found = {job: difference(worker.result, reference, TOLERANCE[job.dtype]) for job, worker in workers.items()}
+    return {job: problem for job, problem in found.items() if problem}
+
+
+def difference(found: Sequence[float], wanted: Sequence[float] | None, tolerance: float) -> str:
+    """Returns by how much numbers differ from the reference, over its largest, if that is too much, else nothing."""
+    if not found or wanted is None:
+        return ""
+    error = float(np.max(np.abs(np.subtract(found, wanted))) / np.max(np.abs(wanted)))
+    return "" if error <= tolerance else f"wrong: differs by {error:.1e}"
 
 
 def _results(
     jobs: Sequence[Job], workers: Mapping[Job, Worker], missing: Mapping[Job, str]
 ) -> list[Measured | NotMeasured]:
-    best = {job.task: workers[job].seconds for job in workers if job.who == "ours"}
+    ours = [job for job in jobs if (job.who, job.dtype) == ("ours", "float32") and job not in missing]
+    base = workers[ours[0]].seconds[""] if ours else float("nan")
     results: list[Measured | NotMeasured] = []
     for job in jobs:
         if job in missing:
-            results.append(NotMeasured(job.task, job.who, missing[job]))
+            results.append(NotMeasured(job.task, job.who, job.dtype, missing[job]))
             continue
-        seconds, peak = workers[job].seconds, workers[job].peak
-        results.append(Measured(job.task, job.who, job.tokens / seconds, seconds / best[job.task], peak))
+        seconds, peak = workers[job].seconds[""], workers[job].peak
+        results.append(Measured(job.task, job.who, job.dtype, TOKENS[job.task] / seconds, base / seconds, peak))
     return results
 
 
 def table(jobs: Sequence[Measured | NotMeasured]) -> str:
     """Returns the jobs as a Markdown table."""
-    lines = [["task", "who", "tokens/s", "ours is faster by", "peak memory"]]
+    lines = [["task", "who", "weights", "tokens/s", "times ours in float32", "peak memory"]]
     for job in jobs:
         if isinstance(job, NotMeasured):
-            lines.append([job.task, job.who, f"not measured: {job.problem}", "", ""])
+            lines.append([job.task, job.who, job.dtype, f"not measured: {job.problem}", "", ""])
             continue
-        ratio = "" if job.who == "ours" else f"{job.ratio:.2f}x"
-        lines.append([job.task, job.who, f"{job.tokens_per_s:.0f}", ratio, f"{job.peak / 2**30:.2f} GiB"])
+        speed, ratio, memory = f"{job.tokens_per_s:.0f}", f"{job.ratio:.2f}", f"{job.peak / 2**30:.2f} GiB"
+        lines.append([job.task, job.who, job.dtype, speed, ratio, memory])
     return markdown_table(lines)
 
 

@@ -1,78 +1,94 @@
-"""This project's side of the comparison: prefill, decode and the import."""
+"""This project's side of the comparison: prefill, decoding and the import."""
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments.bench.inputs import DECODE, PREFILL, PROMPT, Decode, Timed, tokens
+from experiments.bench.inputs import GREEDY, PREFILL, PROMPT, SAMPLED, STEP, Timed, decoded, tokens
 from rwkv7_jax import RWKV7, SamplingParams, functional, generate, unstack_blocks, zero_state
 from rwkv7_jax import checkpoint as files
-from rwkv7_jax.dtypes import on_device
+from rwkv7_jax.dtypes import BITS, Quantise, on_device, placed, quantised
+from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
 from rwkv7_jax.model import split_layers
 
+PEAKED = 5.0
+"""Standard deviation of the logits that are sampled from: random weights make them flatter than a trained model."""
 
-def generation(task: str, checkpoint: Path) -> Timed:
-    """Returns (function to time, logits after the prefill)."""
-    loaded = files.load(checkpoint)
-    config = dataclasses.replace(loaded.config, scan_layers=False)
-    model = RWKV7(config)
-    params = unstack_blocks(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), loaded.params))
-    state = zero_state(config, 1)
-    prompt = jnp.asarray([tokens(PREFILL, config.vocab_size)], jnp.int32)
-    last_only = task != "prefill, all logits"
-    step = jax.jit(lambda p, t, s: functional.forward(model, p, t, s, last_only=last_only))
-    logits, after = step(params, prompt, state)
-    result = logits[0, -1].tolist()
-    if task.startswith("prefill"):
-        return lambda: jax.block_until_ready(step(params, prompt, state)), result
 
-    def decode() -> jax.Array:
-        token, current = jnp.argmax(logits[:, -1:], axis=-1), after
-        for _ in range(DECODE):
-            out, current = step(params, token, current)
-            token = jnp.argmax(out[:, -1:], axis=-1)
-        return token.block_until_ready()
+def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
+    """Loads a checkpoint as `LanguageModel.load` does.
 
-    return decode, result
+    Args:
+      checkpoint: the file.
+      dtype: "float32", "bfloat16", or "int8" and "int4" for quantised matrices beside float32.
+
+    Returns:
+      (model, its weights, stacked).
+    """
+    loaded = files.load(checkpoint, lazy=True)
+    config = on_device(loaded.config, "bfloat16" if dtype == "bfloat16" else "float32")
+    quantise = cast(Quantise, dtype if dtype in BITS else "none")
+    return RWKV7(config), placed(quantised(loaded.params, quantise), config.dtype)
+
+
+def prefill(dtype: str, checkpoint: Path, last_only: bool) -> Timed:
+    """Returns the reading of a prompt, and the logits after it."""
+    model, params = load(checkpoint, dtype)
+    model, params = RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
+    state = zero_state(model.config, 1)
+    prompt = jnp.asarray([tokens(PREFILL, model.config.vocab_size)], jnp.int32)
+    read = jax.jit(lambda p, t, s: functional.forward(model, p, t, s, last_only=last_only))
+    result = read(params, prompt, state)[0][0, -1].tolist()
+    return Timed({"": lambda: jax.block_until_ready(read(params, prompt, state))}, result)
 
 
 def importing(checkpoint: Path) -> Timed:
-    """Returns (reading of the .pth alone, nothing): every tensor is touched, as a copy to a device would."""
-    return lambda: sum(float(leaf.reshape(-1)[0]) for leaf in jax.tree.leaves(files.load(checkpoint).params)), []
+    """Returns the reading of the .pth alone: every tensor is touched, as a copy to a device would."""
+    return Timed(
+        {"": lambda: sum(float(leaf.reshape(-1)[0]) for leaf in jax.tree.leaves(files.load(checkpoint).params))}, []
+    )
 
 
-def decoding(task: Decode, checkpoint: Path) -> Timed:
-    """Returns (decoding of DECODE tokens a sequence, logits of the first one after the prompt)."""
-    loaded = files.load(checkpoint)
-    config = on_device(loaded.config, "bfloat16" if task.dtype == "bfloat16" else "float32")
-    model, params = for_decoding(RWKV7(config), loaded.params)
-    del loaded
-    prompt = tokens(PROMPT, config.vocab_size)
+def decoding(dtype: str, rows: int, checkpoint: Path) -> Timed:
+    """Returns the bare step and generation of some sequences, and the logits of the first one after the prompt."""
+    model, params = for_decoding(*load(checkpoint, dtype))
+    prompt = tokens(PROMPT, model.config.vocab_size)
     step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
-    layers = split_layers(zero_state(config, task.rows))
-    logits, after = step(model, params, jnp.asarray([prompt] * task.rows, jnp.int32), layers)
+    layers = split_layers(zero_state(model.config, rows))
+    logits, after = step(model, params, jnp.asarray([prompt] * rows, jnp.int32), layers)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)[:, None]
 
+    held = [after]
+
     def steps() -> jax.Array:
-        current, out = jax.tree.map(jnp.copy, after), logits
-        for _ in range(DECODE):
+        current, out = held.pop(), logits
+        for _ in range(decoded(STEP, rows)):
             out, current = step(model, params, token, current)
+        held.append(current)
         return out.block_until_ready()
 
-    greedy = task.kind == "greedy"
-    settings = SamplingParams(temperature=0 if greedy else 1, top_p=1 if greedy else 0.85, max_new_tokens=DECODE)
+    def text(settings: SamplingParams) -> list[list[int]]:
+        return generate(model, params, [prompt] * rows, None, jax.random.key(0), settings, eos_id=None).tokens
 
-    def text() -> list[list[int]]:
-        return generate(model, params, [prompt] * task.rows, None, jax.random.key(0), settings, eos_id=None).tokens
+    greedy = SamplingParams(temperature=0, max_new_tokens=decoded(GREEDY, rows))
+    temperature = float(np.std(logits[0])) / PEAKED
+    sampled = SamplingParams(temperature=temperature, top_p=0.85, max_new_tokens=decoded(SAMPLED, rows))
+    calls = {STEP: steps, GREEDY: lambda: text(greedy), SAMPLED: lambda: text(sampled)}
+    return Timed(calls, logits[0].tolist(), weight_bytes(params))
 
-    return (steps if task.kind == "step" else text), logits[0].tolist()
+
+def weight_bytes(params: Params) -> int:
+    """Returns the bytes of all weights but the embedding; of quantised ones those of integers and scales."""
+    return sum(leaf.nbytes for name, part in params.items() if name != "emb" for leaf in jax.tree.leaves(part))
 
 
 def bandwidth() -> Timed:
-    """Returns (sum over a large array, its bytes)."""
+    """Returns a sum over a large array, and its bytes."""
     numbers = jnp.ones(1 << 27, jnp.float32)
     total = jax.jit(jnp.sum)
-    return lambda: total(numbers).block_until_ready(), [float(numbers.nbytes)]
+    return Timed({"": lambda: total(numbers).block_until_ready()}, [float(numbers.nbytes)])

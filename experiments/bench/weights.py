@@ -7,6 +7,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from experiments.bench import gguf_file
 from experiments.bench.inputs import SHAPES
 from rwkv7_jax import RWKV7, RWKV7Config
 from rwkv7_jax.checkpoint import names, pth
@@ -18,6 +19,15 @@ def make_checkpoint(path: Path, shape: str) -> None:
     """Writes a random model in BlinkDL's .pth layout (bfloat16), away from the zeros of the official initialisation."""
     _, params = drawn(shape)
     pth.write(path, names.params_to_flat(jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params)))
+
+
+def make_gguf(checkpoint: Path, shape: str, dtype: str) -> None:
+    """Writes a file of `make_checkpoint` for llama.cpp beside it, at `gguf_file.beside`.
+
+    Raises:
+      ImportError: gguf is not installed.
+    """
+    gguf_file.write(gguf_file.beside(checkpoint, dtype), RWKV7Config(*SHAPES[shape]), pth.read(checkpoint), dtype)
 
 
 def random_weights(shape: str) -> tuple[RWKV7Config, Params]:

@@ -1,35 +1,38 @@
 """A measured process of its own, and the parent's end of it.
 
-`python -m experiments.bench.worker WHO TASK CHECKPOINT SHAPE` is what the parent starts. Each process imports only what
-its task needs: its peak memory is measured.
+`python -m experiments.bench.worker WHO TASK DTYPE ROWS CHECKPOINT SHAPE` is what the parent starts. Each process
+imports only what its task needs: its peak memory is measured.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from experiments.bench.inputs import Decode, Timed
+from experiments.bench.inputs import Timed
 
-BURST, CALLS = 3.0, 4
+BURST, CALLS = 2.0, 4
 """Seconds after which no further call begins, and calls at most."""
 
 
 class Job(NamedTuple):
-    """One measured process: who runs, what it does, and its unit of work in tokens."""
+    """One measured process: who runs, what it does, the dtype of the weights, and how many sequences."""
 
     who: str
     task: str
-    tokens: int
+    dtype: str = "float32"
+    rows: int = 1
 
 
 class Ready(TypedDict):
     """The first line from a measured process."""
 
     result: list[float]
+    weights: int
     set_up_s: float
 
 
@@ -40,36 +43,44 @@ class Burst(TypedDict):
     peak: int
 
 
-def prepare(who: str, task: str, checkpoint: Path, shape: str) -> Timed:
+def prepare(job: Job, checkpoint: Path, shape: str) -> Timed:
     """Sets a job up."""
+    who, task, dtype, rows = job
     if task == "state-tuning step":
         from experiments.bench.tuning import tuning
 
-        return tuning(who, checkpoint)
+        return tuning(who, dtype, checkpoint)
     if who in ("ours", "machine"):
         from experiments.bench import ours
 
         if who == "machine":
             return ours.bandwidth()
-        if task.startswith("decoding"):
-            return ours.decoding(Decode.parse(task), checkpoint)
-        return ours.importing(checkpoint) if task == "import" else ours.generation(task, checkpoint)
+        if task == "decoding":
+            return ours.decoding(dtype, rows, checkpoint)
+        last_only = task != "prefill, all logits"
+        return ours.importing(checkpoint) if task == "import" else ours.prefill(dtype, checkpoint, last_only)
+    if who == "llama.cpp":
+        from experiments.bench import gguf_file, llama
+
+        return llama.decoding(dtype, rows, gguf_file.beside(checkpoint, dtype), shape)
+    if who == "keras-hub":
+        from experiments.bench import hub
+
+        return hub.decoding(rows, checkpoint, shape) if task == "decoding" else hub.prefill(checkpoint, shape)
     from experiments.bench import peers
 
-    if task.startswith("decoding"):
-        return peers.decoding(who, Decode.parse(task), checkpoint, shape)
-    return peers.keras_hub(shape) if who == "keras-hub" else peers.rwkv_pip(task, checkpoint)
+    return peers.decoding(checkpoint) if task == "decoding" else peers.prefill(checkpoint)
 
 
-def work(who: str, task: str, checkpoint: Path, shape: str) -> None:
-    """Runs a measured process: sets up, warms up, then times a burst of calls for every line on stdin."""
+def work(job: Job, checkpoint: Path, shape: str) -> None:
+    """Runs a measured process: sets up, warms up, then times a burst of the call that a line on stdin names."""
     started = time.perf_counter()
-    call, result = prepare(who, task, checkpoint, shape)
-    if task != "import":
+    timed = prepare(job, checkpoint, shape)
+    for call in timed.calls.values() if job.task != "import" else ():
         call()
-    _send({"result": result, "set_up_s": time.perf_counter() - started})
-    for _ in sys.stdin:
-        _send({"seconds": best_call(call), "peak": peak_memory()})
+    _send({"result": timed.result, "weights": timed.weights, "set_up_s": time.perf_counter() - started})
+    for line in sys.stdin:
+        _send({"seconds": best_call(timed.calls[line.strip()]), "peak": peak_memory()})
 
 
 def _send(message: Ready | Burst) -> None:
@@ -103,17 +114,24 @@ class Worker:
     """
 
     def __init__(self, job: Job, checkpoint: Path, shape: str):
-        command = [sys.executable, "-m", "experiments.bench.worker", job.who, job.task, str(checkpoint), shape]
+        words = [job.who, job.task, job.dtype, str(job.rows), str(checkpoint), shape]
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+            [sys.executable, "-m", "experiments.bench.worker", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            encoding="utf-8",
         )
-        self.seconds, self.peak = float("inf"), 0
+        self.seconds: dict[str, float] = {}
+        self.peak = 0
         try:
             ready: Ready = json.loads(self.read())
-        except RuntimeError:
+        except BaseException:
             self.close()
             raise
-        self.result = ready["result"]
+        self.result, self.weights = ready["result"], ready["weights"]
 
     def read(self) -> str:
         """Returns the next JSON line; other output (banners of peers) is passed over.
@@ -125,22 +143,33 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return line
-        assert self.process.stderr is not None
-        raise RuntimeError((self.process.stderr.read().strip().splitlines() or ["ended without a message"])[-1])
+        status = self.process.wait()
+        self.errors.seek(0)
+        last = ([line for line in self.errors.read().splitlines() if line.strip()] or ["ended without a message"])[-1]
+        raise RuntimeError(f"ended by signal {-status}" if status < 0 else last.strip()[:200])
 
-    def measure(self) -> None:
-        """Times a burst of calls; the best of all bursts counts."""
+    def measure(self, name: str = "") -> None:
+        """Times a burst of calls; the best of all bursts counts.
+
+        Raises:
+          RuntimeError: the process ended; with its last line of error.
+        """
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{name}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
         found: Burst = json.loads(self.read())
-        self.seconds, self.peak = min(self.seconds, found["seconds"]), max(self.peak, found["peak"])
+        self.seconds[name] = min(self.seconds.get(name, float("inf")), found["seconds"])
+        self.peak = max(self.peak, found["peak"])
 
     def close(self) -> None:
         """Ends the process and closes its pipes."""
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+    work(Job(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])), Path(sys.argv[5]), sys.argv[6])

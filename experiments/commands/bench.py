@@ -1,15 +1,16 @@
 """Times the model against other implementations, in turn on this machine; a wrong result gets no time.
 
     rwkv7 bench model --rounds 3
-    rwkv7 bench decode --rows 1,8,32
+    rwkv7 bench decode --rows 1,8,32,128 --json decode.json
     rwkv7 bench steps --only dbp
     rwkv7 bench tokenizer FILE...
     rwkv7 bench evaluation --data.dir data
     rwkv7 bench kernels --shape 4,512,4,64
     rwkv7 bench gpu
 
-model: speed and memory of the whole model against PyPI `rwkv` and keras-hub (`pip install -e ".[peers]"`).
-decode: tokens a second of one sequence and of many, with the memory traffic, against the same peers.
+model: speed and memory of prefill and of a state-tuning step, in float32, bfloat16 and int8, against PyPI `rwkv`,
+  keras-hub and scans that JAX differentiates (`pip install "rwkv7-jax[peers]"`).
+decode: tokens a second of one sequence and of many, with the memory traffic, against those libraries and llama.cpp.
 steps: what a tuning step of each method costs, against one of standard state tuning.
 tokenizer: the World tokenizer against the authors' own; a .jsonl line by line, any other file as one text.
 evaluation: few-shot MMLU by forking states, against re-reading (`pip install -e ".[lm-eval]"`).

@@ -11,8 +11,8 @@ class BenchModel:
     """`rwkv7 bench model`."""
 
     shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
-    rounds: int = option(5, "times that every contender is measured in turn; the best counts")
-    without: tuple[str, ...] = option((), "leave out: rwkv, keras-hub, WKV as autodiffed scan, token-by-token scan")
+    rounds: int = option(3, "times that every contender is measured in turn; the best counts")
+    without: tuple[str, ...] = option((), 'leave out, by commas: rwkv, keras-hub, "token-by-token scan", ...')
     json: str | None = option(None, "write all numbers to this file too")
 
 
@@ -22,9 +22,11 @@ class BenchDecode:
 
     shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
     rows: tuple[int, ...] = option((1, 8, 32, 128), "numbers of sequences, by commas")
-    dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "dtypes of our weights, by commas")
-    rounds: int = option(5, "times that every contender is measured in turn; the best counts")
-    without: tuple[str, ...] = option((), "leave out: rwkv, keras-hub")
+    dtypes: tuple[str, ...] = option(
+        ("float32", "bfloat16", "int8"), "our weights, by commas: float32, bfloat16, int8, int4"
+    )
+    rounds: int = option(3, "times that every contender is measured in turn; the best counts")
+    without: tuple[str, ...] = option((), "leave out, by commas: llama.cpp, keras-hub, rwkv")
     json: str | None = option(None, "write all numbers to this file too")
 
 

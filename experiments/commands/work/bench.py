@@ -43,7 +43,7 @@ def _model(config: BenchModel) -> int:
 @run.register
 def _decode(config: BenchDecode) -> int:
     _check_names("without", config.without, decoding.PEERS)
-    _check_names("dtypes", config.dtypes, decoding.BYTES)
+    _check_names("dtypes", config.dtypes, decoding.DTYPES)
     if wrong := [count for count in config.rows if count < 1]:
         raise UsageError(f"--rows: {wrong[0]} sequences; give at least 1")
     found = decoding.compare(config.shape, config.rows, config.dtypes, config.rounds, config.without)
