@@ -30,8 +30,12 @@ def seal(text: str) -> str:
     return f'{{{space}"{KEY}": "{_checksum(value)}"{comma}{body if space else " " + body}'
 
 
-def unseal(text: str | bytes) -> dict[str, object]:
-    """Returns the object without its checksum; a file from before there were checksums may have none.
+def unseal(text: str | bytes, *, always: bool = False) -> dict[str, object]:
+    """Returns the object without its checksum.
+
+    Args:
+      text: as `seal` returned it.
+      always: whether there has to be a checksum; else an object from before there were any may have none.
 
     Raises:
       ValueError: in a few words, what is wrong with it.
@@ -44,7 +48,7 @@ def unseal(text: str | bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     if KEY not in value:
-        if UNSEALED.match(plain):
+        if UNSEALED.match(plain) and not always:
             return value
         raise ValueError("it has no checksum")
     check(value)

@@ -13,6 +13,9 @@ from experiments.tasks.types import Record
 class Table(Protocol):
     """As pyarrow's."""
 
+    num_rows: int
+    nbytes: int
+
     def validate(self, *, full: bool) -> None:
         """Raises ArrowInvalid if offsets, lengths or texts are unsound: reading them would leave the file's memory."""
         ...
@@ -45,6 +48,8 @@ def read_arrow(path: Path) -> list[Line]:
 def _rows(path: Path, table: Callable[[], Table]) -> list[Line]:
     try:
         found = table()
+        if found.num_rows > 8 * max(found.nbytes, path.stat().st_size):  # less than a bit each: columns of null alone
+            raise ValueError(f"{found.num_rows} rows without data")
         found.validate(full=True)
         rows = found.to_pylist()
     except Exception as error:  # of a damaged file the library raises SystemError and UnicodeDecodeError too

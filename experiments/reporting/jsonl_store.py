@@ -38,12 +38,13 @@ def scan(path: Path, fields: FieldsOf | None = None) -> Found:
       OSError: the file cannot be read.
     """
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    found = Found([], [])
+    found, sealed = Found([], []), False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            found.records.append(_checked(checksums.unseal(line), fields or {}))
+            found.records.append(_checked(checksums.unseal(line, always=sealed), fields or {}))
+            sealed |= f'"{checksums.KEY}"'.encode() in line
         except ValueError as error:
             if number < len(lines):
                 found.damaged.append(f"line {number}: {error}")

@@ -17,6 +17,8 @@ from rwkv7_jax.checkpoint.files import write_text
 
 ABSURD = 1000.0
 """Times the size of the model's own states, from which on a tuned state does not count."""
+LARGEST = 1e15
+"""Of nats and tokens of a record: all sums with them are numbers."""
 CRITERION = (
     "Criterion of PASS: the held-out completion loss falls in every task, and with benchmarks "
     "the interval of the mean accuracy gain is above 0."
@@ -78,8 +80,12 @@ def _checked(outcome: Outcome) -> Outcome:
       ValueError: they have not.
     """
     before, after = outcome.vanilla, outcome.tuned
-    columns = [column for side in (before, after) for column in (side.nll, side.tokens, *side.scores.values())]
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for column in columns for value in column)
+    numbers = all(
+        _all_within(side.nll, -LARGEST, LARGEST)
+        and _all_within(side.tokens, 1, LARGEST)
+        and all(_all_within(column, 0, 1) for column in side.scores.values())
+        for side in (before, after)
+    )
     records = {len(column) for side in (before, after) for column in (side.nll, side.tokens)}
     scored = before.scores.keys() == after.scores.keys() and (outcome.headline in before.scores or not outcome.headline)
     items = {len(column) for side in (before, after) for column in side.scores.values()}
@@ -91,6 +97,12 @@ def _checked(outcome: Outcome) -> Outcome:
     if not (numbers and len(records) == 1 and scored and len(items) <= 1 and texts and plain):
         raise ValueError("not an outcome")
     return outcome
+
+
+def _all_within(column: Sequence[object], low: float, high: float) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high for value in column
+    )
 
 
 class JobSummary(TypedDict):

@@ -18,6 +18,16 @@ def arrow(tmp_path):
     return sink.getvalue().to_pybytes(), tmp_path / "x.arrow"
 
 
+def test_rows_without_data_are_refused(tmp_path):
+    sink, path = pa.BufferOutputStream(), tmp_path / "x.arrow"
+    table = pa.table({"question": pa.nulls(2**20)})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    path.write_bytes(sink.getvalue().to_pybytes())
+    with pytest.raises(UsageError, match=r"x\.arrow: not readable \(1048576 rows without data\)$"):
+        parquet.read_arrow(path)
+
+
 def test_a_sound_stream_is_read(arrow):
     data, path = arrow
     path.write_bytes(data)

@@ -77,6 +77,15 @@ def test_lines_from_before_checksums_are_read_and_get_one(path):
     assert jsonl_store.scan(path).records == ROWS
 
 
+def test_a_line_without_a_checksum_after_one_with_it_is_damaged(path, capsys):
+    path.write_text('{"job": "a", "step": 1}\n')
+    jsonl_store.append(path, {"job": "a", "step": 2})
+    with path.open("a") as file:
+        file.write('{"job": "a", "step": 3}\n')
+    assert [record["step"] for record in jsonl_store.read(path)] == [1, 2]
+    assert "1 line is damaged (line 3: it has no checksum)" in capsys.readouterr().err
+
+
 def test_an_old_line_without_its_fields_is_damaged(path, capsys):
     path.write_text('{"job": "a", "step": 1}\n{"job": "a", "step": "x"}\n{"job": 7}\n')
     assert MetricsLog(path).rows() == [{"job": "a", "step": 1}]

@@ -171,9 +171,15 @@ def test_pictures_are_drawn_for_any_number_of_heads_and_a_zero_state(tmp_path):
     assert min(sizes) > 5000
 
 
-@pytest.mark.parametrize("scores", ["x", 1.5, None, [[1.0]]])
-def test_an_outcome_of_another_shape_is_refused(tmp_path, scores):
-    side = {"nll": [1.0], "tokens": [2.0], "scores": scores}
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"scores": "x"}, {"scores": 1.5}, {"scores": None}, {"scores": [[1.0]]}, {"scores": {"acc": [2.0**64]}},
+        {"nll": [2**64]}, {"tokens": [0.0]}, {"tokens": [10**400]},
+    ],
+)  # fmt: skip
+def test_an_outcome_of_another_shape_is_refused(tmp_path, part):
+    side = {"nll": [1.0], "tokens": [2.0], "scores": {}} | part
     job = {"name": "a", "headline": None, "vanilla": side, "tuned": side, "samples": [], "skipped": 0}
     (tmp_path / "outcome.json").write_text(json.dumps(job))
     with pytest.raises(ValueError, match=r"outcome\.json is damaged"):
