@@ -94,7 +94,7 @@ def _prefill(
         tokens=jnp.zeros((batch, 0), jnp.int32),
         length=counts,
         stop_length=counts,
-        wrong=jnp.where(wrong, 0, NONE),
+        wrong=jnp.where(wrong, jnp.zeros((), jnp.int32), NONE),
     )
 
 

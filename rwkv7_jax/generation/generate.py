@@ -55,9 +55,15 @@ def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
     Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
     which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out].
     """
-    if model.config.scan_layers:
-        model, params = RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
+    model, params = one_by_one(model, params)
     return model, decoding_weights(model.config, params)
+
+
+def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
+    """Returns the same model with its layers one by one."""
+    if not model.config.scan_layers:
+        return model, params
+    return RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
 
 
 def generate(
@@ -207,12 +213,71 @@ def stream(
             yield piece
 
 
+def compile_stream(
+    model: RWKV7,
+    shapes: Params,
+    tokenizer: Tokenizer,
+    prompt: str,
+    state: State | None,
+    key: Key[Array, ""],
+    config: SamplingParams,
+    *,
+    chunk: int = 8,
+) -> None:
+    """Compiles what `stream` calls up to its first piece, so that this goes on while weights are read.
+
+    Args:
+      model: as `for_decoding` returns it.
+      shapes: of its weights, see `weights.decoding_shapes`.
+      tokenizer: as for `stream`, and so are the others.
+      prompt: a text.
+      state: the initial state.
+      key: a random key.
+      config: how tokens are chosen.
+      chunk: tokens of a piece at most.
+
+    Raises:
+      ValueError: as `stream`.
+    """
+    batch = _batch(model, shapes, tokenizer, [prompt], state, key, config)
+    prefill = decode_loop.prefill.lower(
+        model, shapes, *batch.prompt, batch.state, batch.rules(0), penalised=batch.flags.penalised
+    )
+    start = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prefill.out_info)
+    prefill.compile()
+    limit, size = min(chunk, config.max_new_tokens), bucketing.padded_prompt_length(chunk)
+    decode_loop.decode.lower(
+        model, shapes, start, batch.keys, batch.rules(limit), flags=batch.flags, size=size
+    ).compile()
+
+
 def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
     """Returns tokens that are a run of " \\t0123456789", whose repetition RWKV's frequency penalty does not count."""
     symbols = " \t0123456789"
     runs = {symbols[i:j] for i in range(len(symbols)) for j in range(i + 1, len(symbols) + 1)}
     encoded = [tokenizer.encode(run) for run in runs]
     return sorted({ids[0] for ids in encoded if len(ids) == 1})
+
+
+def _batch(
+    model: RWKV7,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    state: State | None,
+    key: Key[Array, "*B"],
+    config: SamplingParams,
+) -> GenerationBatch:
+    """Returns the arguments of the programs for some texts.
+
+    Raises:
+      ValueError: as `generate_text`.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("generate: prompts is one text; give a list of texts")
+    encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
+    uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
+    return GenerationBatch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
 
 
 def _text_pieces(
@@ -227,11 +292,7 @@ def _text_pieces(
     chunk: int,
 ) -> Generator[list[str], None, TextResult]:
     """Yields the new text of each row, chunk after chunk; returns the result."""
-    if isinstance(prompts, str):
-        raise ValueError("generate: prompts is one text; give a list of texts")
-    encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
-    uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
-    batch = GenerationBatch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
+    batch = _batch(model, params, tokenizer, prompts, state, key, config)
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     start = end = decode_loop.prefill(
@@ -249,7 +310,7 @@ def _text_pieces(
             ids += row_new[:n].tolist()
         yield [row.push(ids[:n].tolist()) for row, ids, n in zip(rows, new, length, strict=True)]
         active = active & ~np.array([row.hit for row in rows])
-        end = end._replace(active=jnp.asarray(active))
+        end = end._replace(active=jnp.asarray(active), tokens=start.tokens)
     yield [row.finish() for row in rows]
     cut = np.array([row.hit for row in rows])
     kept = [cut_tokens(tokenizer, ids, r.text) if r.hit else ids for ids, r in zip(tokens, rows, strict=True)]

@@ -1,5 +1,7 @@
 """Weights as decoding reads them fastest: cast once, and laid out for products with few rows."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,30 +11,55 @@ from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.layers import TRANSPOSED
 
+Make = Callable[[PyTree, np.dtype, bool], PyTree]
+"""(a leaf, its dtype in decoding, whether it is transposed) -> what stands for it."""
+
 
 def decoding_weights(config: RWKV7Config, params: Params) -> Params:
     """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
+    return _made(config, params, _array)
+
+
+def decoding_shapes(config: RWKV7Config, params: Params) -> Params:
+    """Returns the shapes of what `decoding_weights` returns; no weight is read."""
+    return _made(config, params, _shape)
+
+
+def _array(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
+    found = jnp.asarray(leaf, dtype)
+    return found.T if transposed else found
+
+
+def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
+    return jax.ShapeDtypeStruct(leaf.shape[::-1] if transposed else leaf.shape, dtype)
+
+
+def _made(config: RWKV7Config, params: Params, make: Make) -> Params:
     transposed = config.dtype == "float32" and jax.default_backend() == "cpu"
     return {
-        name: jax.tree.map(jnp.asarray, part) if name == "emb" else _part(config, part, transposed)
+        name: _as_it_is(part, make) if name == "emb" else _part(config, part, transposed, make)
         for name, part in params.items()
     }
 
 
-def _part(config: RWKV7Config, tree: dict[str, PyTree], transposed: bool) -> dict[str, PyTree]:
+def _as_it_is(tree: PyTree, make: Make) -> PyTree:
+    return jax.tree.map(lambda leaf: make(leaf, leaf.dtype, False), tree)
+
+
+def _part(config: RWKV7Config, tree: dict[str, PyTree], transposed: bool, make: Make) -> dict[str, PyTree]:
     """Returns a dictionary of weights in decoding form; other values than arrays and dictionaries stay as they are."""
-    found = {}
+    found, products = {}, np.dtype(config.dtype)
     for name, value in tree.items():
         if isinstance(value, dict):
-            found[name] = _part(config, value, transposed)
+            found[name] = _part(config, value, transposed, make)
         elif not isinstance(value, np.ndarray | jax.Array):
-            found[name] = jax.tree.map(jnp.asarray, value)
+            found[name] = _as_it_is(value, make)
         elif value.ndim == 1 or name == "r_k":
-            found[name] = jnp.asarray(value, _vectors(config, value))
+            found[name] = make(value, _vectors(config, value), False)
         elif name == "weight" and transposed:
-            found[TRANSPOSED] = jnp.asarray(value, config.dtype).T
+            found[TRANSPOSED] = make(value, products, True)
         else:
-            found[name] = jnp.asarray(value, config.dtype)
+            found[name] = make(value, products, False)
     return found
 
 

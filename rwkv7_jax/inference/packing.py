@@ -110,6 +110,7 @@ class _Item:
 
     @property
     def left(self) -> int:
+        """Tokens to feed."""
         return len(self.node.tokens) - self.begin
 
 

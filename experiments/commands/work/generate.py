@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -11,8 +12,9 @@ from experiments.config.commands import Generate
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.dtypes import compute_name, on_device, quantised
-from rwkv7_jax.generation.generate import for_decoding, stream
+from rwkv7_jax.generation.generate import compile_stream, one_by_one, stream
 from rwkv7_jax.generation.sampling import SamplingParams
+from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights
 from rwkv7_jax.language_model import find_tokenizer
 from rwkv7_jax.terminal import standard_input, typed
 from rwkv7_jax.tokenizer import load_tokenizer
@@ -55,8 +57,13 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     if not config.quiet:
         print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
     del loaded
-    model, params = for_decoding(RWKV7(dimensions), params)
+    model, params = one_by_one(RWKV7(dimensions), params)
     key = jax.random.key(config.seed)
+    with ThreadPoolExecutor(1) as pool:
+        shapes = decoding_shapes(model.config, params)
+        compiled = pool.submit(compile_stream, model, shapes, tokenizer, prompt, state, key, sampling)
+        params = decoding_weights(model.config, params)
+        compiled.result()
     yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop)
 
 

@@ -17,19 +17,24 @@ from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation import decode_loop, sampling
 from rwkv7_jax.generation.generate import (
     SamplingParams,
+    compile_stream,
     for_decoding,
     generate,
     generate_text,
+    one_by_one,
     sample_logits,
     stream,
     uncounted_ids,
 )
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
+from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights
+from rwkv7_jax.model import init_params, unstack_blocks
 from rwkv7_jax.tokenizer import ByteTokenizer
 
 VOCAB = 256
 CONFIG = RWKV7Config(VOCAB, 2, 32, head_size=16, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8, scan_layers=False)
+KEY = jax.random.key(0)
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 RANDOM = SamplingParams(
     temperature=0.9, top_p=0.9, top_k=20, frequency_penalty=0.4, presence_penalty=0.2, max_new_tokens=12
@@ -202,6 +207,30 @@ def test_the_callers_state_is_left_alone(model, params, state):
     before = jax.tree.map(np.array, state)  # np.array copies
     run(model, params, state=state)
     assert all(np.array_equal(a, b) for a, b in zip(before, state, strict=True))
+
+
+def test_a_stream_calls_what_was_compiled_from_shapes_alone():
+    """One program for the prompt and one for all pieces."""
+    own = RWKV7(dataclasses.replace(CONFIG, n_embd=16))
+    weights = jax.jit(init_params, static_argnums=0)(RWKV7(dataclasses.replace(own.config, scan_layers=True)), KEY)
+    own, weights = one_by_one(own, unstack_blocks(weights))
+    shapes = decoding_shapes(own.config, weights)
+    ready = decoding_weights(own.config, weights)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), ready)
+    call = (ByteTokenizer(), "a prompt", None, KEY, dataclasses.replace(GREEDY, max_new_tokens=30))
+    compile_stream(own, shapes, *call)
+    found: list[str | None] = []
+
+    def listener(event: str, seconds: float, **of: str) -> None:
+        found.append(of.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        result = list(stream(own, ready, *call))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert result
+    assert not {"prefill", "decode"} & set(found)
 
 
 def test_nothing_is_compiled_twice(model, params, state):
