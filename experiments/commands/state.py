@@ -6,6 +6,7 @@
     rwkv7 state scale a.safetensors --by 0.5 --output half.safetensors
     rwkv7 state truncate a.safetensors --rank 8 --output small.safetensors
     rwkv7 state convert a.safetensors --to rwkv-runner --output a.pth
+    rwkv7 state convert a.safetensors --rank 4 --dtype int8 --output small.safetensors
     rwkv7 state convert runs/jsonl/jsonl/checkpoints/step_00000050 --to rwkv-runner --output a.pth
 
 A file of another tool needs --layout, which says the order of its axes. `mix`, `scale`, `truncate` and `diff` write our

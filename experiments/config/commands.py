@@ -159,6 +159,10 @@ class StateConvert:
     output: str = option("", "file to write; .pth, .safetensors or .st", positional=True, required=True)
     layout: str | None = option(None, "axis order of a file that does not say it")
     drop_shifts: bool = option(False, "leave out token-shift states the target cannot hold")
+    rank: int | None = option(None, "keep every matrix at this rank, as factors; our own format alone")
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = option(
+        "float32", "of the matrices in the file; our own format alone, another one has its own"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

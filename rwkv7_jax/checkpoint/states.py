@@ -5,7 +5,6 @@ cannot be seen from the shape, so a foreign file needs `layout=`, or `detect_lay
 This project's file (safetensors) names its layout, base model, method, config and metrics in its metadata.
 """
 
-import hashlib
 import pathlib
 import re
 import warnings
@@ -16,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from rwkv7_jax.checkpoint import pth, safetensors, wkv_states
-from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, one_line, raw_bytes, some
+from rwkv7_jax.checkpoint import pth, safetensors, small_states, wkv_states
+from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, one_line, some
 from rwkv7_jax.checkpoint.layouts import without_wrappers
+from rwkv7_jax.checkpoint.state_hash import check_hash, state_hash
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS, Layout, find_layout
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.json_text import json_text
@@ -73,7 +73,14 @@ class LayoutGuess(NamedTuple):
     losses: dict[str, float]
 
 
-def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) -> None:
+def save_state(
+    path: PathLike,
+    state: State,
+    *,
+    metadata: Mapping[str, object],
+    rank: int | None = None,
+    dtype: small_states.SmallDtype = "float32",
+) -> None:
     """Writes a state file (safetensors) atomically.
 
     Shift states are stored only if they are not zero. A `WKVState` is stored with all its arrays, and its kind in the
@@ -84,9 +91,11 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) 
       state: an unbatched state.
       metadata: `base_model_hash`, `method`, `config`, `metrics` and other fields; values that are not text are stored
         as JSON (see `state_metadata`).
+      rank: keep every head's matrix at this rank, as factors; None: whole.
+      dtype: of the matrices in the file.
 
     Raises:
-      CheckpointError: the state is batched, or not finite.
+      CheckpointError: the state is batched, or not finite, or cannot be stored at this rank and in this dtype.
 
     Example:
       >>> import os, tempfile
@@ -100,9 +109,14 @@ def save_state(path: PathLike, state: State, *, metadata: Mapping[str, object]) 
     kind = wkv_states.kind_of(state.wkv)
     with guard(path, "a state"):
         extra = wkv_states.to_tensors(state.wkv) if kind else {}
-        tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True) | extra
+        tensors = _to_tensors(_plain(state), LAYOUTS["value_key"], shifts=True)
+        small = rank is not None or dtype != "float32"
+        if small and kind:
+            raise CheckpointError(f"an upscaled state ({kind}) is written whole, in float32")
+        tensors = (small_states.packed(tensors, rank, dtype) if small else tensors) | extra
     fields = {key: value if isinstance(value, str) else json_text(value) for key, value in metadata.items()}
-    fixed = {"format": FORMAT, "version": VERSION, "layout": "value_key", "state_hash": _state_hash(tensors)}
+    version = small_states.VERSION if small else VERSION
+    fixed = {"format": FORMAT, "version": version, "layout": "value_key", "state_hash": state_hash(tensors)}
     fixed |= {"memory": kind} if kind else {}
     safetensors.write(path, tensors, fields | fixed)
 
@@ -135,7 +149,8 @@ def load_state(
             _check_own(tensors, metadata)
             layout = layout or metadata.get("layout")
         elif "state_hash" in metadata:
-            _check_hash(tensors, metadata)
+            check_hash(tensors, metadata)
+        tensors = small_states.unpack(tensors)
         plain = {name: array for name, array in tensors.items() if not wkv_states.TENSOR.fullmatch(name)}
         state = _to_state(plain, layout, config)
         if len(plain) < len(tensors) or "memory" in metadata:
@@ -183,7 +198,7 @@ def export_state(path: PathLike, state: State, *, layout: str, drop_shifts: bool
     if str(path).endswith(".pth"):
         pth.write(path, tensors)
     else:
-        safetensors.write(path, tensors, {"format": "pt", "state_hash": _state_hash(tensors)})
+        safetensors.write(path, tensors, {"format": "pt", "state_hash": state_hash(tensors)})
 
 
 def detect_layout(tensors: Mapping[str, np.ndarray], loss_fn: Callable[[State], SupportsFloat]) -> LayoutGuess:
@@ -330,21 +345,6 @@ def _plain(state: State) -> State:
 
 
 def _check_own(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    if metadata.get("version") != VERSION:
-        raise CheckpointError(
-            f"state file version {metadata.get('version')}; version {VERSION} is read, update rwkv7_jax"
-        )
-    _check_hash(tensors, metadata)
-
-
-def _check_hash(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    if metadata.get("state_hash", "") != _state_hash(tensors):
-        raise CheckpointError("the state does not match the hash stored with it: damaged; copy the file again")
-
-
-def _state_hash(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
-        digest.update(raw_bytes(array))
-    return digest.hexdigest()
+    if metadata.get("version") not in (VERSION, small_states.VERSION):
+        raise CheckpointError(f"state file version {metadata.get('version')}; 1 and 2 are read, update rwkv7_jax")
+    check_hash(tensors, metadata)

@@ -16,6 +16,7 @@ from rwkv7_jax.checkpoint import (
     quantised_file,
     rwkv_cpp,
     safetensors,
+    small_states,
     weights_hash,
 )
 from rwkv7_jax.checkpoint.lazy import Tensor
@@ -55,6 +56,7 @@ def _state_report(path: pathlib.Path) -> str | None:
     """What is in a state file; None if it is none."""
     try:
         tensors, metadata = read_state_tensors(path)
+        tensors = small_states.unpack(tensors)
     except (ValueError, OSError):
         return None
     states = [array for name, array in tensors.items() if TIME_STATE.fullmatch(name)]

@@ -11,6 +11,7 @@ from experiments.reporting.tables import text_table
 from rwkv7_jax import State
 from rwkv7_jax.checkpoint import LAYOUTS, CheckpointError, export_state, save_state
 from rwkv7_jax.checkpoint import load_state as load_file
+from rwkv7_jax.checkpoint.small_states import SmallDtype
 from rwkv7_jax.checkpoint.states import TunedState
 from state_tuning.core import surgery
 
@@ -89,9 +90,15 @@ def _convert(config: StateConvert) -> int:
         raise CheckpointError(f"to: unknown layout {config.to}; one of {', '.join(LAYOUTS)}")
     if config.to == "web-rwkv" and suffix == ".pth":
         raise CheckpointError(f"{config.output}: {LAYOUTS[config.to].tools} reads no .pth; end the name in .st")
+    small = config.rank is not None or config.dtype != "float32"
+    if small and config.to is not None:
+        advice = "leave out --to, or use rwkv7 state truncate before"
+        raise CheckpointError(f"to: {config.to} holds whole matrices of its own dtype, no --rank and --dtype; {advice}")
     loaded = load_state(config.file, config.layout)
     if config.to is None:
-        _write(config.output, loaded.state, loaded, f"convert {config.file}")
+        _write(config.output, loaded.state, loaded, f"convert {config.file}", config.rank, config.dtype)
+        if small:
+            print(_left_out(config.output, loaded.state))
         return 0
     state = loaded.state
     export_state(config.output, state, layout=config.to, drop_shifts=config.drop_shifts)
@@ -139,12 +146,27 @@ def _pair(first: str, second: str, layout: str | None) -> tuple[TunedState, Tune
     return one, two
 
 
-def _write(path: str, state: State, origin: TunedState, made_by: str) -> None:
+def _left_out(path: str, state: State) -> str:
+    """How far a small file is from its state, and how small it is."""
+    difference = _norm(surgery.diff(state, load_file(path).state)) / max(_norm(state), np.finfo(np.float64).tiny)
+    size, whole = pathlib.Path(path).stat().st_size, 4 * np.asarray(_matrix(state)).size
+    return f"leaves out {difference:.4f} of the norm; {size / 1e3:.1f} kB, whole in float32 {whole / 1e3:.1f} kB"
+
+
+def _write(
+    path: str,
+    state: State,
+    origin: TunedState,
+    made_by: str,
+    rank: int | None = None,
+    dtype: SmallDtype = "float32",
+) -> None:
     """Our own file, with the metadata of the state that it comes from; measurements are not carried over."""
     if pathlib.Path(path).suffix not in OWN:
         raise CheckpointError(f"{path}: the suffix must be one of {', '.join(OWN)}; rwkv7 state convert writes others")
     kept = {name: text for name, text in origin.metadata.items() if name in ("base_model_hash", "method", "config")}
-    save_state(path, jax.tree.map(np.asarray, state), metadata={**kept, "made_by": f"rwkv7 state {made_by}"})
+    metadata = {**kept, "made_by": f"rwkv7 state {made_by}"}
+    save_state(path, jax.tree.map(np.asarray, state), metadata=metadata, rank=rank, dtype=dtype)
     print(f"wrote {path}")
 
 

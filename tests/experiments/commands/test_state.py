@@ -116,3 +116,26 @@ def test_mistakes_are_one_line(words, told, files, tmp_path, capsys):
     assert told in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_convert_writes_small_files(tmp_path, capsys):
+    rwkv7 = cli.main
+    rng = np.random.default_rng(0)
+    wkv = (rng.normal(size=(2, 2, 64, 4)) @ rng.normal(size=(2, 2, 4, 64))).astype(np.float32)
+    state = State(jnp.zeros((2, 128)), jnp.zeros((2, 128)), jnp.asarray(wkv))
+    save_state(tmp_path / "a.safetensors", state, metadata={"base_model_hash": "abc", "method": "standard"})
+    words = ["state", "convert", str(tmp_path / "a.safetensors"), str(tmp_path / "small.safetensors")]
+    assert rwkv7([*words, "--rank", "4", "--dtype", "int8"]) == 0
+    said = capsys.readouterr().out
+    assert "leaves out 0.0" in said
+    assert "kB, whole in float32 65.5 kB" in said
+    found = load_state(tmp_path / "small.safetensors")
+    assert np.linalg.norm(found.state.wkv - wkv) < 0.02 * np.linalg.norm(wkv)
+    assert found.metadata["base_model_hash"] == "abc"
+    assert rwkv7(["state", "info", str(tmp_path / "small.safetensors")]) == 0
+    assert rwkv7(["inspect", str(tmp_path / "small.safetensors")]) == 0
+    assert "2 of 2 x 64 x 64" in capsys.readouterr().out
+    assert rwkv7([*words[:3], str(tmp_path / "x.pth"), "--to", "fla", "--rank", "4"]) == 2
+    assert "rwkv7 state truncate before" in capsys.readouterr().err
+    assert rwkv7([*words, "--rank", "65"]) == 2
+    assert "rank 65 is not in 1..64" in capsys.readouterr().err

@@ -221,7 +221,7 @@ def test_a_damaged_map_is_one_line(fitted, tmp_path, change):
         tensors[name] = tensors[name][:1]
     else:
         metadata["memory"] = "magic"
-    metadata["state_hash"] = states._state_hash(tensors)
+    metadata["state_hash"] = states.state_hash(tensors)
     safetensors.write(path, tensors, metadata)
     line = {
         "missing": "memory.gamma",
