@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.config.methods import STATE_RATE
 from experiments.config.overrides import UsageError, suggest
-from experiments.config.schema import STARTS, ModelConfig, TuneConfig
+from experiments.config.schema import OUTSIDE, ModelConfig, TuneConfig
 from rwkv7_jax.language_model import LanguageModel
 from state_tuning.core import train
 
@@ -48,5 +48,5 @@ def load_model(config: ModelConfig) -> LanguageModel:
 def tune_config(config: TuneConfig) -> train.TuneConfig:
     """Returns the settings as state_tuning takes them; without a learning rate, that of state tuning."""
     rate = STATE_RATE if config.learning_rate is None else config.learning_rate
-    plain = {name: value for name, value in dataclasses.asdict(config).items() if name not in STARTS}
+    plain = {name: value for name, value in dataclasses.asdict(config).items() if name not in OUTSIDE}
     return train.TuneConfig(**{**plain, "learning_rate": rate})

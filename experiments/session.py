@@ -33,6 +33,7 @@ from experiments.evaluation.evaluator import Evaluator, make_scorer
 from experiments.reporting.run_report import Measurement, Outcome
 from experiments.training import continuing, distributed, loop, run_folder
 from experiments.training.metrics_log import MetricsLog, progress_bar
+from experiments.training.overfitting import Watch
 from experiments.training.preemption import Interrupt
 from experiments.training.profiling import Board
 from rwkv7_jax import State, flops, load_state, zero_state
@@ -77,6 +78,8 @@ class Session(NamedTuple):
     interrupt: Interrupt
     lengths: tuple[int, ...] = ()
     """That training batches are padded to, see `batching.few_lengths`."""
+    patience: int = 0
+    """As `TuneConfig.patience`."""
 
     @property
     def lm(self) -> LanguageModel:
@@ -126,6 +129,7 @@ def run(config: RunConfig) -> int:
         log = MetricsLog(folder / "metrics.jsonl")
         lengths = training_lengths(lm, jobs, config.data, tuner.settings.steps)
         session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt, lengths)
+        session = session._replace(patience=config.tune.patience)
         distributed.lead_first(
             lambda lead: continuing.claim(going_on, **keep) if lead else run_folder.join(folder, identity)
         )
@@ -312,7 +316,8 @@ def tune(session: Session, job: Job, folder: Path, kept: KeptStates | None = Non
 
 def _watched(session: Session, job: Job, kept: KeptStates) -> dict[str, Any]:
     """Returns the arguments of a `loop.Task` that measure the held-out loss and keep states as files."""
-    settings = session.loop
+    settings, best = session.loop, kept.folder / artifacts.BEST_FILE
+    watch = Watch(job.name, session.log, settings.validate_every, session.patience, best)
 
     def validate(tuned: train.TuneState) -> dict[str, float]:
         after, state = finished(session, tuned)
@@ -330,4 +335,5 @@ def _watched(session: Session, job: Job, kept: KeptStates) -> dict[str, Any]:
 
     if not settings.validate_every:
         return {"leave": leave}
-    return {"evaluate": validate, "evaluate_every": settings.validate_every, "leave": leave}
+    evaluation = {"evaluate": validate, "evaluate_every": settings.validate_every}
+    return {**evaluation, "enough": watch.enough, "leave": leave}

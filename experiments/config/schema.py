@@ -25,6 +25,8 @@ BOOKKEEPING = ("output", "resume", "overwrite", "system", "mesh")
 """Settings that say where and how a run is kept, and change nothing in its results."""
 STARTS = ("init", "init_layout")
 """Settings of `tune` that say where it starts from, if not from zero."""
+OUTSIDE = (*STARTS, "patience")
+"""Settings of `tune` that are no setting of a step."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -109,6 +111,9 @@ class TuneConfig:
     accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
     segment: int = option(0, "tokens a row whose activations are held at a time, for text longer than memory; 0: all")
     exact_segments: int = option(0, "segments from the start that the gradient runs through; 0: all (exact)")
+    patience: int = option(
+        0, "held-out losses in a row above the least after which rwkv7 tune stops; 0: never"
+    )
     init: str | None = option(None, "state file to start from; none: the zero state")
     init_layout: str | None = option(None, "axis order of a state file that does not say it")
 
@@ -119,6 +124,7 @@ class TuneConfig:
         _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
         _require(rate > 0, "must be above 0")
         least = min(self.warmup, self.l2, self.clip_norm, self.final_fraction, self.segment, self.exact_segments)
+        least = min(least, self.patience)
         _require(least >= 0, "must not be negative")
         _require(self.alpha != 0, "must not be 0, at which the state has no effect")
         _require(self.final_fraction <= 1, "must lie between 0 and 1")
@@ -277,6 +283,8 @@ def check(config: R) -> R:
     if data.batch_size % config.tune.accumulate:
         sizes = f"data.batch_size ({data.batch_size}) is not a multiple of tune.accumulate ({config.tune.accumulate})"
         raise UsageError(f"{sizes}; change one of them")
+    if config.tune.patience and not config.system.validate_every:
+        raise UsageError("tune.patience needs held-out losses: give --system.validate_every STEPS above 0")
     if config.tune.init_layout and not config.tune.init:
         raise UsageError("tune.init_layout needs tune.init")
     if config.tune.learning_rate is not None:
@@ -295,7 +303,8 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
     """What identifies the results of a run: `resolved` without bookkeeping, embedded benchmarks by their plain names.
 
     Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one, and
-    so does leaving out a start that is the zero state and defaults of data.learn, data.template and model.quantize.
+    so does leaving out what says the same as not to say it: a start that is the zero state, no patience, defaults of
+    data.learn, data.template and model.quantize. With patience, held-out losses decide about the last step.
     """
     plain = resolved(config, without=without)
     data, tune = plain.get("data"), plain.get("tune")
@@ -303,6 +312,10 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
         for name in STARTS:
             if tune.get(name) is None:
                 tune.pop(name, None)
+        if not tune.get("patience"):
+            tune.pop("patience", None)
+        elif isinstance(system := resolved(config).get("system"), dict):
+            plain["held_out"] = {name: system[name] for name in ("validate_every", "validate_records")}
     for name in ("learn", "template"):
         if isinstance(data, dict) and data.get(name) == getattr(DataConfig, name):
             data.pop(name)

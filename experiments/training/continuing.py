@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
-from experiments.config.schema import BOOKKEEPING, STARTS, DataConfig, Json, digest
+from experiments.config.schema import BOOKKEEPING, OUTSIDE, DataConfig, Json, digest
 from experiments.training import run_folder
 from experiments.training.checkpoint.files import steps
 
@@ -17,6 +17,7 @@ FREE = (*BOOKKEEPING, "name", "evaluate", "report")
 """Sections that no tuned tree depends on; of `evaluate.split` the data tells."""
 FREE_DATA = ("dir", "train", "validation", "validation_fraction", "max_train")
 """Settings that say where records come from; the records themselves are compared."""
+PATIENCE = "tune.patience"
 SAMPLED = ("samples", "sample_tokens", "prompt", "plots")
 """Settings of `report` that change the files of a job."""
 OUTCOME_FILE, EARLIER_FILE, BEST_FILE = "outcome.json", "earlier.json", "best.safetensors"
@@ -49,7 +50,7 @@ def tuned_by(settings: Settings) -> dict[str, Json]:
     flat = dict(_flat({name: value for name, value in settings.items() if name not in FREE}))
     tune = settings.get("tune")
     constant = isinstance(tune, dict) and tune.get("schedule") == "constant"
-    left_out = {f"data.{name}" for name in FREE_DATA} | {f"tune.{name}" for name in STARTS}
+    left_out = {f"data.{name}" for name in FREE_DATA} | {f"tune.{name}" for name in OUTSIDE}
     left_out |= {"tune.steps"} if constant else set()
     left_out |= {"data.template"} if flat.get("data.template") == DataConfig.template else set()
     return {key: value for key, value in flat.items() if key not in left_out}
@@ -161,7 +162,7 @@ def _renew(run: Run) -> None:
         same = not isinstance(known, dict) or known.get(job) == records
         if not same:
             (place / BEST_FILE).unlink(missing_ok=True)
-        if not same or evaluated or "tune.steps" in others:
+        if not same or evaluated or "tune.steps" in others or (old.get(PATIENCE) or 0) != (new.get(PATIENCE) or 0):
             (place / OUTCOME_FILE).unlink(missing_ok=True)
             (place / EARLIER_FILE).unlink(missing_ok=True)
         elif others & {f"report.{name}" for name in SAMPLED} and (place / OUTCOME_FILE).is_file():

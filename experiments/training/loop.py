@@ -67,18 +67,21 @@ def check_best_metric(settings: LoopConfig, values: tuple[str, ...], *, evaluate
 def _rows(loop: Steps) -> Generator[Row, None, PyTree]:
     task, settings, interrupt = loop.task, loop.settings, loop.place.interrupt
     started = loop.index
+    last = loop.ended()
     with ExitStack() as stack:
         loop.open(stack)
-        while loop.index < task.steps:
+        while not last:
             loop.advance()
             last = loop.index == task.steps
             log, due = (last or loop.index % every == 0 for every in (settings.log_every, settings.checkpoint_every))
             if log or due:
                 loop.examine()
                 if loop.rolled_back():
+                    last = False
                     continue
             if log:
                 yield loop.log()
+                last = loop.ended()
             interrupt.place = f"step {loop.index} of {task.name}"
             stop = interrupt.agreed(exchange=log or due)
             if stop or last or (due and not loop.bad):

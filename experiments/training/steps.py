@@ -66,6 +66,8 @@ class Task(NamedTuple):
     evaluate_every: int = 1
     title: str | None = None
     """Of the progress bar; none: the name."""
+    enough: Callable[[int], bool] | None = None
+    """(step) -> whether the run ends there before its last step; asked after the step's row, and when a run resumes."""
     leave: Callable[[PyTree, int], None] | None = None
     """(state, step): called when the run ends before its last step because it was asked to, with a checkpoint begun."""
 
@@ -227,6 +229,10 @@ class Steps:
             self.board.add(row)
         self.ledger.write(now=False)
         return row
+
+    def ended(self) -> bool:
+        """Whether no step is left to take."""
+        return self.index >= self.task.steps or bool(self.task.enough and self.task.enough(self.index))
 
     def save(self) -> None:
         """Begins to save this step; training goes on meanwhile."""

@@ -142,6 +142,34 @@ def test_the_best_state_and_that_of_an_interrupted_run_are_files(argv, finished,
     np.testing.assert_array_equal(tuned_state(folder), tuned_state(finished))
 
 
+def test_patience_ends_a_run_early_and_less_of_it_lets_it_go_on(argv, finished, tmp_path, monkeypatch, capsys):
+    """An interrupted run ends where an undisturbed one does; its state is that of the step at which it ends."""
+    folder, planned = tmp_path / "run", iter([3.0, 2.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(session, "measure_losses", lambda *args: next(planned))
+    command = [*argv, "--output", str(folder), "--system.validate_every", "1"]
+    patient = [*command, "--tune.patience", "2"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        assert run.main(patient) == 130
+    assert run.main(patient) == 0
+    best = folder / "jsonl/best.safetensors"
+    said = (
+        "jsonl: stops after step 4: the held-out loss has not fallen for 2 measurements (2.0000 at step 2, 5.0000 now)"
+    )
+    assert f"{said}; the state of step 2 is {best}" in capsys.readouterr().err
+    rows = result(folder)[1]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert state_main(["convert", str(folder / "jsonl/checkpoints/step_00000004"), str(tmp_path / "four.st")]) == 0
+    np.testing.assert_array_equal(load_state(tmp_path / "four.st").state.wkv, tuned_state(folder))
+    assert not np.array_equal(tuned_state(folder), tuned_state(finished))
+    assert json.loads(load_state(best).metadata["metrics"])["step"] == 2
+    assert run.main(command) == 0
+    np.testing.assert_array_equal(tuned_state(folder), tuned_state(finished))
+    capsys.readouterr()
+    assert run.main([*argv, "--output", str(folder), "--system.validate_every", "0", "--tune.patience", "1"]) == 2
+    assert "tune.patience needs held-out losses" in one_error(capsys)
+
+
 def test_a_checkpoint_becomes_a_state_file_of_any_tool(finished, tmp_path, capsys):
     steps = finished / "jsonl/checkpoints"
     assert state_main(["convert", str(steps), "--to", "fla", "--output", str(tmp_path / "last.pth")]) == 0

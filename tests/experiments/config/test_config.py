@@ -12,7 +12,7 @@ from experiments import build, run
 from experiments.config import commands
 from experiments.config.loading import config_names, load_config, split_config
 from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
-from experiments.config.schema import STARTS, PretrainConfig, RunConfig, check, config_hash, resolved
+from experiments.config.schema import OUTSIDE, PretrainConfig, RunConfig, check, config_hash, identified, resolved
 from state_tuning.core import train
 
 
@@ -229,12 +229,24 @@ def test_resolved_config_is_plain_and_the_hash_ignores_bookkeeping():
     assert config_hash(moved) == config_hash(base)
     assert config_hash(apply_overrides(base, ["--tune.l2", "0.5"])) != config_hash(base)
     assert config_hash(apply_overrides(base, ["--data.learn", "all"])) != config_hash(base)
+    assert config_hash(apply_overrides(base, ["--data.template", "g1"])) != config_hash(base)
+    patient = apply_overrides(base, ["--tune.patience", "2"])
+    assert config_hash(patient) != config_hash(base)
+    assert config_hash(apply_overrides(patient, ["--system.validate_every", "7"])) != config_hash(patient)
+
+
+def test_settings_that_came_later_do_not_change_the_hash_of_what_does_not_use_them():
+    told = identified(RunConfig())
+    assert "template" not in told["data"]
+    assert "patience" not in told["tune"]
+    assert "held_out" not in told
+    assert config_hash(RunConfig()) == "8fe6893b32d1046fe2d9b744ae2aa23ab2d5843df806408393b1b37a2d51bb93"
 
 
 def test_tune_settings_reach_state_tuning_unchanged():
     mine = apply_overrides(RunConfig(), ["--tune.l2", "0.5", "--tune.tune_shifts", "--tune.alpha", "2"]).tune
     theirs = build.tune_config(mine)
-    own = {field.name for field in dataclasses.fields(mine)} - set(STARTS)
+    own = {field.name for field in dataclasses.fields(mine)} - set(OUTSIDE)
     assert own <= {field.name for field in dataclasses.fields(theirs)}
     assert (mine.learning_rate, theirs.learning_rate) == (None, 1.0)
     assert (theirs.l2, theirs.tune_shifts, theirs.alpha, theirs.steps) == (0.5, True, 2.0, mine.steps)
