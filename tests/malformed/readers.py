@@ -310,7 +310,9 @@ def _json_tokenizers() -> Iterator[tuple[str, dict[str, bytes], dict[str, Sequen
 
 def data_files() -> Iterator[Reader]:
     """A user's jsonl and the files of benchmarks."""
-    from experiments.data import jsonl, parquet
+    from experiments.config.data_info import ExamplesConfig
+    from experiments.data import info, info_report, jsonl, parquet
+    from rwkv7_jax.tokenizer import ByteTokenizer
 
     pairs = _lines({"prompt": f"Question {i}?\n", "completion": f" answer {i} ä"} for i in range(6))
     texts = _lines({"text": f"User: {i}\n\nAssistant: {i * i}"} for i in range(6))
@@ -322,6 +324,30 @@ def data_files() -> Iterator[Reader]:
         frozenset(),
         (texts,),
     )
+    turns = _lines(
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "b"}]} for i in range(4)
+    )
+    turns += _lines(
+        {"conversations": [{"from": "human", "value": "ä"}, {"from": "gpt", "value": f"{i}"}]} for i in range(3)
+    )
+    turns += _lines({"instruction": f"Add {i}.", "input": "2", "output": "3"} for i in range(3))
+    yield Reader(
+        "jsonl of turns",
+        lambda folder: [tuple(p) for p in jsonl.read_pairs(folder / "d.jsonl")],
+        {"d.jsonl": turns},
+        {"d.jsonl": mutate.JSON_LINES},
+        frozenset(),
+        (pairs,),
+    )
+
+    def examined(folder: Path) -> list[str]:
+        found = info.examine(folder / "d.jsonl", ExamplesConfig(), ByteTokenizer())
+        told = [*info_report.describe(found, "byte"), *(one.line for one in info_report.findings(found))]
+        assert all(line.isprintable() for line in told[1:]), "a line that is not printable"
+        return told
+
+    mutators = {"d.jsonl": mutate.JSON_LINES}
+    yield Reader("data info", examined, {"d.jsonl": pairs + texts + turns}, mutators, frozenset(), (texts,))
     gsm = _lines({"question": f"How many are {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(5))
     arc = _lines(
         {
