@@ -242,12 +242,13 @@ class Engine:
             overdue = [job for job in self._waiting if job.overdue is not None]
             for job in overdue:
                 self._waiting.remove(job)
-            free = scheduler.programs.count - scheduler.running
-            admitted = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-            waiting = len(self._waiting)
         for job in overdue:
             job.end(job.overdue or "cancelled", [], None)
-        for job in admitted:
+        while scheduler.running < self._programs.count and (job := self._next()) is not None:
             scheduler.admit(job)
-        scheduler.turn(waiting > 0)
+        scheduler.turn(bool(self._waiting))
         return True
+
+    def _next(self) -> Job | None:
+        with self._condition:
+            return self._waiting.popleft() if self._waiting else None

@@ -23,7 +23,7 @@ from rwkv7_jax.tokenizer import Tokenizer
 
 SHORT = 32
 """Ends of prompts that have fewer tokens are not kept for others: they are read in one go."""
-DISPATCH_S = 0.02
+DISPATCH_S = 0.04
 """Seconds that choosing several tokens in one call should take: pieces of answers come so often, and requests join."""
 Phase = Literal["reading", "answering", "settling"]
 """Settling: the answer is whole, and its tokens are read again, since a stop string cut it before the last one fed."""
@@ -116,7 +116,8 @@ class Scheduler:
         self.steps = self.chunks = self.tokens_read = self.tokens_chosen = 0
         self.lookups = self.hits = self.tokens_known = 0
         self._reading: deque[int] = deque()
-        self._rows, self._many = idle_rows(programs.count), 4
+        self._rows, self._step_s = idle_rows(programs.count), DISPATCH_S / 4
+        """How each slot goes on, and seconds that a step takes where nothing delays it."""
         self._slots, self._cause = programs.empty(), ""
         vocab = programs.model.config.vocab_size
         self._no_logits = np.zeros(vocab, np.float32)
@@ -129,13 +130,8 @@ class Scheduler:
         """Number of slots in use."""
         return sum(job is not None for job in self.jobs)
 
-    @property
-    def free(self) -> bool:
-        """Whether a slot is free."""
-        return self.running < len(self.jobs)
-
     def admit(self, job: Job) -> None:
-        """Gives a job a slot."""
+        """Gives a job a slot; one must be free."""
         slot = self.jobs.index(None)
         self.jobs[slot] = job
         self._place(slot, job.start, None)
@@ -264,7 +260,8 @@ class Scheduler:
     def _decode(self, waiting: bool) -> None:
         """Chooses tokens: one where a prompt is read beside or an answer begins, else several."""
         rows, active = self._rows, np.flatnonzero(self._rows.active)
-        limit = 1 if self._reading or (rows.step[active] == 0).any() else self._many
+        many = max(2, min(STEPS, int(DISPATCH_S / self._step_s)))
+        limit = 1 if self._reading or (rows.step[active] == 0).any() else many
         if waiting:
             limit = min(limit, int(rows.left[active].min()))
         begun = time.perf_counter()
@@ -276,7 +273,7 @@ class Scheduler:
         count = int(length.max())
         self.steps += count
         if count > 1:
-            self._many = max(2, min(STEPS, int(count * DISPATCH_S / (time.perf_counter() - begun))))
+            self._step_s = min((time.perf_counter() - begun) / count, 1.1 * self._step_s)
         self.tokens_chosen += int(length.sum())
         for slot in map(int, active):
             job, count = self.jobs[slot], int(length[slot])

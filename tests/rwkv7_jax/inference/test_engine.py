@@ -123,7 +123,7 @@ def test_nothing_is_compiled_after_the_warm_up(tiny, make_engine, request_of, so
     jax.monitoring.register_event_duration_secs_listener(note)
     tiny.for_decoding  # noqa: B018 - the weights are made ready once
     begun = len(programs)
-    with make_engine(slots=4, cache_bytes=1 << 18, queue=COUNT) as engine:
+    with make_engine(cache_bytes=1 << 18, queue=COUNT) as engine:
         engine.warm_up()
         assert len(programs) - begun <= engine.stats().programs <= 12
         compiled, draw, tickets = len(programs), random.Random(5), []
