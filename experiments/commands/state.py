@@ -7,6 +7,7 @@
     rwkv7 state truncate a.safetensors --rank 8 --output small.safetensors
     rwkv7 state convert a.safetensors --to rwkv-runner --output a.pth
     rwkv7 state convert a.safetensors --rank 4 --dtype int8 --output small.safetensors
+    rwkv7 state card a.safetensors --output README.md
     rwkv7 state convert runs/jsonl/jsonl/checkpoints/step_00000050 --to rwkv-runner --output a.pth
 
 A file of another tool needs --layout, which says the order of its axes. `mix`, `scale`, `truncate` and `diff` write our
@@ -18,11 +19,19 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from experiments.config.cli import Help, chosen, command
-from experiments.config.commands import StateConvert, StateDiff, StateInfo, StateMix, StateScale, StateTruncate
+from experiments.config.commands import (
+    StateCard,
+    StateConvert,
+    StateDiff,
+    StateInfo,
+    StateMix,
+    StateScale,
+    StateTruncate,
+)
 from experiments.config.loading import parse
 from experiments.config.overrides import check_required
 
-Verb: TypeAlias = StateInfo | StateDiff | StateMix | StateScale | StateTruncate | StateConvert
+Verb: TypeAlias = StateInfo | StateDiff | StateMix | StateScale | StateTruncate | StateConvert | StateCard
 VERBS: dict[str, Verb] = {
     "info": StateInfo(),
     "diff": StateDiff(),
@@ -30,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "scale": StateScale(),
     "truncate": StateTruncate(),
     "convert": StateConvert(),
+    "card": StateCard(),
 }
 HELP = Help("state", __doc__)
 
@@ -44,6 +54,10 @@ def body(args: list[str]) -> int:
     verb, rest = chosen(args, "state", VERBS)
     files = {"diff": "FIRST SECOND", "mix": "FIRST SECOND", "convert": "FILE OUTPUT"}.get(verb, "FILE")
     config = check_required(parse(VERBS[verb], rest), f"rwkv7 state {verb} {files}")
+    if isinstance(config, StateCard):
+        from experiments.commands.work import state_card
+
+        return state_card.write(config.file, config.layout, config.output)
     from experiments.commands.work import state
 
     return state.run(config)

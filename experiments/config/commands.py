@@ -166,6 +166,15 @@ class StateConvert:
 
 
 @dataclasses.dataclass(frozen=True)
+class StateCard:
+    """`rwkv7 state card`."""
+
+    file: str = option("", "state file", positional=True, required=True)
+    output: str = option("README.md", "Markdown file to write")
+    layout: str | None = option(None, "axis order of a file that does not say it")
+
+
+@dataclasses.dataclass(frozen=True)
 class DistillDataConfig:
     """What the state is fitted on."""
 

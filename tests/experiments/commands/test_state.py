@@ -139,3 +139,30 @@ def test_convert_writes_small_files(tmp_path, capsys):
     assert "rwkv7 state truncate before" in capsys.readouterr().err
     assert rwkv7([*words, "--rank", "65"]) == 2
     assert "rank 65 is not in 1..64" in capsys.readouterr().err
+
+
+def test_a_card_says_how_a_state_was_made_and_what_was_measured(tmp_path, capsys):
+    config = {"seed": 3, "data": {"train": "my|`<data>`.jsonl", "tasks": []}, "tune": {"steps": 200}}
+    config["model"] = {"checkpoint": "/home/me/model.pth"}
+    metrics = {"loss_vanilla": 3.66472, "loss_tuned": 0.09015, "loss_change": [-3.57, -3.73, -3.43]}
+    fields = {"base_model_hash": "f00d", "method": "dbp", "config": config, "metrics": metrics}
+    save_state(tmp_path / "pirate.safetensors", random_state(1), metadata=fields)
+    page = tmp_path / "README.md"
+    assert cli.main(["state", "card", str(tmp_path / "pirate.safetensors"), "--output", str(page)]) == 0
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "---"
+    for line in (
+        "# pirate", "| method | dbp |", "| steps | 200 |", "| seed | 3 |", "| base model | model.pth |",
+        "| hash of the base model's weights | f00d |",
+        "| data | my\\|'&lt;data>'.jsonl |", "| loss_vanilla | 3.665 |", "| loss_tuned | 0.09015 |",
+        "| loss_change | -3.57 [-3.73, -3.43] |",
+        "rwkv7 chat --model.checkpoint model.pth --state pirate.safetensors",
+    ):  # fmt: skip
+        assert line in lines
+    assert not any("tasks" in line for line in lines)
+    save_state(tmp_path / "bare.safetensors", random_state(1), metadata={"config": "[", "metrics": "3"})
+    assert cli.main(["state", "card", str(tmp_path / "bare.safetensors"), "--output", str(page)]) == 0
+    assert "Nothing is noted in the file." in page.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["state", "card", str(tmp_path / "none.safetensors")]) == 2
+    assert "no such state file" in capsys.readouterr().err
