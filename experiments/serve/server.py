@@ -48,7 +48,7 @@ def address(opened: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """Ends by itself after SIGTERM or Ctrl-C: what runs may finish; a second signal cancels it."""
+    """Ends by itself after SIGTERM or Ctrl-C: what runs may finish; a second Ctrl-C cancels it."""
 
     @property
     def closing(self) -> bool:
