@@ -157,20 +157,24 @@ def states() -> Iterator[Reader]:
             path, a_state(), metadata={"method": "standard", "base_model_hash": "0" * 64, "config": {"a": 1}}
         ),
     )
+    small = bytes_of(
+        "s.safetensors", lambda path: save_state(path, a_state(), metadata={"method": "x"}, rank=2, dtype="int8")
+    )
     others = [bytes_of("s.pth", lambda path: export_state(path, a_state(1), layout="web-rwkv", drop_shifts=True)), own]
 
     def reading(name: str, layout: str | None) -> Callable[[Path], object]:
         return lambda folder: load_state(folder / name, layout=layout, config=SMALL, base_model_hash="1" * 64).state
 
-    yield Reader(
-        "state, own",
-        reading("s.safetensors", None),
-        {"s.safetensors": own},
-        {"s.safetensors": mutate.SAFETENSORS},
-        SEALED,
-        others,
-        finite,
-    )
+    for name, data in (("own", own), ("small", small)):
+        yield Reader(
+            f"state, {name}",
+            reading("s.safetensors", None),
+            {"s.safetensors": data},
+            {"s.safetensors": mutate.SAFETENSORS},
+            SEALED,
+            others,
+            finite,
+        )
     for layout in LAYOUTS:
         for suffix, mutators in ((".pth", TORCH), (".st", mutate.SAFETENSORS)):
             name = f"s{suffix}"
