@@ -11,7 +11,7 @@ COMMANDS = {
     "evaluate": "scores benchmarks from one state or several, as lm-evaluation-harness does",
     "generate": "continues a text",
     "chat": "chats in the terminal, with a state and without",
-    "serve": "answers over HTTP in the form of OpenAI's API, each request from its own state",
+    "serve": "serves a model over HTTP in the form of OpenAI's API, each request from its own state",
     "convert": "writes a checkpoint in another format",
     "inspect": "says what is in a checkpoint",
     "state": "shows, subtracts, mixes, scales, truncates and converts state files",

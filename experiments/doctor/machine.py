@@ -148,7 +148,7 @@ def _gpus() -> list[Accelerator]:
     asked = ["nvidia-smi", "--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits"]
     if shutil.which(asked[0]):
         try:
-            told = subprocess.run(asked, capture_output=True, text=True, timeout=3, check=True).stdout
+            told = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=3, check=True).stdout
             rows = [line.rsplit(",", 2) for line in told.splitlines() if line.count(",") >= 2]
             return [
                 Accelerator("gpu", name.strip(), int(used) * 2**20, int(total) * 2**20) for name, used, total in rows
