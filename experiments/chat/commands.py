@@ -94,7 +94,7 @@ def _set(conversation: Conversation, rest: str) -> str:
     if rest:
         conversation.set_number(name, value.strip())
     shown = {name: settings(conversation)[name]} if rest else settings(conversation)
-    return ", ".join(f"{key} {number:g}" for key, number in shown.items())
+    return ", ".join(f"{key} {number if isinstance(number, int) else f'{number:g}'}" for key, number in shown.items())
 
 
 def _undo(conversation: Conversation, rest: str) -> str:

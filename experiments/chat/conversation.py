@@ -13,6 +13,7 @@ from rwkv7_jax.checkpoint.files import write_text
 from rwkv7_jax.checkpoint.states import state_metadata
 from rwkv7_jax.generation.arguments import random_key
 from rwkv7_jax.generation.chat_template import Think, assistant_spans
+from rwkv7_jax.generation.chat_turns import turn_text
 from rwkv7_jax.generation.sampling import RANGES, WHOLE, SamplingParams
 from rwkv7_jax.json_text import json_text
 
@@ -49,7 +50,7 @@ class Conversation:
     def system(self) -> str:
         """The system prompt, empty if there is none."""
         first = self.main.messages[:1]
-        return str(first[0]["content"]) if first and first[0]["role"] == "system" else ""
+        return _text(first[0]) if first and first[0]["role"] == "system" else ""
 
     @property
     def turns(self) -> int:
@@ -81,7 +82,13 @@ class Conversation:
                 side.messages.pop()
             undone = side.messages.pop()
         self._attempt = 0
-        return str(undone["content"])
+        return _text(undone)
+
+    def settle(self) -> None:
+        """Gives a side that was interrupted before its answer an empty one."""
+        for side in self.sides:
+            if side.messages and side.messages[-1]["role"] == "user":
+                side.messages.append({"role": "assistant", "content": ""})
 
     def clear(self) -> None:
         """Forgets what was said, but not the system prompt."""
@@ -178,6 +185,11 @@ def _messages(found: object, where: str) -> Sequence[Message]:
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     return found
+
+
+def _text(message: Message) -> str:
+    content = message.get("content")
+    return turn_text(content) if isinstance(content, str | list) else ""
 
 
 def settings(conversation: Conversation) -> Mapping[str, float]:

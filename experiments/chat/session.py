@@ -97,6 +97,9 @@ def _take(conversation: Conversation, text: str) -> None:
         conversation.hear(text)
     try:
         _answer(conversation)
+    except KeyboardInterrupt:
+        conversation.settle()
+        raise
     except (ValueError, OSError):
         conversation.undo()
         raise

@@ -94,6 +94,7 @@ def test_answers_come_again_with_other_numbers_and_turns_are_taken_back(talk):
     assert found[3:5] == ["took back: b", "took back: a"]
     assert found[5] == found[0]
     assert talk("a", words=(*words, "--seed=5"))[1][0] != found[0]
+    assert talk("/set seed 4294967295")[1] == ["seed 4294967295"]
     assert talk("/set seed 5", "a", words=words)[1][1] == talk("a", words=(*words, "--seed=5"))[1][0]
 
 
@@ -218,6 +219,22 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(talk, monkeypatch):
     assert more.endswith("[the longest answer]")
     assert undone == "took back: more"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_leaves_both_sides_with_an_answer(talk, files, monkeypatch):
+    came = []
+
+    def interrupted(text: str) -> None:
+        if not came:
+            came.append(text)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(screen, "progress", interrupted)
+    words = ("--state", files[1], "--ab")
+    status, (first, second, undone, _, again) = talk("hello", "more", "/undo", "/undo", "hello", words=words)
+    assert (status, first, undone) == (0, "", "took back: more")
+    assert "│" in second
+    assert again == talk("hello", words=words)[1][0]
 
 
 def test_an_input_that_fails_ends_the_chat(files, capsys, monkeypatch):
