@@ -2,13 +2,15 @@
 
 import os
 import select
+import subprocess
 import sys
 import time
 
 import pytest
 
-pty = pytest.importorskip("pty", reason="terminals are of Unix")
-COMMAND = [sys.executable, "-m", "experiments.cli", "chat", "--quiet", "--max_new_tokens", "2"]
+pytest.importorskip("pty", reason="terminals are of Unix")
+SPAWN = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+CHAT = [sys.executable, "-m", "experiments.cli", "chat", "--quiet", "--max_new_tokens", "2"]
 
 
 def read_until(screen: int, text: bytes, seconds: float = 300) -> bytes:
@@ -16,23 +18,24 @@ def read_until(screen: int, text: bytes, seconds: float = 300) -> bytes:
     found, end = b"", time.monotonic() + seconds
     while text not in found and time.monotonic() < end:
         if select.select([screen], [], [], 1)[0]:
-            try:
-                found += os.read(screen, 4096)
-            except OSError:  # the other side is closed
+            new = os.read(screen, 4096)
+            if not new:
                 break
+            found += new
     return found
 
 
 def test_ctrl_c_clears_the_line_and_ctrl_d_leaves():
-    process, screen = pty.fork()
-    if process == 0:
-        os.execv(COMMAND[0], COMMAND)
-    assert read_until(screen, b"> ").endswith(b"> ")
-    os.write(screen, b"half a li\x03")
-    assert b"\n> " in read_until(screen, b"\n> ")
-    os.write(screen, b"/think\n")
-    assert b"think: none" in read_until(screen, b"\r\n\r\n> ")
-    os.write(screen, b"\x04")
-    read_until(screen, b"never said")
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
-    os.close(screen)
+    command = [sys.executable, "-c", SPAWN, *CHAT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        keys, screen = process.stdin.fileno(), process.stdout.fileno()
+        assert read_until(screen, b"> ").endswith(b"> ")
+        os.write(keys, b"half a li")
+        assert b"half a li" in read_until(screen, b"half a li")
+        os.write(keys, b"\x03")
+        assert b"\n> " in read_until(screen, b"\n> ")
+        os.write(keys, b"/think\n")
+        assert b"think: none" in read_until(screen, b"\r\n\r\n> ")
+        os.write(keys, b"\x04")
+        read_until(screen, b"never said")
+        assert process.wait(60) == 0
