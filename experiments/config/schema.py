@@ -111,9 +111,7 @@ class TuneConfig:
     accumulate: int = option(1, "micro-batches a step; must divide data.batch_size")
     segment: int = option(0, "tokens a row whose activations are held at a time, for text longer than memory; 0: all")
     exact_segments: int = option(0, "segments from the start that the gradient runs through; 0: all (exact)")
-    patience: int = option(
-        0, "held-out losses in a row above the least after which rwkv7 tune stops; 0: never"
-    )
+    patience: int = option(0, "held-out losses in a row above the least after which rwkv7 tune stops; 0: never")
     init: str | None = option(None, "state file to start from; none: the zero state")
     init_layout: str | None = option(None, "axis order of a state file that does not say it")
 
