@@ -1,7 +1,9 @@
 """Strict settings for every test: exact dtypes, exact ranks, warnings are errors, annotated shapes are checked."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Unoptimised machine code: the suite compiles much more than it computes.
@@ -24,6 +26,20 @@ hypothesis.settings.register_profile(
     "suite", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+
+MAPPINGS = 30_000
+"""Of memory; Linux allows a process 65,530, every compiled program has some, and one too many is a crash."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped() -> Iterator[None]:
+    """Forgets compiled programs after a module, where there are many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

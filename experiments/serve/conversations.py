@@ -5,7 +5,6 @@ that after a kill, at any moment, a conversation goes on from its last finished 
 """
 
 import collections
-import json
 import pathlib
 import threading
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from experiments.serve.state_files import BASE, Model
 from rwkv7_jax import checksums
 from rwkv7_jax.checkpoint.files import CheckpointError, clear_temporaries
 from rwkv7_jax.checkpoint.states import load_state, save_state
+from rwkv7_jax.json_text import json_text
 from rwkv7_jax.state import State
 
 RECORD = "conversation"
@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
     def sealed(self) -> str:
         """As JSON with a checksum."""
-        return checksums.seal(json.dumps(self._asdict()))
+        return checksums.seal(json_text(self._asdict()))
 
     @classmethod
     def unsealed(cls, text: str) -> "Record":

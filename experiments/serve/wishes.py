@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from experiments.serve.errors import ApiError, invalid, shown
 from experiments.serve.fields import Fields
 from experiments.serve.names import checked_name
 from rwkv7_jax.generation.sampling import LARGEST, SamplingParams
+from rwkv7_jax.json_text import json_text
 
 SEEDS = 2**32
 MOST_STOPS, LONGEST_STOP = 64, 1000
@@ -39,7 +39,7 @@ class Source(NamedTuple):
         """Tells two of them apart; for states by name, by the name alone."""
         if self.data is not None:
             return f"data {hashlib.sha256(self.data.encode()).hexdigest()}"
-        return json.dumps(self.mix) if self.mix else f"name {self.name}" if self.name else "none"
+        return json_text(self.mix) if self.mix else f"name {self.name}" if self.name else "none"
 
 
 @dataclasses.dataclass(frozen=True)
