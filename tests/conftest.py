@@ -28,7 +28,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
-MAPPINGS = 30_000
+MAPPINGS = 20_000
 """Of memory; Linux allows a process 65,530, every compiled program has some, and one too many is a crash."""
 
 
