@@ -8,6 +8,7 @@ from experiments.chat.model import ChatModel
 from experiments.chat.side import Choice, Message, Side
 from experiments.config.overrides import UsageError
 from experiments.data.jsonl import read_lines
+from experiments.reporting.json_text import json_text
 from rwkv7_jax.checkpoint import export_state, save_state
 from rwkv7_jax.checkpoint.files import write_text
 from rwkv7_jax.checkpoint.states import state_metadata
@@ -15,7 +16,6 @@ from rwkv7_jax.generation.arguments import random_key
 from rwkv7_jax.generation.chat_template import Think, assistant_spans
 from rwkv7_jax.generation.chat_turns import turn_text
 from rwkv7_jax.generation.sampling import RANGES, WHOLE, SamplingParams
-from rwkv7_jax.json_text import json_text
 
 NONE = "none"
 SUFFIXES = (".safetensors", ".st", ".pth")

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from experiments.reporting.json_text import json_text
 from experiments.serve.errors import ApiError
 from experiments.serve.names import is_name
 from experiments.serve.state_files import BASE, Model
 from rwkv7_jax import checksums
 from rwkv7_jax.checkpoint.files import CheckpointError, clear_temporaries
 from rwkv7_jax.checkpoint.states import load_state, save_state
-from rwkv7_jax.json_text import json_text
 from rwkv7_jax.state import State
 
 RECORD = "conversation"

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from experiments.reporting.json_text import json_text
 from experiments.serve.answers import gone
 from experiments.serve.errors import ApiError
-from rwkv7_jax.json_text import json_text
 
 LOG = logging.getLogger("rwkv7.serve")
 DONE = "data: [DONE]\n\n"

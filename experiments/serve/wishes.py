@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.config.serve import LimitsConfig
+from experiments.reporting.json_text import json_text
 from experiments.serve.errors import ApiError, invalid, shown
 from experiments.serve.fields import Fields
 from experiments.serve.names import checked_name
 from rwkv7_jax.generation.sampling import LARGEST, SamplingParams
-from rwkv7_jax.json_text import json_text
 
 SEEDS = 2**32
 MOST_STOPS, LONGEST_STOP = 64, 1000

@@ -17,7 +17,7 @@ from rwkv7_jax.generation.arguments import seed_number, text_list, token_ids
 from rwkv7_jax.inference.prefix_cache import Keys, PrefixCache, StartKeys
 from rwkv7_jax.inference.requests import Piece, QueueFull, Request, Result, Ticket, TokenLogprob
 from rwkv7_jax.inference.scheduler import Job, Scheduler
-from rwkv7_jax.inference.slots import LIKELIEST, programs_for
+from rwkv7_jax.inference.slots import MOST_LOGPROBS, programs_for
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import WKVState
@@ -197,8 +197,8 @@ class Engine:
         seed_number(request.seed)
         if not all(text_list("stop", request.stop)):
             raise ValueError("a stop string is empty; leave it out")
-        if request.logprobs is not None and not 0 <= request.logprobs <= min(LIKELIEST, vocab):
-            raise ValueError(f"logprobs must lie in 0..{min(LIKELIEST, vocab)}, got {request.logprobs!r:.60}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= min(MOST_LOGPROBS, vocab):
+            raise ValueError(f"logprobs must lie in 0..{min(MOST_LOGPROBS, vocab)}, got {request.logprobs!r:.60}")
         start = self._start(request.state)
         key = self._zero_key if request.state is None else self._start_keys.key(start)
         keys = Keys.of(key, request.tokens, self._chunk)

@@ -24,7 +24,7 @@ from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingP
 from rwkv7_jax.model import RWKV7, join_layers, split_layers
 from rwkv7_jax.state import State, zero_state
 
-LIKELIEST = 20
+MOST_LOGPROBS = 20
 """Tokens at most of which log-probabilities are told beside the chosen one's."""
 STEPS = 32
 """Tokens at most that one call of `decode` chooses for a slot."""
@@ -152,7 +152,7 @@ def score(
     model: RWKV7, params: Params, x: Float[Array, "W D"], targets: Int[Array, "W"], first: Int[Array, ""]
 ) -> tuple[Scores, Bool[Array, "W"]]:
     """Returns the scores of a target after each of the activations from `first` on, and whether logits are finite."""
-    width, k = x.shape[0], min(LIKELIEST, model.config.vocab_size)
+    width, k = x.shape[0], min(MOST_LOGPROBS, model.config.vocab_size)
     found = (
         Scores(jnp.zeros(width), jnp.zeros((width, k), jnp.int32), jnp.zeros((width, k))),
         jnp.ones(width, jnp.bool_),
@@ -172,7 +172,7 @@ def score(
 def _scores(logits: Float[Array, "B vocab"], chosen: Int[Array, "B"]) -> Scores:
     log_p = jax.nn.log_softmax(logits)
     # Without the barrier XLA sorts the whole row.
-    likeliest, ids = jax.lax.optimization_barrier(jax.lax.top_k(log_p, min(LIKELIEST, logits.shape[-1])))
+    likeliest, ids = jax.lax.optimization_barrier(jax.lax.top_k(log_p, min(MOST_LOGPROBS, logits.shape[-1])))
     return Scores(jnp.take_along_axis(log_p, chosen[:, None], axis=1)[:, 0], ids.astype(jnp.int32), likeliest)
 
 
@@ -186,7 +186,7 @@ def decode(
     weight: Float[Array, "vocab"],
 ) -> tuple[Slots, Chosen]:
     """Chooses and feeds up to `limit` <= STEPS tokens in each active slot."""
-    count, k = rows.step.shape[0], min(LIKELIEST, model.config.vocab_size)
+    count, k = rows.step.shape[0], min(MOST_LOGPROBS, model.config.vocab_size)
     keys = jax.vmap(jax.random.fold_in, (0, None))(jax.vmap(jax.random.key)(rows.seed), 0)
     bad = rows.active & not_finite(slots.logits)
     chosen = Chosen(

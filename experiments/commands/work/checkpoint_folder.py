@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 
+from experiments.reporting.json_text import json_text
 from rwkv7_jax.checkpoint import CheckpointError, ImportReport, hub_folder
 from rwkv7_jax.checkpoint.files import one_line
-from rwkv7_jax.json_text import json_text
 from rwkv7_jax.language_model import find_tokenizer
 from rwkv7_jax.tokenizer import ByteTokenizer, Tokenizer, WorldTokenizer, load_tokenizer
 from rwkv7_jax.tokenizer.abilities import special_tokens
