@@ -45,8 +45,16 @@ def load_model(config: ModelConfig) -> LanguageModel:
     )
 
 
-def tune_config(config: TuneConfig) -> train.TuneConfig:
-    """Returns the settings as state_tuning takes them; without a learning rate, that of state tuning."""
+def tune_config(config: TuneConfig) -> "train.TuneConfig":
+    """Returns the settings as state_tuning takes them; without a learning rate, that of state tuning.
+
+    Raises:
+      UsageError: the rate is still to be chosen.
+    """
+    if isinstance(config.learning_rate, str):
+        raise UsageError("tune.learning_rate auto goes with rwkv7 tune; give a number here")
+    from state_tuning.core import train  # with optax, which a server does not need
+
     rate = STATE_RATE if config.learning_rate is None else config.learning_rate
     plain = {name: value for name, value in dataclasses.asdict(config).items() if name not in OUTSIDE}
     return train.TuneConfig(**{**plain, "learning_rate": rate})

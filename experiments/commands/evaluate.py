@@ -68,4 +68,6 @@ def check(config: Evaluate) -> Evaluate:
         raise UsageError("states: tasks of the harness are run from one state; give one")
     if config.split:
         raise UsageError("split: tasks of the harness have their own; leave it out")
+    if config.data.chain:
+        raise UsageError("data.chain: tasks of the harness have their own prompts; leave it out")
     return config

@@ -35,5 +35,6 @@ def body(args: list[str]) -> int:
 
         return study.run(study.Plan(config))
     from experiments import session
+    from experiments.commands.work import automatic
 
-    return tuning_status(lambda: session.run(config), "resume")
+    return tuning_status(lambda: session.run(automatic.chosen(config)), "resume")

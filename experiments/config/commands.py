@@ -47,6 +47,11 @@ class BenchmarksConfig:
 
     tasks: tuple[str, ...] = option((), "names, by commas", required=True)
     dir: str | None = option(None, "folder of the benchmarks' files, found by their public names; or of TFDS")
+    chain: str | None = option(
+        None,
+        "answers after a chain of thought: a phrasing, mmlu=took,gsm8k=gold, a template, or auto; none: the protocol",
+        escapes=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

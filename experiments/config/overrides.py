@@ -131,8 +131,11 @@ def parse_value(kind: object, text: str, key: str) -> object:
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        inner = next(arg for arg in args if arg is not type(None))
-        return None if text.lower() in NONE else parse_value(inner, text, key)
+        plain = [arg for arg in args if arg is not type(None)]
+        words = [word for arg in plain if typing.get_origin(arg) is Literal for word in typing.get_args(arg)]
+        if text in words:
+            return text
+        return None if type(None) in args and text.lower() in NONE else parse_value(plain[0], text, key)
     if origin is tuple:
         return tuple(parse_value(args[0], part.strip(), key) for part in text.split(",") if part.strip())
     if origin is dict:

@@ -83,6 +83,9 @@ class DataConfig:
     template: Literal["rwkv", "g1", "none"] = option(
         "rwkv", "messages as text: User: ... Assistant: ...; g1: keeping empty lines in answers; none: contents alone"
     )
+    chain: str | None = option(
+        None, "answers after a chain of thought: a phrasing, mmlu=took,gsm8k=gold, a template, or auto", escapes=True
+    )
 
     def __post_init__(self) -> None:
         _require(0 < self.validation_fraction < 1, "must lie between 0 and 1")
@@ -100,7 +103,9 @@ class TuneConfig:
     """How the state is tuned; the fields of state_tuning.core.train.TuneConfig (which imports JAX)."""
 
     steps: int = option(200, "optimiser steps")
-    learning_rate: float | None = option(None, "peak learning rate of Adam; none: 1, of baselines their own")
+    learning_rate: float | Literal["auto"] | None = option(
+        None, "peak learning rate of Adam; auto: by short runs; none: 1, of baselines their own"
+    )
     schedule: Literal["constant", "linear", "cosine"] = option("cosine", "decay of the learning rate after the warm-up")
     warmup: int = option(10, "steps of linear warm-up")
     final_fraction: float = option(0.1, "last learning rate as a part of the peak")
@@ -116,7 +121,7 @@ class TuneConfig:
     init_layout: str | None = option(None, "axis order of a state file that does not say it")
 
     def __post_init__(self) -> None:
-        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        rate = self.learning_rate if isinstance(self.learning_rate, float | int) else 1.0
         numbers = (rate, self.final_fraction, self.clip_norm, self.alpha, self.l2)
         _require(all(map(math.isfinite, numbers)), "must be finite")
         _require(self.steps >= 1 and self.accumulate >= 1, "must be at least 1")
@@ -126,6 +131,11 @@ class TuneConfig:
         _require(least >= 0, "must not be negative")
         _require(self.alpha != 0, "must not be 0, at which the state has no effect")
         _require(self.final_fraction <= 1, "must lie between 0 and 1")
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the learning rate is chosen by short runs (`experiments.choosing`)."""
+        return self.learning_rate == "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +287,8 @@ def check(config: R) -> R:
         )
     if data.validation and not data.train:
         raise UsageError("data.validation needs data.train")
+    if data.chain and not data.tasks:
+        raise UsageError("data.chain goes with benchmarks: add --data.tasks mmlu, or leave it out")
     check_tasks(data)
     if data.batch_size % config.tune.accumulate:
         sizes = f"data.batch_size ({data.batch_size}) is not a multiple of tune.accumulate ({config.tune.accumulate})"
@@ -302,7 +314,7 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
 
     Their plain names keep the identity of runs that were begun when a task without data.dir was the embedded one, and
     so does leaving out what says the same as not to say it: a start that is the zero state, no patience, defaults of
-    data.learn, data.template and model.quantize. With patience, held-out losses decide about the last step.
+    data.learn, data.template, data.chain and model.quantize. With patience, held-out losses decide about the last step.
     """
     plain = resolved(config, without=without)
     data, tune = plain.get("data"), plain.get("tune")
@@ -314,7 +326,7 @@ def identified(config: "DataclassInstance", *, without: Sequence[str] = BOOKKEEP
             tune.pop("patience", None)
         elif isinstance(system := resolved(config).get("system"), dict):
             plain["held_out"] = {name: system[name] for name in ("validate_every", "validate_records")}
-    for name in ("learn", "template"):
+    for name in ("learn", "template", "chain"):
         if isinstance(data, dict) and data.get(name) == getattr(DataConfig, name):
             data.pop(name)
     for model in plain.values():

@@ -11,7 +11,8 @@ from experiments.data import find
 from experiments.data import load as sources
 from experiments.data.jsonl import Line, Pair, check_answers, hold_out, read_lines, to_pair, unused_keys
 from experiments.pocket import benchmarks
-from experiments.tasks import TASKS, Record, Task
+from experiments.tasks import TASKS, Record, Task, phrasings
+from experiments.tasks.chains import chained
 
 R = TypeVar("R")
 
@@ -46,26 +47,37 @@ def load_jobs(data: DataConfig, evaluate: EvaluateConfig, seed: int) -> list[Job
     """
     loader = _Loader(data, evaluate, seed)
     if data.train and data.tasks:
-        return [loader.from_records(find_task(data.tasks[0]))]
+        return [loader.from_records(find_task(data.tasks[0], data.chain))]
     if data.train:
         return [loader.from_pairs(data.train)]
     check_tasks(data)
     return [
-        (loader.from_pocket if name.startswith(POCKET) else loader.from_folder)(find_task(name)) for name in data.tasks
+        (loader.from_pocket if name.startswith(POCKET) else loader.from_folder)(find_task(name, data.chain))
+        for name in data.tasks
     ]
 
 
-def find_task(name: str) -> Task:
-    """Returns the benchmark of this name.
+def find_task(name: str, chain: str | None = None) -> Task:
+    """Returns the benchmark of this name, in the exact protocol or after a chain of thought.
+
+    Args:
+      name: mmlu, gsm8k, winogrande or arc, also after pocket:.
+      chain: as `data.chain`.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is none, or no such phrasing.
     """
     plain = plain_name(name)
     if plain not in TASKS:
         known = [*TASKS, *(f"{POCKET}{task}" for task in TASKS)]
         raise UsageError(f"data.tasks: no task {name!r}{suggest(name, known)} (tasks: {', '.join(known)})")
-    return TASKS[plain]
+    try:
+        wanted = phrasings.chosen(chain, plain)
+        if wanted == phrasings.AUTO:
+            raise ValueError("auto is for rwkv7 tune and rwkv7 evaluate, which say what they choose: name it here")
+        return TASKS[plain] if wanted is None else chained(plain, wanted)
+    except ValueError as error:
+        raise UsageError(f"data.chain: {error}") from None
 
 
 def _fewer(what: str, count: int, setting: str, limit: int | None) -> list[str]:

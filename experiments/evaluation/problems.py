@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 from experiments.config.overrides import UsageError
@@ -12,6 +13,7 @@ from experiments.data.jsonl import Line, read_lines, to_pair
 from experiments.evaluation import numbers
 from experiments.pocket import benchmarks
 from experiments.tasks import Generate, Record, Task
+from experiments.tasks.chains import ChainTask
 from experiments.tasks.types import Result
 from state_tuning.test_time_scaling.rollouts import Problem
 
@@ -27,7 +29,13 @@ class Item(NamedTuple):
 
 
 def load(
-    task: str | None, data: str | None, match: str, split: str, count: int, folder: str | None = None
+    task: str | None,
+    data: str | None,
+    match: str,
+    split: str,
+    count: int,
+    folder: str | None = None,
+    chain: str | None = None,
 ) -> list[Item]:
     """Loads the first `count` problems: a benchmark, local records of one, or {"prompt", "completion"} lines.
 
@@ -38,6 +46,7 @@ def load(
       split: of the benchmark.
       count: problems at most.
       folder: where the files of real benchmarks lie.
+      chain: of a benchmark: the phrasing of answers after a chain of thought; None: the exact protocol.
 
     Returns:
       The problems, in the order of the file or benchmark.
@@ -49,13 +58,28 @@ def load(
         raise UsageError("say what to answer: --data.tasks pocket:gsm8k, or --data.file FILE.jsonl")
     if task is None:
         return [from_pair(line, match) for line in read_lines(str(data))[:count]]
+    found = find_task(task, chain)
+    return [_checked(found, line) for line in _lines(task, data, split, folder)[:count]]
+
+
+def records(task: str, data: str | None, split: str, folder: str | None = None) -> list[Record]:
+    """Returns the records behind the problems of a benchmark, in order; arguments as of `load`.
+
+    Raises:
+      UsageError: as `load`.
+    """
+    return [line.record for line in _lines(task, data, split, folder)]
+
+
+def _lines(task: str, data: str | None, split: str, folder: str | None) -> Sequence[Line]:
     found = find_task(task)
     check_tasks(DataConfig((task,), folder, data))
-    if data is None and task.startswith(POCKET):
-        return [from_record(found, record) for record in benchmarks.load(found.name, split)[:count]]
-    if data is None:
-        return [_checked(found, line) for line in sources.load(found.name, split, str(folder))[:count]]
-    return [_checked(found, line) for line in read_lines(data)[:count]]
+    if data is not None:
+        return read_lines(data)
+    if task.startswith(POCKET):
+        records = benchmarks.load(found.name, split)
+        return [Line(record, f"{task}, record {number}") for number, record in enumerate(records, 1)]
+    return sources.load(found.name, split, str(folder))
 
 
 def from_record(task: Task, record: Record) -> Item:
@@ -73,7 +97,8 @@ def from_record(task: Task, record: Record) -> Item:
         return task.score(record, results)[task.headline]
 
     if isinstance(first, Generate):
-        return Item(Problem(first.context, (), first.stop), correct, last_value)
+        answer = partial(task.answer, record) if isinstance(task, ChainTask) else last_value
+        return Item(Problem(first.context, (), first.stop), correct, answer)
     choices = tuple((r.context, r.continuation) for r in requests if not isinstance(r, Generate))
     return Item(Problem(first.context, choices), correct, str.strip)
 

@@ -9,8 +9,9 @@ from experiments.config.overrides import UsageError, suggest
 from experiments.config.schema import POCKET
 from experiments.data import find
 from experiments.data import load as sources
+from experiments.data.jobs import find_task
 from experiments.pocket import benchmarks as pocket
-from experiments.tasks import PROTOCOLS, Record, Request, Task, fewshot
+from experiments.tasks import PROTOCOLS, TASKS, Record, Request, Task, fewshot
 from experiments.tasks.subjects import GROUP_OF
 
 PART = re.compile(r"(?i)(^|[^a-z])(first|last|head|tail|sample|subset|part|mini|small|tiny)s?[-_]?\d*[^a-z]")
@@ -54,6 +55,8 @@ class Options(NamedTuple):
     limit: int | None = None
     """Records of each part, the first ones."""
     prefix: tuple[int, ...] | None = None
+    chain: str | None = None
+    """As `data.chain`."""
 
 
 def load(names: Sequence[str], options: Options) -> list[Bench]:
@@ -76,7 +79,7 @@ def load(names: Sequence[str], options: Options) -> list[Bench]:
 
 
 def _bench(name: str, options: Options) -> Bench:
-    task, subject = _task(name)
+    task, subject = _task(name, options.chain)
     embedded = name.startswith(POCKET)
     shots = options.shots.get(name, 0 if embedded else task.shots)
     split = options.splits.get(name, "test" if embedded else task.split)
@@ -99,14 +102,18 @@ def _bench(name: str, options: Options) -> Bench:
     return Bench(name, task, parts, prefix, _describe(task, shots, told, prefix, options.limit, parts, embedded))
 
 
-def _task(name: str) -> tuple[Task, str | None]:
+def _task(name: str, chain: str | None = None) -> tuple[Task, str | None]:
     """The task of a name, and the one subject to keep if the name says one (mmlu_astronomy)."""
     plain = name.removeprefix(POCKET)
     if plain.startswith("mmlu_") and plain.removeprefix("mmlu_") in GROUP_OF:
-        return PROTOCOLS["mmlu"], plain.removeprefix("mmlu_")
+        return find_task("mmlu", chain), plain.removeprefix("mmlu_")
     if plain not in PROTOCOLS:
         known = [*PROTOCOLS, *(f"{POCKET}{task}" for task in PROTOCOLS), "mmlu_SUBJECT"]
         raise UsageError(f"tasks: no task {name!r}{suggest(name, known)} (tasks: {', '.join(known)})")
+    if plain in TASKS:
+        return find_task(plain, chain), None
+    if chain:
+        raise UsageError(f"data.chain: {name} has no phrasings of answers after a chain; use mmlu")
     return PROTOCOLS[plain], None
 
 

@@ -23,10 +23,24 @@ FIELDS: Mapping[object, jsonl_store.Fields] = {
     "queries": {"norms": dict},
     "spectra": {"spectra": dict},
     "rate": {**TRY, "row": str, "loss": NUMBER},
+    "phrasing": {**TRY, "strict": list, "flexible": list},
+    "curve": {
+        **TRY,
+        "row": str,
+        "budget": int,
+        "steps": int,
+        "skipped": int,
+        "seconds": NUMBER,
+        "examples": int,
+        "nll": list,
+        "tokens": list,
+        "scores": dict,
+    },
+    "solutions": {"pairs": list, "sampled": int, "accepted": int, "cut": int},
     "sweep": {**TRY, "loss_vanilla": NUMBER, "loss_tuned": NUMBER},
 }
 """Kind of a record -> what it has besides its key."""
-NUMBERS = ("nll", "tokens", "right", "train")
+NUMBERS = ("nll", "tokens", "right", "train", "strict", "flexible")
 
 
 class Cell(NamedTuple):

@@ -36,11 +36,11 @@ class Gsm8k:
 
     def score(self, record: Record, results: Sequence[str]) -> dict[str, float]:
         """Compares the number after `####`, and the last number of the text, with the right one."""
-        gold = _plain(record["answer"])
+        gold = plain_number(record["answer"])
         (generated,) = results
         return {
-            "strict_match": float(_plain(strict(generated)) == gold),
-            "flexible_extract": float(_plain(flexible(generated)) == gold),
+            "strict_match": float(plain_number(strict(generated)) == gold),
+            "flexible_extract": float(plain_number(flexible(generated)) == gold),
         }
 
     def to_example(self, record: Record) -> tuple[str, str]:
@@ -61,7 +61,7 @@ def flexible(generated: str) -> str:
     return next(group for group in matches[-1] if group).strip() if matches else NO_MATCH
 
 
-def _plain(answer: str) -> str:
+def plain_number(answer: str) -> str:
     """The answer without commas, dollar signs, all up to the last `#### `, a final full stop and case."""
     for pattern in IGNORED:
         answer = pattern.sub("", answer)

@@ -52,7 +52,8 @@ def tuned_by(settings: Settings) -> dict[str, Json]:
     constant = isinstance(tune, dict) and tune.get("schedule") == "constant"
     left_out = {f"data.{name}" for name in FREE_DATA} | {f"tune.{name}" for name in OUTSIDE}
     left_out |= {"tune.steps"} if constant else set()
-    left_out |= {"data.template"} if flat.get("data.template") == DataConfig.template else set()
+    late = ("template", "chain")
+    left_out |= {f"data.{name}" for name in late if flat.get(f"data.{name}") == getattr(DataConfig, name)}
     return {key: value for key, value in flat.items() if key not in left_out}
 
 

@@ -4,18 +4,22 @@ import hashlib
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments.build import load_model
+from experiments.choosing import phrasing
+from experiments.choosing.phrasing import Tried
 from experiments.commands.work.settings import NONE, by_task, prefix_tokens, shots
 from experiments.config.commands import Evaluate
-from experiments.config.schema import digest, resolved
+from experiments.config.schema import POCKET, digest, resolved
 from experiments.evaluation import scores, suite
 from experiments.evaluation.engine import Engine
 from experiments.evaluation.suite import Bench
 from experiments.reporting.json_text import json_text
 from experiments.reporting.result_store import Sample, Store
 from experiments.reporting.tables import text_table
+from experiments.tasks import PROTOCOLS
 from experiments.training.metrics_log import progress_bar
 from experiments.training.preemption import Interrupt, Interrupted
 from rwkv7_jax import State, checkpoint, zero_state
@@ -38,12 +42,17 @@ def run(config: Evaluate) -> int:
     names = list(dict.fromkeys(config.data.tasks))
     prefix = prefix_tokens(config.prefix_token)
     examples, splits = shots(config.shots, names), by_task(config.split)
-    benches = suite.load(names, suite.Options(config.data.dir, examples, splits, config.limit, prefix))
+    options = suite.Options(config.data.dir, examples, splits, config.limit, prefix, config.data.chain)
+    choose = bool(phrasing.wants_choice(config.data.chain, names))
+    benches = [] if choose else suite.load(names, options)
     use_compilation_cache(config.system.compilation_cache)
     lm = load_model(config.model)
     print(f"{config.model.checkpoint}: {lm.summary}", flush=True)
     states, hashes = load_states(config.states, config.state_layout, lm)
     engine = Engine(lm, states, config.batch_size, config.max_new_tokens)
+    if choose:
+        chain = phrasing.choose(config.data.chain, names, partial(tried, engine, options))
+        benches = suite.load(names, options._replace(chain=chain))
     dtype = lm.model.config.dtype
     settings = [lm.identity, hashes, lm.tokenizer_name, dtype, config.batch_size, config.max_new_tokens]
     data = [[bench.name, bench.protocol, bench.prefix, bench.parts] for bench in benches]
@@ -66,6 +75,18 @@ def run(config: Evaluate) -> int:
     if config.json:
         write(Path(config.json).expanduser(), body, benches, found)
     return 0
+
+
+def tried(engine: Engine, options: suite.Options, task: str, name: str) -> Tried:
+    """How often the last of the states is right with a phrasing, on records of a split that is not scored."""
+    exact = PROTOCOLS[task.removeprefix(POCKET)]
+    split = "validation" if task.startswith(POCKET) or exact.split != "validation" else "train"
+    limited = options._replace(splits={task: split}, limit=phrasing.RECORDS, chain=name)
+    (bench,) = suite.load([task], limited)
+    last, items = engine.names[-1], bench.items[: phrasing.RECORDS]
+    mine = [one["scores"] for one in engine.samples(bench, items) if one["state"] == last]
+    strict, flexible = (sum(one[metric] for one in mine) / len(mine) for metric in bench.task.metrics[:2])
+    return Tried(name, strict, flexible, len(mine))
 
 
 def load_states(files: Sequence[str], layout: str | None, lm: LanguageModel) -> tuple[dict[str, State], dict[str, str]]:

@@ -45,7 +45,7 @@ def whole(argv, tmp_path_factory):
 def test_json_holds_every_sample_and_number(whole, state_file):
     _, body = whole
     assert list(body["states"]) == ["none", "tuned"]
-    assert body["config"]["data"] == {"tasks": ["pocket:winogrande", "pocket:gsm8k"], "dir": None}
+    assert body["config"]["data"] == {"tasks": ["pocket:winogrande", "pocket:gsm8k"], "dir": None, "chain": None}
     assert body["states"]["tuned"]["file"] == str(state_file)
     for task, metric in (("pocket:winogrande", "acc"), ("pocket:gsm8k", "strict_match")):
         samples, result = body["samples"][task], body["results"][task]
