@@ -2,19 +2,23 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.config.methods import STATE_RATE
 from experiments.config.overrides import UsageError, suggest
 from experiments.config.schema import OUTSIDE, ModelConfig, TuneConfig
+from rwkv7_jax.checkpoint import remote
 from rwkv7_jax.language_model import LanguageModel
-from state_tuning.core import train
+
+if TYPE_CHECKING:
+    from state_tuning.core import train
 
 ASSETS = Path(__file__).parent / "assets" / "pocket"
 EMBEDDED = {f"pocket/{name}": ASSETS / f"{name}.safetensors" for name in ("student", "teacher")}
 
 
 def checkpoint_path(name: str, key: str = "model.checkpoint") -> Path:
-    """Returns the file behind the name of an embedded model or a path.
+    """Returns the file behind the name of an embedded model, a path or an address, which is downloaded.
 
     Args:
       name: as the user wrote it.
@@ -22,7 +26,10 @@ def checkpoint_path(name: str, key: str = "model.checkpoint") -> Path:
 
     Raises:
       UsageError: no such file.
+      CheckpointError: an address from which there is nothing to be had.
     """
+    if remote.is_address(name):
+        return remote.fetched(name)
     path = EMBEDDED.get(name, Path(name).expanduser())
     if path.exists():
         return path

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax import checkpoint, functional
+from rwkv7_jax.checkpoint import remote
 from rwkv7_jax.checkpoint.states import TunedState, state_metadata
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.dtypes import Quantise, compute_name, on_device, placed, quantised, quantised_bits
@@ -72,7 +73,8 @@ class LanguageModel:
         """Loads a checkpoint with its tokenizer; weights go to the devices of the mesh that is set, if any.
 
         Args:
-          path: `.pth`, `.safetensors`, a Hugging Face folder, or rwkv.cpp's `.bin`.
+          path: `.pth`, `.safetensors`, a Hugging Face folder, or rwkv.cpp's `.bin`; or an address,
+            `hf://OWNER/NAME[/FILE]` or `https://...`, which is downloaded (`rwkv7_jax.checkpoint.remote`).
           tokenizer: "auto" (the tokenizer.json beside the checkpoint, else by the vocabulary's size), "world", "byte",
             or the path of a tokenizer.json.
           dtype: compute dtype; "auto" is float32 on a CPU and bfloat16 elsewhere. bfloat16 on a CPU means matrices in
@@ -88,7 +90,7 @@ class LanguageModel:
           FileNotFoundError: there is no such file.
           ValueError: one line, for a file that is not a sound RWKV-7 checkpoint, or a tokenizer that does not fit.
         """
-        path = Path(path).expanduser()
+        path = remote.fetched(str(path)) if remote.is_address(str(path)) else Path(path).expanduser()
         loaded = checkpoint.load(path, lazy=True)
         config = dataclasses.replace(on_device(loaded.config, dtype), remat=remat, wkv_implementation=wkv)
         name = find_tokenizer(tokenizer, path)

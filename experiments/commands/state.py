@@ -8,6 +8,7 @@
     rwkv7 state convert a.safetensors --to rwkv-runner --output a.pth
     rwkv7 state convert a.safetensors --rank 4 --dtype int8 --output small.safetensors
     rwkv7 state card a.safetensors --output README.md
+    rwkv7 state card a.safetensors --model.checkpoint model.pth --held_out book.txt,chats.jsonl
     rwkv7 state convert runs/jsonl/jsonl/checkpoints/step_00000050 --to rwkv-runner --output a.pth
 
 A file of another tool needs --layout, which says the order of its axes. `mix`, `scale`, `truncate` and `diff` write our
@@ -57,7 +58,7 @@ def body(args: list[str]) -> int:
     if isinstance(config, StateCard):
         from experiments.commands.work import state_card
 
-        return state_card.write(config.file, config.layout, config.output)
+        return state_card.write(config.file, config.layout, config.output, config.model, config.held_out)
     from experiments.commands.work import state
 
     return state.run(config)

@@ -87,7 +87,7 @@ class Evaluate:
 class Convert:
     """`rwkv7 convert`."""
 
-    source: str = option("", "any checkpoint that inspect reads", positional=True, required=True)
+    source: str = option("", "any checkpoint that inspect reads", positional=True, required=True, download=True)
     target: str = option(
         "", "file to write; .safetensors, .pth or .bin (rwkv.cpp); or a folder", positional=True, required=True
     )
@@ -103,7 +103,9 @@ class Convert:
 class Inspect:
     """`rwkv7 inspect`."""
 
-    file: str = option("", ".pth, .safetensors, Hugging Face folder or rwkv.cpp .bin", positional=True, required=True)
+    file: str = option(
+        "", ".pth, .safetensors, Hugging Face folder or rwkv.cpp .bin", positional=True, required=True, download=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,8 @@ class StateCard:
     file: str = option("", "state file", positional=True, required=True)
     output: str = option("README.md", "Markdown file to write")
     layout: str | None = option(None, "axis order of a file that does not say it")
+    model: ModelConfig = FLOAT32_MODEL
+    held_out: tuple[str, ...] = option((), "texts or .jsonl, by commas, or pocket: loss without the state and with it")
 
 
 @dataclasses.dataclass(frozen=True)

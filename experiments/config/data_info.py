@@ -13,7 +13,9 @@ DATA, TUNE = DataConfig(), TuneConfig()
 class TokensConfig:
     """Whose tokens are counted."""
 
-    checkpoint: str | None = option(None, "a checkpoint, whose step is timed too; none: the released models' tokens")
+    checkpoint: str | None = option(
+        None, "a checkpoint, whose step is timed too; none: the released models' tokens", download=True
+    )
     tokenizer: str = option("auto", "auto (of the checkpoint, else world), world, byte, or a path to a tokenizer.json")
 
 

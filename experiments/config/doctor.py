@@ -12,7 +12,9 @@ EXAMPLES = ExamplesConfig()
 class PatientConfig:
     """Which model is looked at."""
 
-    checkpoint: str | None = option(None, "checkpoint, or pocket/student, pocket/teacher; none: no model is looked at")
+    checkpoint: str | None = option(
+        None, "checkpoint, or pocket/student, pocket/teacher; none: no model is looked at", download=True
+    )
     tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
 
 

@@ -44,6 +44,7 @@ def option(
     required: bool = False,
     escapes: bool = False,
     address: bool = False,
+    download: bool = False,
 ) -> T:
     """A dataclass field with one line of help.
 
@@ -55,9 +56,10 @@ def option(
       required: `parse` refuses a config in which the value is still None or empty.
       escapes: `\\n` and the like are understood in what is typed.
       address: an address of HTTP counts as a value.
+      download: hf:// and https:// count as values: what is behind them is downloaded.
     """
     tags = {"help": help, "positional": positional, "repeat": repeat, "required": required, "escapes": escapes}
-    tags["address"] = address
+    tags |= {"address": address, "download": download}
     return dataclasses.field(default=default, metadata=tags)
 
 
@@ -73,6 +75,12 @@ class Leaf(NamedTuple):
     required: bool = False
     escapes: bool = False
     address: bool = False
+    download: bool = False
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Kinds of addresses that are values of it."""
+        return (("http", "https") if self.address else ()) + (("hf", "https") if self.download else ())
 
 
 def leaves(config: "DataclassInstance", prefix: str = "") -> Iterator[tuple[str, Leaf]]:
@@ -246,17 +254,18 @@ def apply_overrides(config: C, args: Sequence[str], *, typed: bool = True) -> C:
 
 
 def _check_local(config: "DataclassInstance") -> None:
-    """Refuses an address (gs://, https://, ...) where a path is read or written; a teacher may be one of HTTP."""
+    """Refuses an address (gs://, https://, ...) where a path is read or written, unless the setting takes such ones."""
     for key, leaf in leaves(config):
         values: tuple[object, ...] = leaf.value if isinstance(leaf.value, tuple) else (leaf.value,)
         for value in values:
             if leaf.escapes or not isinstance(value, str):
                 continue
             found = ADDRESS.match(value)
-            if found and not (leaf.address and found[1].lower() in ("http", "https")):
+            if found and found[1].lower() not in leaf.schemes:
+                ways = "hf://OWNER/NAME, https://..." if leaf.download else "download the file"
                 raise UsageError(
-                    f"{key}: {value[:200]!r} is an address; give a local path (download the file, or mount the bucket "
-                    "as docs/pods.md says)"
+                    f"{key}: {value[:200]!r} is an address; give a local path ({ways}, or mount the bucket as "
+                    "docs/pods.md says)"
                 )
 
 

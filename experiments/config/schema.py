@@ -47,7 +47,7 @@ class ModelConfig:
     """Which frozen model is tuned, and how it computes."""
 
     checkpoint: str = option(
-        "pocket/student", "pocket/student or pocket/teacher (embedded), or a path (.pth, .safetensors, .bin)"
+        "pocket/student", "pocket/student or pocket/teacher, a path, hf://OWNER/NAME, https://...", download=True
     )
     tokenizer: str = option("auto", "auto (by vocabulary size), world, byte, or a path to a tokenizer.json")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "compute type; auto: float32 on CPU, else bfloat16")

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import cli
-from rwkv7_jax import State
+from experiments.build import EMBEDDED
+from rwkv7_jax import LanguageModel, State
 from rwkv7_jax.checkpoint import export_state, load_state, save_state
 
 LAYERS, HEADS, SIZE = 2, 2, 4
@@ -166,3 +168,35 @@ def test_a_card_says_how_a_state_was_made_and_what_was_measured(tmp_path, capsys
     capsys.readouterr()
     assert cli.main(["state", "card", str(tmp_path / "none.safetensors")]) == 2
     assert "no such state file" in capsys.readouterr().err
+
+
+def test_a_card_tells_what_a_state_changes_elsewhere(tmp_path, capsys):
+    lm = LanguageModel.load(EMBEDDED["pocket/student"], dtype="float32")
+    zero = lm.zero_state()
+    wkv = jnp.asarray(10.0 * np.random.default_rng(0).normal(size=zero.wkv.shape), jnp.float32)
+    state = zero._replace(wkv=wkv)
+    path, page = str(tmp_path / "wild.safetensors"), tmp_path / "README.md"
+    save_state(path, state, metadata={"base_model_hash": lm.weights_hash})
+    (tmp_path / "a.txt").write_text("Mira lives in Dorn. " * 4, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "Mira lives in", "completion": " Dorn."}\n' * 2, encoding="utf-8")
+    asked = ["state", "card", path, "--output", str(page), "--held_out"]
+    assert cli.main([*asked, f"{tmp_path}/a.txt,{tmp_path}/b.jsonl"]) == 0
+    lines = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if " [" in line]
+    assert [line[0] for line in lines] == ["a.txt", "b.jsonl"]
+    ids = [*lm.encode("Mira lives in Dorn."), lm.tokenizer.eos_id]
+    first = len(lm.encode("Mira lives in"))
+    assert int(lines[1][1]) == 2 * (len(ids) - first), "the end of the text is one of them"
+    for told, one in zip(lines[1][2:4], (None, state), strict=True):
+        log_p = jax.nn.log_softmax(lm.logits(ids[:-1], state=one)[0])
+        losses = [-float(log_p[at - 1, ids[at]]) for at in range(first, len(ids))]
+        assert float(told) == pytest.approx(np.mean(losses), abs=2e-3)
+    for _, _, without, with_state, change in lines:
+        assert float(with_state) - float(without) == pytest.approx(float(change.split()[0]), abs=2e-4)
+    save_state(path, state, metadata={"base_model_hash": "f00d"})
+    assert cli.main([*asked, f"{tmp_path}/a.txt"]) == 2
+    assert "was tuned on the base model f00d" in capsys.readouterr().err
+    save_state(path, random_state(1), metadata={})
+    assert cli.main([*asked, f"{tmp_path}/a.txt"]) == 2
+    assert "has the shape (2, 2, 4, 4), and pocket/student needs" in capsys.readouterr().err
+    assert cli.main(["state", "card", path, "--output", str(page)]) == 0
+    assert "Not measured." in page.read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def test_settings_that_make_no_sense_are_refused(word, told):
     [
         (RunConfig(), "output=gs://bucket/run"),
         (RunConfig(), "data.train=https://host/my.jsonl"),
-        (RunConfig(), "model.checkpoint=hf://name/model.pth"),
+        (RunConfig(), "model.checkpoint=gs://bucket/model.pth"),
         (PretrainConfig(), "output=s3://bucket/run"),
         (commands.Evaluate(), "states=none,gs://bucket/state.safetensors"),
         (commands.Scale(), "teacher.checkpoint=gs://bucket/model.pth"),
