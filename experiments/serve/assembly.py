@@ -12,6 +12,7 @@ from experiments.serve.scores import Speller
 from experiments.serve.service import Service
 from experiments.serve.state_files import Model
 from experiments.serve.states import StateFolder
+from rwkv7_jax.checkpoint import remote
 from rwkv7_jax.inference.engine import Engine
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ from rwkv7_jax.tokenizer import Tokenizer
 def assembled(
     served: ServedConfig, engine: EngineConfig, limits: LimitsConfig, lm: LanguageModel, folder: pathlib.Path
 ) -> Iterator[Service]:
-    """A service that is ready to answer, with all programs compiled; its engine ends with `with`.
+    """A service that is ready to answer; programs for long prompts follow in a thread. Its engine ends with `with`.
 
     Args:
       served: settings.
@@ -34,8 +35,9 @@ def assembled(
     states = StateFolder(folder, model, served.state_layout)
     sessions = Conversations(folder / "sessions", model, served.max_sessions, "session")
     responses = Conversations(folder / "responses", model, served.max_responses, "response")
-    path = lm.path or pathlib.Path("model")
-    name = model_name(path.name if path.is_dir() else path.stem)
+    path, named = lm.path or pathlib.Path("model"), served.model.checkpoint
+    stem = path.name if path.is_dir() else path.stem
+    name = model_name(remote.short_name(named) if remote.is_address(named) else stem)
     made = Engine(
         lm,
         slots=engine.slots,
@@ -44,7 +46,7 @@ def assembled(
         cache_bytes=engine.prefix_cache * 2**20,
     )
     try:
-        made.warm_up()
+        made.warm_up(wait=False)
         yield Service(
             lm, name, now(), made, states, sessions, responses, limits, _longest(lm.tokenizer), Speller(lm.tokenizer)
         )

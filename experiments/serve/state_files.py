@@ -29,7 +29,10 @@ class Model:
           CheckpointError: its file names another base, and `override` is not given; or it is upscaled.
         """
         if isinstance(loaded.state.wkv, WKVState):
-            raise CheckpointError("is upscaled; a server takes states of plain matrices")
+            kind = type(loaded.state.wkv).__name__.lower()
+            raise CheckpointError(
+                f"is upscaled ({kind}); a server takes states of plain matrices, rwkv7 chat and rwkv7 generate take it"
+            )
         base = loaded.metadata.get(BASE, "")
         if base in ("", self.weights_hash):
             return TunedState(loaded.state, {**loaded.metadata, BASE: self.weights_hash})

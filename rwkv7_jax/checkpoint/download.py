@@ -9,6 +9,8 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPMessage
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -76,7 +78,10 @@ def download(address: str, folder: pathlib.Path | None = None) -> pathlib.Path:
 class _SameScheme(urllib.request.HTTPRedirectHandler):
     """Follows no redirection from https:// to anything else."""
 
-    def redirect_request(self, req: urllib.request.Request, fp, code: int, msg: str, headers, newurl: str):  # pyright: ignore
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """Returns what to ask next."""
         if urlsplit(newurl).scheme != urlsplit(req.full_url).scheme:
             fp.close()
             raise CheckpointError(f"{req.full_url}: leads to {newurl!r:.100}, which is another kind of address")

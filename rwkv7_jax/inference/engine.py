@@ -7,6 +7,7 @@ programs and `rwkv7_jax.inference.prefix_cache` for what is kept of prompts.
 
 import threading
 from collections import deque
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ import numpy as np
 
 from rwkv7_jax.generation.arguments import seed_number, text_list, token_ids
 from rwkv7_jax.inference.prefix_cache import Keys, PrefixCache, StartKeys
+from rwkv7_jax.inference.programs import programs_for
 from rwkv7_jax.inference.requests import Piece, QueueFull, Request, Result, Ticket, TokenLogprob
 from rwkv7_jax.inference.scheduler import Job, Scheduler
-from rwkv7_jax.inference.slots import MOST_LOGPROBS, programs_for
+from rwkv7_jax.inference.slots import MOST_LOGPROBS
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import WKVState
@@ -110,6 +112,8 @@ class Engine:
         self._condition = threading.Condition()
         self._closing, self._submitted, self._refused = False, 0, 0
         self._error: Exception | None = None
+        self._rest: Future[None] | None = None
+        """Programs that are still compiled."""
         self._thread = threading.Thread(target=self._run, name="rwkv7-engine", daemon=True)
         self._thread.start()
 
@@ -142,9 +146,16 @@ class Engine:
             self._condition.notify_all()
         return ticket
 
-    def warm_up(self) -> None:
-        """Compiles all programs; nothing is compiled afterwards."""
-        self._programs.compile(self._params)
+    def warm_up(self, *, wait: bool = True) -> None:
+        """Compiles all programs; nothing is compiled afterwards.
+
+        Args:
+          wait: without it the return comes as soon as short prompts can be answered, and the programs for longer ones
+            and for log-probabilities are compiled in a thread; a request that needs one waits for it.
+        """
+        self._rest = self._programs.compile(self._params)
+        if wait:
+            self._rest.result()
 
     def stats(self) -> EngineStats:
         """Returns what the engine does and did."""
@@ -171,6 +182,8 @@ class Engine:
 
     def close(self, finish: bool = True) -> None:
         """Ends the engine once all requests are answered; with `finish` False they are cancelled."""
+        if self._rest is not None:
+            self._rest.cancel()
         with self._condition:
             self._closing = True
             if not finish:

@@ -15,8 +15,9 @@ from rwkv7_jax.generation.generate import uncounted_ids
 from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.inference.prefix_cache import Keys, Prefix, PrefixCache
+from rwkv7_jax.inference.programs import Programs
 from rwkv7_jax.inference.requests import FinishReason, Piece, Request, Result, Ticket, TokenLogprob
-from rwkv7_jax.inference.slots import STEPS, Programs, Scores, idle_rows
+from rwkv7_jax.inference.slots import STEPS, Scores, idle_rows
 from rwkv7_jax.non_finite_cause import cause
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer

@@ -4,19 +4,15 @@ Every program has one shape, so that nothing is compiled after the first call of
 was done to that slot alone: prompts are read one row at a time, and decoding has always all rows.
 """
 
-import threading
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from rwkv7_jax import functional
-from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.row_sampling import RowFlags, choose_by_row, count_by_row
@@ -250,84 +246,3 @@ def _noted(
         return jax.tree.map(lambda into, new: into.at[:, column].set(new), scores, _scores(logits, token))
 
     return jax.lax.cond(wanted.any(), add, lambda: scores)
-
-
-class Program:
-    """A function that is compiled once, for the shapes of its first arguments; it refuses others."""
-
-    def __init__(self, function: Callable[..., PyTree], donated: int | None = None):
-        self._function = jax.jit(function, donate_argnums=() if donated is None else donated)
-        self._compiled: Callable[..., PyTree] | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is compiled."""
-        return self._compiled is not None
-
-    def compile(self, *args: PyTree) -> Callable[..., PyTree]:
-        """Compiles for arrays, or shapes, like these, unless that was done before."""
-        with self._lock:
-            if self._compiled is None:
-                self._compiled = self._function.lower(*args).compile()
-            return self._compiled
-
-    def __call__(self, *args: PyTree) -> PyTree:
-        """Runs it."""
-        return (self._compiled or self.compile(*args))(*args)
-
-
-class Programs:
-    """All programs for one model, number of slots and length of a chunk.
-
-    `read` has one for a whole chunk, and two for shorter ends of prompts.
-    """
-
-    def __init__(self, model: RWKV7, count: int, chunk: int):
-        self.model, self.count, self.chunk = model, count, chunk
-        self.empty = Program(partial(empty, model, count))
-        self.place, self.take = Program(place, 0), Program(take)
-        self.read = {size: Program(partial(read, model, chunk), 1) for size in (chunk // 16, chunk // 4, chunk)}
-        self.head, self.score = Program(partial(head, model), 1), Program(partial(score, model))
-        self.decode = Program(partial(decode, model), 1)
-
-    @property
-    def compiled(self) -> int:
-        """Number of programs that are compiled."""
-        single = (self.empty, self.place, self.take, self.head, self.score, self.decode)
-        return sum(program.ready for program in (*single, *self.read.values()))
-
-    def compile(self, params: Params) -> None:
-        """Compiles all that are not yet."""
-        c, shape = self.model.config, jax.ShapeDtypeStruct
-        number, vector = shape((), np.int32), shape((c.vocab_size,), np.float32)
-        slots = jax.eval_shape(partial(empty, self.model, self.count))
-        x = shape((self.chunk, c.n_embd), c.activation_dtype)
-        tasks: list[tuple[Program, tuple[PyTree, ...]]] = [
-            (self.decode, (params, slots, idle_rows(self.count), number, number, vector)),
-            *(
-                (program, (params, slots, number, shape((1, size), np.int32), shape((1, size), np.bool_)))
-                for size, program in self.read.items()
-            ),
-            (self.score, (params, x, shape((self.chunk,), np.int32), number)),
-            (self.place, (slots, number, jax.eval_shape(partial(zero_state, c, None)), vector)),
-            (self.take, (slots, number)),
-            (self.head, (params, slots, number, x)),
-            (self.empty, ()),
-        ]
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda task: task[0].compile(*task[1]), tasks))
-
-
-def programs_for(model: RWKV7, params: Params, count: int, chunk: int) -> Programs:
-    """Returns the programs for weights like these; engines of one shape share them."""
-    leaves, tree = jax.tree.flatten(params)
-    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-    return _programs(type(model), model.config, tree, shapes, count, chunk)
-
-
-@lru_cache(maxsize=8)
-def _programs(
-    kind: type[RWKV7], config: RWKV7Config, tree: Hashable, shapes: Hashable, count: int, chunk: int
-) -> Programs:
-    return Programs(kind(config), count, chunk)

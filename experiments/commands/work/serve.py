@@ -26,7 +26,7 @@ def run(config: Serve) -> int:
       ValueError, OSError: wrong files or settings, an address or a folder in use.
     """
     key = api_key(config)
-    use_compilation_cache(config.system.compilation_cache)
+    use_compilation_cache(config.system.compilation_cache, least_s=0.0)
     with (
         contextlib.closing(server.listening(config)) as opened,
         _folder(config) as folder,

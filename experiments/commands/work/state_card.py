@@ -64,7 +64,7 @@ NOT_MEASURED = """Not measured. The model's loss on other texts, without the sta
 ```
 rwkv7 state card {file} --model.checkpoint model.pth --held_out text.txt
 ```"""
-MEASURED = """Mean loss in nats a token, each window of at most 512 tokens read from the state; changes have 95 % intervals.
+MEASURED = """Mean loss in nats a token; each window of at most 512 tokens begins at the state. 95 % intervals.
 
 {table}"""
 

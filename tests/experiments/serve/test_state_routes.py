@@ -10,6 +10,7 @@ import pytest
 
 from rwkv7_jax import State, load_state, save_state
 from rwkv7_jax.checkpoint import LAYOUTS, export_state
+from rwkv7_jax.wkv_state import Offset
 
 
 def same(one: State, other: State, atol: float = 0) -> bool:
@@ -41,6 +42,16 @@ def test_the_layout_of_a_foreign_file_has_to_be_named(served, states, tmp_path):
     assert "layout" in answer.json()["error"]["message"]
     answer = served.http.put("/v1/states/unnamed?layout=other", content=(tmp_path / "state.pth").read_bytes())
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "layout")
+
+
+def test_an_upscaled_state_is_refused_with_what_takes_it(served, states, tmp_path):
+    upscaled = states["wild"]._replace(wkv=Offset(states["wild"].wkv, states["wild"].wkv))
+    save_state(tmp_path / "up.safetensors", upscaled, metadata={"base_model_hash": served.lm.weights_hash})
+    answer = served.http.put("/v1/states/up", content=(tmp_path / "up.safetensors").read_bytes())
+    assert answer.status_code == 400
+    told = answer.json()["error"]["message"]
+    assert "is upscaled (offset)" in told
+    assert "rwkv7 chat and rwkv7 generate take it" in told
 
 
 def test_info_and_picture_show_each_head(served, states):

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from rwkv7_jax.inference.prefix_cache import Keys, PrefixCache
+from rwkv7_jax.inference.programs import programs_for
 from rwkv7_jax.inference.requests import Piece, Ticket
 from rwkv7_jax.inference.scheduler import Job, Scheduler
-from rwkv7_jax.inference.slots import programs_for
 
 
 @pytest.fixture
