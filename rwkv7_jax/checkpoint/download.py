@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPMessage
-from typing import IO
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
@@ -79,7 +79,7 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
     """Follows no redirection from https:// to anything else."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         """Returns what to ask next."""
         if urlsplit(newurl).scheme != urlsplit(req.full_url).scheme:
