@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rwkv7_jax.checkpoint import load as load_checkpoint
     from rwkv7_jax.checkpoint import save as save_checkpoint
     from rwkv7_jax.config import RWKV7Config
+    from rwkv7_jax.generation.draft import Draft
     from rwkv7_jax.generation.generate import generate, stream
     from rwkv7_jax.generation.sampling import SamplingParams
     from rwkv7_jax.inference.engine import Engine, Request
@@ -38,6 +39,7 @@ __version__ = "0.2.0"
 __all__ = [
     "RWKV7",
     "ChannelMix",
+    "Draft",
     "Engine",
     "LanguageModel",
     "RWKV7Config",
@@ -73,7 +75,8 @@ _HOME = {
     "TunedState": "checkpoint", "export_state": "checkpoint", "load_state": "checkpoint", "save_state": "checkpoint",
     "load_checkpoint": "checkpoint:load", "save_checkpoint": "checkpoint:save", "load_tokenizer": "tokenizer",
     "Engine": "inference.engine", "Request": "inference.engine",
-    "SamplingParams": "generation.sampling", "generate": "generation.generate", "stream": "generation.generate",
+    "Draft": "generation.draft", "SamplingParams": "generation.sampling",
+    "generate": "generation.generate", "stream": "generation.generate",
 }  # fmt: skip
 """Name -> module, or module:name there; other names in `__all__` are submodules."""
 

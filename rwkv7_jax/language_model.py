@@ -20,7 +20,7 @@ from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import generate as generation
 from rwkv7_jax.generation.arguments import random_key, sampling_params, text_list, token_ids
-from rwkv7_jax.generation.generate import TextResult
+from rwkv7_jax.generation.generate import Draft, TextResult
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.model import RWKV7, repeated_layers
@@ -143,7 +143,16 @@ class LanguageModel:
     @functools.cached_property
     def for_decoding(self) -> tuple[RWKV7, Params]:
         """(model, weights) with the layers one by one, as decoding is fastest; the copy of the weights is kept."""
-        return generation.for_decoding(self.model, self.params)
+        return generation.for_decoding(*self.__dict__.get("for_one_row", (self.model, self.params)))
+
+    @functools.cached_property
+    def for_one_row(self) -> tuple[RWKV7, Params]:
+        """The same for a single sequence; what lies alike in both is one array."""
+        known = self.__dict__.get("for_decoding", (self.model, self.params))
+        return generation.for_decoding(*known, one_row=True)
+
+    def _for_rows(self, rows: int) -> tuple[RWKV7, Params]:
+        return self.for_one_row if rows == 1 else self.for_decoding
 
     def generate(
         self,
@@ -152,6 +161,7 @@ class LanguageModel:
         state: State | TunedState | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        draft: Draft | None = None,
         **sampling: float | int,
     ) -> str | list[str]:
         """Continues one prompt or several.
@@ -161,6 +171,7 @@ class LanguageModel:
           state: the initial state, unbatched; None is the zero state.
           seed: same seed, same text.
           stop: texts that end a continuation and are left out of it.
+          draft: a smaller model that proposes tokens, `Draft(*small.for_decoding)`; see there.
           **sampling: fields of `SamplingParams`: temperature, top_p, top_k, max_new_tokens, and the penalties.
 
         Returns:
@@ -171,9 +182,8 @@ class LanguageModel:
         """
         prompts = text_list("prompt", prompt)
         key, settings = random_key(seed), sampling_params(sampling)
-        texts = generation.generate_text(
-            *self.for_decoding, self.tokenizer, prompts, _plain(state), key, settings, stop=text_list("stop", stop)
-        ).texts
+        stops, given = text_list("stop", stop), (self.tokenizer, prompts, _plain(state), key, settings)
+        texts = generation.generate_text(*self._for_rows(len(prompts)), *given, stop=stops, draft=draft).texts
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -183,6 +193,7 @@ class LanguageModel:
         state: State | TunedState | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        draft: Draft | None = None,
         **sampling: float | int,
     ) -> Generator[str, None, TextResult]:
         """Continues one prompt piece by piece.
@@ -192,6 +203,7 @@ class LanguageModel:
           state: the initial state, unbatched; None is the zero state.
           seed: same seed, same text.
           stop: texts that end the continuation and are left out of it.
+          draft: as for `generate`.
           **sampling: fields of `SamplingParams`.
 
         Returns:
@@ -202,7 +214,8 @@ class LanguageModel:
         """
         key, settings = random_key(seed), sampling_params(sampling)
         (text,), stops = text_list("prompt", prompt), text_list("stop", stop)
-        return generation.stream(*self.for_decoding, self.tokenizer, text, _plain(state), key, settings, stop=stops)
+        given = (self.tokenizer, text, _plain(state), key, settings)
+        return generation.stream(*self.for_one_row, *given, stop=stops, draft=draft)
 
     def score(
         self,
@@ -279,7 +292,7 @@ class LanguageModel:
         before = state if isinstance(state, list) else repeated_layers(self._initial(state), rows.size)
         if len(batch := before[0].att_shift) != rows.size:
             raise ValueError(f"step: {rows.size} tokens for a state of {len(batch)} rows")
-        logits, after = _step(*self.for_decoding, jnp.asarray(rows.reshape(-1, 1)), before)
+        logits, after = _step(*self._for_rows(rows.size), jnp.asarray(rows.reshape(-1, 1)), before)
         return (logits if rows.ndim else logits[0]), after
 
     def tuned_state(

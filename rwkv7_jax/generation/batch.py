@@ -13,6 +13,7 @@ from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.decode_loop import Decoding, Rules
 from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags, SamplingParams
+from rwkv7_jax.generation.speculative import Drafted
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
@@ -42,11 +43,11 @@ class GenerationBatch:
             raise ValueError("generate: no prompts")
         stops = [_checked_ids(row, vocab, f"stop sequence {i}") for i, row in enumerate(stop)]
         self.prompt = jax.device_put(decode_loop.pad_left(rows, bucketing.padded_prompt_length(max(map(len, rows)))))
-        self.state = _fit_state(model, state, len(rows))
+        self.state = fit_state(model, state, len(rows))
         self.keys = _row_keys(key, len(rows))
         weight = np.ones(vocab if self.flags.penalised else 0, np.float32)
         weight[list(uncounted) if self.flags.penalised else []] = 0
-        self._limit = config.max_new_tokens
+        self.limit = config.max_new_tokens
         eos = decode_loop.NO_TOKEN if eos_id is None else eos_id
         self._rules = jax.device_put(
             Rules(
@@ -60,7 +61,31 @@ class GenerationBatch:
 
     def rules(self, size: int) -> Rules:
         """Returns the rules for a call that generates at most `size` tokens."""
-        return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self._limit), np.int32)))
+        return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self.limit), np.int32)))
+
+    def prefill(self) -> Decoding:
+        """Reads the prompts."""
+        return decode_loop.prefill(
+            self.model, self.params, *self.prompt, self.state, self.rules(0), penalised=self.flags.penalised
+        )
+
+    def decode(self, now: Decoding, limit: int, size: int) -> Decoding:
+        """Generates `limit` <= size tokens in every row that does not end before."""
+        return decode_loop.decode(
+            self.model, self.params, now, self.keys, self.rules(limit), flags=self.flags, size=size
+        )
+
+    def run(self) -> tuple[Decoding, Decoding]:
+        """Returns the batch after the prompts, and after all tokens, in one program."""
+        size = bucketing.padded_prompt_length(self.limit)
+        return decode_loop.prefill_and_decode(
+            self.model, self.params, *self.prompt, self.state, self.keys, self.rules(size),
+            flags=self.flags, size=size,
+        )  # fmt: skip
+
+    def drafted(self, end: Decoding) -> Drafted | None:
+        """Returns what speculation did; None: there is no draft."""
+        return None
 
     def check(self, wrong: Int[np.ndarray, "B"]) -> None:
         """Checks `Decoding.wrong`.
@@ -109,8 +134,12 @@ def _row_keys(key: Key[Array, "*B"], batch_size: int) -> Key[Array, "B"]:
     return key
 
 
-def _fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
-    """Returns the start of every row: batched, wkv in float32, shifts in the compute dtype."""
+def fit_state(model: RWKV7, state: State | None, batch_size: int) -> State:
+    """Returns the start of every row: batched, wkv in float32, shifts in the compute dtype.
+
+    Raises:
+      ValueError: its shapes do not fit.
+    """
     zero = zero_state(model.config, batch_size)
     if state is None:
         return zero

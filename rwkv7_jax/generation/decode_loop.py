@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from rwkv7_jax import functional
 from rwkv7_jax.bucketing import next_power_of_two
@@ -57,6 +57,8 @@ class Decoding(NamedTuple):
     """Length of the stop sequence that ended the row, 0 if none did."""
     wrong: Int[Array, "B"]
     """Number of tokens chosen before the row's first logits that are not finite, which end it, or NONE."""
+    ahead: PyTree = None
+    """What speculation has beside, see `rwkv7_jax.generation.speculative.Ahead`."""
 
 
 def _apply(
@@ -129,7 +131,7 @@ def _accept(
     """Notes the token of every active row, ends rows, and feeds the others'."""
     written = now.active & (token != rules.eos_id)
     recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
-    stop_length = jnp.where(written, _matched(recent, rules.stops), 0)
+    stop_length = jnp.where(written, matched(recent, rules.stops), 0)
     feed = written & (stop_length == 0)
     logits, state = _apply(model, params, token[:, None], now.state, feed[:, None])
     wrong = feed & not_finite(logits)
@@ -149,7 +151,7 @@ def _accept(
     )
 
 
-def _matched(recent: Int[Array, "B S"], stops: Int[Array | np.ndarray, "N S"]) -> Int[Array, "B"]:
+def matched(recent: Int[Array, "B S"], stops: Int[Array | np.ndarray, "N S"]) -> Int[Array, "B"]:
     """Returns the length of the longest stop sequence that the recent tokens end with, 0 if there is none."""
     hit = ((recent[:, None] == stops[None]) | (stops[None] == ANY_TOKEN)).all(-1)
     length = (stops != ANY_TOKEN).sum(-1, dtype=jnp.int32)

@@ -13,7 +13,9 @@ from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.batch import GenerationBatch
+from rwkv7_jax.generation.draft import Draft, make_batch
 from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
+from rwkv7_jax.generation.speculative import Drafted
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.generation.weights import decoding_weights
 from rwkv7_jax.model import RWKV7, unstack_blocks
@@ -21,7 +23,7 @@ from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 
 __all__ = [
-    "GenerateResult", "SamplingParams", "TextResult",
+    "Draft", "Drafted", "GenerateResult", "SamplingParams", "TextResult",
     "for_decoding", "generate", "generate_text", "sample_logits", "stream", "uncounted_ids",
 ]  # fmt: skip
 
@@ -37,6 +39,8 @@ class GenerateResult(NamedTuple):
     """True: ended by itself (end token, stop). False: cut by max_new_tokens."""
     logits: Float[Array, "B vocab"]
     """For the token after `tokens`, float32."""
+    drafted: Drafted | None = None
+    """What the draft did, if there is one."""
 
 
 class TextResult(NamedTuple):
@@ -47,16 +51,20 @@ class TextResult(NamedTuple):
     state: State
     finished: list[bool]
     logits: Float[Array, "B vocab"]
+    drafted: Drafted | None = None
+    stopped: Sequence[bool] = ()
+    """Whether a stop string ended each row."""
 
 
-def for_decoding(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
+def for_decoding(model: RWKV7, params: dict, *, one_row: bool = False) -> tuple[RWKV7, Params]:
     """Returns the same model in the form that is fastest token by token.
 
     Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
-    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out].
+    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out], but with `one_row` those with
+    more inputs than outputs. Both forms take any number of rows.
     """
     model, params = one_by_one(model, params)
-    return model, decoding_weights(model.config, params)
+    return model, decoding_weights(model.config, params, one_row=one_row)
 
 
 def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
@@ -77,6 +85,7 @@ def generate(
     stop: Sequence[Sequence[int]] = (),
     eos_id: int | None = 0,
     uncounted: Sequence[int] = (),
+    draft: Draft | None = None,
 ) -> GenerateResult:
     """Continues every prompt, in one compiled program of prefill and decoding.
 
@@ -92,6 +101,8 @@ def generate(
       stop: token sequences that end a row, in generated tokens alone, and are left out of the result.
       eos_id: ends a row likewise; None: no such token.
       uncounted: tokens whose repetition the frequency penalty ignores (RWKV: white space and digits, `uncounted_ids`).
+      draft: a smaller model that proposes tokens, which changes speed alone: greedy tokens are the same, sampled ones
+        have the same distribution, from other random numbers.
 
     Returns:
       Tokens, states, logits, and whether a row ended by itself.
@@ -110,15 +121,12 @@ def generate(
       >>> len(result.tokens[0])
       5
     """
-    batch = GenerationBatch(model, params, prompts, state, key, config, stop, eos_id, uncounted)
-    size = bucketing.padded_prompt_length(config.max_new_tokens)
-    start, end = decode_loop.prefill_and_decode(
-        model, params, *batch.prompt, batch.state, batch.keys, batch.rules(size), flags=batch.flags, size=size
-    )
+    batch = make_batch(draft, model, params, prompts, state, key, config, stop, eos_id, uncounted)
+    start, end = batch.run()
     tokens, length, stopped, active = jax.device_get((end.tokens, end.length, end.stop_length, end.active))
     kept = [row[: n - s].tolist() for row, n, s in zip(tokens, length, stopped, strict=True)]
     logits, after = batch.settle(start, end, kept, stopped > 1)
-    return GenerateResult(kept, after, (~active).tolist(), logits)
+    return GenerateResult(kept, after, (~active).tolist(), logits, batch.drafted(end))
 
 
 def generate_text(
@@ -132,6 +140,7 @@ def generate_text(
     *,
     stop: Sequence[str] = (),
     chunk: int = 32,
+    draft: Draft | None = None,
 ) -> TextResult:
     """Continues every text, as `generate` does tokens.
 
@@ -149,6 +158,7 @@ def generate_text(
       config: how tokens are chosen, and how many at most.
       stop: texts that end a row and are left out of the result.
       chunk: tokens between two searches for stop strings.
+      draft: as for `generate`.
 
     Returns:
       Texts, their tokens, states, logits, and whether a row ended by itself.
@@ -157,7 +167,7 @@ def generate_text(
       ValueError: no prompts, an empty stop string, or a misfitting state or key.
       NonFiniteLogitsError: as `generate`.
     """
-    return _drain(_text_pieces(model, params, tokenizer, prompts, state, key, config, stop, chunk))
+    return _drain(_text_pieces(model, params, tokenizer, prompts, state, key, config, stop, chunk, draft))
 
 
 def stream(
@@ -171,6 +181,7 @@ def stream(
     *,
     stop: Sequence[str] = (),
     chunk: int = 8,
+    draft: Draft | None = None,
 ) -> Generator[str, None, TextResult]:
     """Yields the continuation of one prompt in pieces, which join to the text of `generate_text` with the same key.
 
@@ -185,7 +196,8 @@ def stream(
       key: a random key.
       config: how tokens are chosen, and how many at most.
       stop: texts that end the continuation and are left out of it.
-      chunk: tokens of a piece at most.
+      chunk: tokens of a piece at most, and those of a round more.
+      draft: as for `generate`.
 
     Yields:
       Pieces of text. The generator returns the `TextResult`.
@@ -203,7 +215,7 @@ def stream(
       >>> len("".join(pieces)) <= 4
       True
     """
-    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk)
+    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk, draft)
     while True:
         try:
             (piece,) = next(pieces)
@@ -267,6 +279,7 @@ def _batch(
     state: State | None,
     key: Key[Array, "*B"],
     config: SamplingParams,
+    draft: Draft | None = None,
 ) -> GenerationBatch:
     """Returns the arguments of the programs for some texts.
 
@@ -277,7 +290,7 @@ def _batch(
         raise ValueError("generate: prompts is one text; give a list of texts")
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
-    return GenerationBatch(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
+    return make_batch(draft, model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
 
 
 def _text_pieces(
@@ -290,32 +303,32 @@ def _text_pieces(
     config: SamplingParams,
     stop: Sequence[str],
     chunk: int,
+    draft: Draft | None,
 ) -> Generator[list[str], None, TextResult]:
     """Yields the new text of each row, chunk after chunk; returns the result."""
-    batch = _batch(model, params, tokenizer, prompts, state, key, config)
+    batch = _batch(model, params, tokenizer, prompts, state, key, config, draft)
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
-    start = end = decode_loop.prefill(
-        model, params, *batch.prompt, batch.state, batch.rules(0), penalised=batch.flags.penalised
-    )
+    start = end = batch.prefill()
     left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
     active = np.ones(len(rows), bool)
-    while left > 0 and active.any():
-        limit = min(chunk, left)
-        end = decode_loop.decode(model, params, end, batch.keys, batch.rules(limit), flags=batch.flags, size=size)
+    while left > 0:
+        end = batch.decode(end, min(chunk, left), size)
         new, length, active, wrong = jax.device_get((end.tokens, end.length, end.active, end.wrong))
         batch.check(wrong)
-        left -= limit
         for ids, row_new, n in zip(tokens, new, length, strict=True):
             ids += row_new[:n].tolist()
         yield [row.push(ids[:n].tolist()) for row, ids, n in zip(rows, new, length, strict=True)]
         active = active & ~np.array([row.hit for row in rows])
+        unfinished = (len(ids) for ids, more in zip(tokens, active, strict=True) if more)
+        left = config.max_new_tokens - min(unfinished, default=config.max_new_tokens)
         end = end._replace(active=jnp.asarray(active), tokens=start.tokens)
     yield [row.finish() for row in rows]
     cut = np.array([row.hit for row in rows])
     kept = [cut_tokens(tokenizer, ids, r.text) if r.hit else ids for ids, r in zip(tokens, rows, strict=True)]
     logits, after = batch.settle(start, end, kept, cut)
-    return TextResult([row.text for row in rows], kept, after, (~active | cut).tolist(), logits)
+    texts, finished = [row.text for row in rows], (~active | cut).tolist()
+    return TextResult(texts, kept, after, finished, logits, batch.drafted(end), cut.tolist())
 
 
 def _drain(pieces: Generator[list[str], None, TextResult]) -> TextResult:
