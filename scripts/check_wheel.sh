@@ -19,6 +19,12 @@ for package in pallas_kernels rwkv7_jax state_tuning; do
   test -f "$("$folder/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/$package/py.typed" ||
     { echo "error: the wheel has no $package/py.typed" >&2; exit 1; }
 done
+site=$("$folder/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+for file in index.html api.js column.js page.js style.css icon.svg; do
+  test -f "$site/experiments/serve/page/$file" || { echo "error: the wheel has no page/$file" >&2; exit 1; }
+done
+printf 'Hello\n/stats\n' | "$folder/venv/bin/rwkv7" chat --quiet --max_new_tokens 4 > "$folder/log"
+grep -q "tokens" "$folder/log"
 small="--tune.steps 2 --data.tasks pocket:arc --evaluate.max_records 4 --report.plots false"
 "$folder/venv/bin/rwkv7" --version
 for rwkv7 in "$folder/venv/bin/rwkv7" "$folder/venv/bin/python -m rwkv7_jax"; do

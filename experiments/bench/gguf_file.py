@@ -1,6 +1,6 @@
 """A checkpoint as llama.cpp reads it: a GGUF file of the architecture `rwkv7`, written with the package `gguf`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ from rwkv7_jax import RWKV7Config
 
 TYPES = {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """Types of the embedding and of linear layers; everything else is float32, as llama.cpp's tools leave it."""
+NORMAL, CONTROL, UNUSED = 1, 3, 5
+"""Kinds of tokens."""
 TOP = {"emb": "token_embd", "ln_out": "output_norm", "head": "output"}
 LAYER = {
     "ln0": "token_embd_norm",
@@ -28,14 +30,21 @@ def beside(checkpoint: Path, dtype: str) -> Path:
     return checkpoint.with_suffix(f".{dtype}.gguf")
 
 
-def write(path: Path, config: RWKV7Config, flat: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Writes a checkpoint of random weights without a vocabulary.
+def write(
+    path: Path,
+    config: RWKV7Config,
+    flat: Mapping[str, np.ndarray],
+    dtype: str,
+    vocabulary: Sequence[bytes] | None = None,
+) -> None:
+    """Writes a checkpoint of random weights.
 
     Args:
       path: the file.
       config: dimensions.
       flat: weights by their released names.
       dtype: of `TYPES`.
+      vocabulary: the bytes of every token, of those that are not used b""; None: there is none, and no text.
 
     Raises:
       ImportError: gguf is not installed.
@@ -54,8 +63,13 @@ def write(path: Path, config: RWKV7Config, flat: Mapping[str, np.ndarray], dtype
     writer.add_iclr_lora_rank(config.aaa_lora)
     writer.add_value_residual_mix_lora_rank(config.mv_lora)
     writer.add_gate_lora_rank(config.gate_lora)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("none" if vocabulary is None else "rwkv")
     writer.add_vocab_size(config.vocab_size)
+    if vocabulary is not None:
+        names, kinds = zip(*map(spelled, range(len(vocabulary)), vocabulary), strict=True)
+        writer.add_token_list(list(names))
+        writer.add_token_types(list(kinds))
+        writer.add_eos_token_id(0)
     for name, tensor in tensors(flat, config.n_layer):
         linear = tensor.ndim == 2 and not name.endswith(("1.weight", "2.weight"))
         kind = GGMLQuantizationType[TYPES[dtype] if linear else "F32"]
@@ -64,6 +78,13 @@ def write(path: Path, config: RWKV7Config, flat: Mapping[str, np.ndarray], dtype
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def spelled(token: int, text: bytes) -> tuple[str, int]:
+    """Returns how the file spells a token, bytes that are no ASCII escaped, and of what kind it is."""
+    if token == 0:
+        return "<s>", CONTROL
+    return (repr(text)[2:-1], NORMAL) if text else (f"[PAD{token}]", UNUSED)
 
 
 def tensors(flat: Mapping[str, np.ndarray], n_layer: int) -> Iterator[tuple[str, np.ndarray]]:

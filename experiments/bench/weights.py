@@ -1,5 +1,6 @@
 """Random models of the benchmark's shapes, in memory and as a checkpoint."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,14 @@ def make_checkpoint(path: Path, shape: str) -> None:
     pth.write(path, names.params_to_flat(jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params)))
 
 
-def make_gguf(checkpoint: Path, shape: str, dtype: str) -> None:
+def make_gguf(checkpoint: Path, shape: str, dtype: str, vocabulary: Sequence[bytes] | None = None) -> None:
     """Writes a file of `make_checkpoint` for llama.cpp beside it, at `gguf_file.beside`.
 
     Raises:
       ImportError: gguf is not installed.
     """
-    gguf_file.write(gguf_file.beside(checkpoint, dtype), RWKV7Config(*SHAPES[shape]), pth.read(checkpoint), dtype)
+    config, path = RWKV7Config(*SHAPES[shape]), gguf_file.beside(checkpoint, dtype)
+    gguf_file.write(path, config, pth.read(checkpoint), dtype, vocabulary)
 
 
 def random_weights(shape: str) -> tuple[RWKV7Config, Params]:

@@ -2,6 +2,7 @@
 
     rwkv7 bench model --rounds 3
     rwkv7 bench decode --rows 1,8,32,128 --json decode.json
+    rwkv7 bench serve --streams 1,8,32 --json serve.json
     rwkv7 bench steps --only dbp
     rwkv7 bench tokenizer FILE...
     rwkv7 bench evaluation --data.dir data
@@ -11,6 +12,8 @@
 model: speed and memory of prefill and of a state-tuning step, in float32, bfloat16 and int8, against PyPI `rwkv`,
   keras-hub and scans that JAX differentiates (`pip install "rwkv7-jax[peers]"`).
 decode: tokens a second of one sequence and of many, with the memory traffic, against those libraries and llama.cpp.
+serve: tokens a second of the server with many clients, against llama.cpp's, and how long single ones wait
+  (`pip install "rwkv7-jax[serve,peers]"`).
 steps: what a tuning step of each method costs, against one of standard state tuning.
 tokenizer: the World tokenizer against the authors' own; a .jsonl line by line, any other file as one text.
 evaluation: few-shot MMLU by forking states, against re-reading (`pip install -e ".[lm-eval]"`).
@@ -28,6 +31,7 @@ from experiments.config.bench import (
     BenchGpu,
     BenchKernels,
     BenchModel,
+    BenchServe,
     BenchSteps,
     BenchTokenizer,
 )
@@ -36,10 +40,13 @@ from experiments.config.loading import parse
 from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, check_required, leaves
 
-Verb: TypeAlias = BenchModel | BenchDecode | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
+Verb: TypeAlias = (
+    BenchModel | BenchDecode | BenchServe | BenchSteps | BenchTokenizer | BenchEvaluation | BenchKernels | BenchGpu
+)
 VERBS: dict[str, Verb] = {
     "model": BenchModel(),
     "decode": BenchDecode(),
+    "serve": BenchServe(),
     "steps": BenchSteps(),
     "tokenizer": BenchTokenizer(),
     "evaluation": BenchEvaluation(),

@@ -31,6 +31,19 @@ class BenchDecode:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchServe:
+    """`rwkv7 bench serve`."""
+
+    shape: Literal["0.1B", "tiny"] = option("0.1B", "dimensions of the random model")
+    streams: tuple[int, ...] = option((1, 8, 32), "clients at once, by commas; a server has as many slots")
+    tokens: int = option(64, "tokens of each answer")
+    rounds: int = option(3, "times that every contender is measured in turn; the best counts")
+    waits: bool = option(True, "also time single requests (long prompt, swap of states) and the start")
+    without: tuple[str, ...] = option((), "leave out: llama.cpp")
+    json: str | None = option(None, "write all numbers to this file too")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchSteps:
     """`rwkv7 bench steps`."""
 

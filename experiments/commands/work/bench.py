@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import singledispatch
 from pathlib import Path
 
-from experiments.bench import decoding, evaluation, model, steps, tokenizer
+from experiments.bench import decoding, evaluation, model, serving, steps, tokenizer
 from experiments.build import checkpoint_path
 from experiments.config.bench import (
     BenchDecode,
@@ -12,6 +12,7 @@ from experiments.config.bench import (
     BenchGpu,
     BenchKernels,
     BenchModel,
+    BenchServe,
     BenchSteps,
     BenchTokenizer,
 )
@@ -20,6 +21,8 @@ from experiments.reporting.json_text import json_text
 from pallas_kernels.bench import __main__ as kernels
 from pallas_kernels.bench import gpu
 from rwkv7_jax.checkpoint.files import write_text
+
+MOST_STREAMS = 512
 
 
 @singledispatch
@@ -48,6 +51,18 @@ def _decode(config: BenchDecode) -> int:
         raise UsageError(f"--rows: {wrong[0]} sequences; give at least 1")
     found = decoding.compare(config.shape, config.rows, config.dtypes, config.rounds, config.without)
     print(decoding.show(found))
+    return _write(config.json, found.as_json())
+
+
+@run.register
+def _serve(config: BenchServe) -> int:
+    _check_names("without", config.without, [serving.PEER])
+    if wrong := [count for count in config.streams if not 1 <= count <= MOST_STREAMS]:
+        raise UsageError(f"--streams: {wrong[0]} clients; give 1 to {MOST_STREAMS}")
+    found = serving.compare(
+        config.shape, config.streams, config.tokens, config.rounds, config.without, waits=config.waits
+    )
+    print(serving.show(found))
     return _write(config.json, found.as_json())
 
 
