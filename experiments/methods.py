@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from experiments.config.methods import BaselineMethod, DBPMethod, MethodConfig, UpscaleMethod
+from experiments.config.methods import BaselineMethod, DBPMethod, MethodConfig, RewardMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig
 from experiments.data.batching import encode_pairs
@@ -42,9 +43,13 @@ class Chosen(NamedTuple):
     correlate: Correlate | None
     finish: Callable[[Params, PyTree], tuple[Params, State]]
     """(frozen weights, trained tree) -> (weights, unbatched state) for the plain model; only LoRA changes weights"""
+    learns: str | None = None
+    """The kind of a method that learns from rewards instead of text."""
 
     def make_step(self, tune: TuneConfig) -> train.TrainStep:
-        """Returns the jitted step."""
+        """Returns the jitted step on text; that of a method which learns from rewards raises UsageError."""
+        if self.learns:
+            return partial(_refuse, self.learns)
         return train.make_train_step(self.model, self.optimizer, tune, self.method, self.correlate)
 
 
@@ -71,7 +76,8 @@ def build(
     Raises:
       ValueError: in one line, for instance for an unstable map.
     """
-    optimizer = make_optimizer(tune)
+    updates = getattr(config, "updates", 1)
+    optimizer = make_optimizer(dataclasses.replace(tune, steps=tune.steps * updates, warmup=tune.warmup * updates))
     if isinstance(config, BaselineMethod):
         return _baseline(config, model, params, tune, optimizer, seed)
     method = train.standard(model.config, tune)
@@ -82,7 +88,8 @@ def build(
         method, optimizer, correlate = _decorrelated(config, model, method, optimizer)
     full = method.full
     assert full is not None
-    return Chosen(model, method, optimizer, correlate, lambda weights, tree: (weights, full(tree)))
+    learns = config.kind if isinstance(config, RewardMethod) else None
+    return Chosen(model, method, optimizer, correlate, lambda weights, tree: (weights, full(tree)), learns)
 
 
 def start_at(chosen: Chosen, state: State, tune: TuneConfig, name: str) -> PyTree:
@@ -133,6 +140,10 @@ def tree_hash(tree: PyTree) -> str:
         array = np.asarray(leaf)
         found.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return found.hexdigest()
+
+
+def _refuse(kind: str, *_: object) -> NoReturn:
+    raise UsageError(f"method.kind {kind}: it learns from rewards, which rwkv7 tune alone does; choose another kind")
 
 
 def _baseline(

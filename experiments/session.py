@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from experiments import artifacts, build, methods
 from experiments.artifacts import KeptStates, Measured, RunInfo
-from experiments.config.methods import MethodConfig
+from experiments.config.methods import MethodConfig, RewardMethod
 from experiments.config.schema import (
     DataConfig,
     EvaluateConfig,
@@ -30,6 +30,7 @@ from experiments.data import batching, survey
 from experiments.data.jobs import Job, load_jobs
 from experiments.evaluation import state_scale
 from experiments.evaluation.evaluator import Evaluator, make_scorer
+from experiments.reinforcement import run as reinforcement
 from experiments.reporting.run_report import Measurement, Outcome
 from experiments.training import continuing, distributed, loop, run_folder
 from experiments.training.metrics_log import MetricsLog, progress_bar
@@ -108,10 +109,11 @@ def run(config: RunConfig) -> int:
         run_folder.held(folder, lead=distributed.is_lead()),
     ):
         use_compilation_cache(config.system.compilation_cache)
-        jobs = load_jobs(config.data, config.evaluate, config.seed)
+        asked = reinforcement.load(config.method, config.tune, config.data, config.evaluate, config.seed)
+        jobs = [one.job for one in asked] or load_jobs(config.data, config.evaluate, config.seed)
         lm = build.load_model(config.model)
         tuner = make_tuner(lm, jobs, config.data, config.tune, config.method, config.seed)
-        settings, parts = resolved(config), run_parts(lm, jobs, tuner)
+        settings, parts = resolved(config), run_parts(lm, jobs, tuner) | reinforcement.parts(asked)
         old = digest([config_hash(config), lm.identity, [job.fingerprint for job in jobs]])
         identity = continuing.identity(folder, settings, parts, old)
         measured = {job.name: digest([job.held_out, list(job.records)]) for job in jobs}
@@ -127,7 +129,7 @@ def run(config: RunConfig) -> int:
             print(f"warning: {limits}: the learning rate never reaches its peak", file=sys.stderr)
         evaluator = make_evaluator(lm, config.evaluate)
         log = MetricsLog(folder / "metrics.jsonl")
-        lengths = training_lengths(lm, jobs, config.data, tuner.settings.steps)
+        lengths = () if asked else training_lengths(lm, jobs, config.data, tuner.settings.steps)
         session = Session(evaluator, tuner, config.data, config.system, config.seed, identity, log, interrupt, lengths)
         session = session._replace(patience=config.tune.patience)
         distributed.lead_first(
@@ -135,6 +137,10 @@ def run(config: RunConfig) -> int:
         )
         told = identified(config)
         info = RunInfo(folder, config.name, config.seed, config.method.kind, told, config.report, config.model)
+        if isinstance(config.method, RewardMethod):
+            own = (config.method, tuner.chosen, tuner.settings, tuner.fresh, config.data, config.evaluate)
+            setting = reinforcement.Setting(lm, *own, config.system, config.seed, identity, log, interrupt)
+            return reinforcement.run(setting, info, asked)
         outcomes = [run_job(session, info, job) for job in jobs]
         measured = [survey.held_out_survey(job, lm.tokenizer, config.data) for job in jobs]
         return artifacts.report(info, lm, outcomes, log, survey.protocol(measured, config.data.max_length))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rwkv7_jax import __version__
 
 if TYPE_CHECKING:
-    from state_tuning import baselines, core, dbp, observer, test_time_scaling, upscale
+    from state_tuning import baselines, core, dbp, observer, reinforcement, test_time_scaling, upscale
     from state_tuning.core import non_finite, objective, surgery
     from state_tuning.core.non_finite import NonFiniteError
     from state_tuning.core.train import (
@@ -53,6 +53,7 @@ __all__ = [
     "non_finite",
     "objective",
     "observer",
+    "reinforcement",
     "standard",
     "surgery",
     "test_time_scaling",
@@ -63,8 +64,8 @@ __all__ = [
 
 _MODULES = {
     "baselines": "baselines", "core": "core", "dbp": "dbp", "observer": "observer", "upscale": "upscale",
-    "test_time_scaling": "test_time_scaling", "distill": "observer.distill", "non_finite": "core.non_finite",
-    "objective": "core.objective", "surgery": "core.surgery",
+    "reinforcement": "reinforcement", "test_time_scaling": "test_time_scaling", "distill": "observer.distill",
+    "non_finite": "core.non_finite", "objective": "core.objective", "surgery": "core.surgery",
 }  # fmt: skip
 _HOME = {
     "NonFiniteError": "core.non_finite", "Method": "core.train", "TuneConfig": "core.train", "TuneState": "core.train",

@@ -188,7 +188,9 @@ def _from_table(path: Path, kind: type[C], above: Sequence[Path]) -> C:
     if base is not None and not isinstance(base, str):
         raise UsageError(f"{path}: base: the name or path of a config is needed")
     start = _from_base(base, path, kind, above) if base else kind()
-    lists = {key for key, leaf in leaves(start) if leaf.repeat}
+    tags = {name: variants(kind) for name, kind in typing.get_type_hints(type(start)).items()}
+    others = [pair for name, members in tags.items() for one in members.values() for pair in leaves(one(), f"{name}.")]
+    lists = {key for key, leaf in (*leaves(start), *others) if leaf.repeat}
     try:
         return apply_overrides(start, list(_words(table, lists)), typed=False)
     except UsageError as error:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
 from experiments import build, methods
-from experiments.config.methods import MethodConfig, UpscaleMethod
+from experiments.config.methods import MethodConfig, RewardMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, TuneConfig
 from experiments.training import pretraining as pretrain
@@ -94,11 +94,14 @@ def tuning(
     """Returns a step of state tuning on frozen weights, matrices in the compute dtype; the mesh must be set.
 
     Raises:
-      UsageError: an unknown size, a method that is fitted to text, or a batch that the mesh does not divide.
+      UsageError: an unknown size, a method that is fitted to text or learns from rewards, or a batch that the mesh does
+        not divide.
     """
     _check_batch("data.batch_size", data.batch_size, mesh)
     if isinstance(method, UpscaleMethod):
         raise UsageError(NEEDS_TEXT)
+    if isinstance(method, RewardMethod):
+        raise UsageError(f"method.kind {method.kind}: only steps that learn from text can be planned")
     config = tuned_model(model, size)
     shapes = jax.eval_shape(init(config), jax.random.key(0))
     weights = abstract(jax.tree_util.tree_map_with_path(placed_shape(config.dtype, model.quantize), shapes), mesh)

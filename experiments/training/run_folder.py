@@ -17,7 +17,7 @@ RUN_FILE = "run.json"
 TRIES_FILE = "rates.jsonl"
 SEARCHED = (TRIES_FILE, "states")
 """What `rwkv7 study rates` leaves in the folder of the table that it searches for."""
-PICTURES = ("loss", "accuracy", "scaling", "condition", "speed", "queries", "rates")
+PICTURES = ("loss", "reward", "accuracy", "scaling", "condition", "speed", "queries", "rates")
 RESULTS = ("metrics.jsonl", ".metrics.jsonl", "cells.jsonl", "jsonl", *TASKS)
 """Files and folders with results, of a run (its jobs' folders) or of a table."""
 WRITTEN = (*RESULTS, "states", "report.md", "results.json", *(f"{name}.png" for name in PICTURES), RUN_FILE)
