@@ -232,21 +232,48 @@ def chunked_sums(
     Returns:
       (sum of masked NLL in nats [B], sum of the mask [B]).
     """
-    chunk = min(chunk, hidden.shape[1])
-    pieces = _compact(hidden, targets, loss_mask, chunk)
 
     def piece_nll(x: Array, y: Array, m: Array) -> Float[Array, "B"]:
-        x = jnp.where(m[..., None] > 0, x, jnp.zeros((), x.dtype))
         return completion_sums(head(x), y, m)[0]
 
-    if frozen_head:
-        nll = _precomputed(piece_nll, pieces)
-    else:
-        # The inner remat keeps logits out of the branch's residuals, the outer one a copy of the head for each chunk.
-        step = jax.checkpoint(_if_any_counts(jax.checkpoint(piece_nll)))
-        zero = jnp.zeros(hidden.shape[0], jnp.float32)
-        nll, _ = jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)
+    nll = chunked_losses(hidden, piece_nll, targets, loss_mask, chunk=chunk, frozen_head=frozen_head)
     return nll, loss_mask.sum(-1)
+
+
+def chunked_losses(
+    hidden: Float[Array, "B T D"],
+    loss: Callable[[Array, PyTree, Array], Float[Array, "B"]],
+    targets: PyTree,
+    mask: Float[Array, "B T"],
+    *,
+    chunk: int = 128,
+    frozen_head: bool = False,
+) -> Float[Array, "B"]:
+    """Sums a loss of single positions over each sequence, in the chunks of `chunked_sums`.
+
+    Args:
+      hidden: activations [B, T, D].
+      loss: (activations [B, C, D], targets [B, C, ...], mask [B, C]) -> its sum over each sequence's masked positions.
+      targets: leaves [B, T, ...]; no gradient reaches them with `frozen_head`.
+      mask: weight of each position [B, T].
+      chunk: positions whose logits exist at a time.
+      frozen_head: see `chunked_sums`.
+
+    Returns:
+      The sums [B].
+    """
+    chunk = min(chunk, hidden.shape[1])
+    pieces = _compact(hidden, targets, mask, chunk)
+
+    def piece_loss(x: Array, y: PyTree, m: Array) -> Float[Array, "B"]:
+        return loss(jnp.where(m[..., None] > 0, x, jnp.zeros((), x.dtype)), y, m)
+
+    if frozen_head:
+        return _precomputed(piece_loss, pieces)
+    # The inner remat keeps logits out of the branch's residuals, the outer one a copy of the head for each chunk.
+    step = jax.checkpoint(_if_any_counts(jax.checkpoint(piece_loss)))
+    zero = jnp.zeros(hidden.shape[0], jnp.float32)
+    return jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)[0]
 
 
 def cut(x: Array | np.ndarray, length: int) -> Array:
@@ -256,14 +283,14 @@ def cut(x: Array | np.ndarray, length: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0], -1, length, *x.shape[2:]), 1, 0)
 
 
-def _compact(hidden: Array, targets: Array, loss_mask: Array, chunk: int) -> tuple[Array, Array, Array]:
+def _compact(hidden: Array, targets: PyTree, loss_mask: Array, chunk: int) -> tuple[Array, PyTree, Array]:
     """Masked positions first in each sequence, then cut into [n, B, chunk, ...] with masked-out padding at the end."""
     order = jnp.argsort(loss_mask <= 0, axis=1, stable=True)
 
     def sorted_pieces(x: Array) -> Array:
         return cut(jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1), chunk)
 
-    return sorted_pieces(hidden), sorted_pieces(targets), sorted_pieces(loss_mask)
+    return sorted_pieces(hidden), jax.tree.map(sorted_pieces, targets), sorted_pieces(loss_mask)
 
 
 def _if_any_counts(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -272,7 +299,7 @@ def _if_any_counts(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Logits have to stay inside of the branch: what leaves it, residuals too, XLA gathers from all GPUs of a mesh.
     """
 
-    def apply(x: Array, y: Array, m: Array) -> PyTree:
+    def apply(x: Array, y: PyTree, m: Array) -> PyTree:
         def zeros() -> PyTree:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, x, y, m))
 
@@ -281,14 +308,14 @@ def _if_any_counts(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return apply
 
 
-def _precomputed(piece_nll: Callable[..., Array], pieces: tuple[Array, Array, Array]) -> Float[Array, "B"]:
-    """Sums over each sequence of `piece_nll` whose gradient to the hidden states was computed in the same pass.
+def _precomputed(piece_loss: Callable[..., Array], pieces: tuple[Array, PyTree, Array]) -> Float[Array, "B"]:
+    """Sums over each sequence of `piece_loss` whose gradient to the hidden states was computed in the same pass.
 
     Sequences are independent, so the gradient of the sum over them holds every one's own gradient.
     """
 
-    def both(x: Array, y: Array, m: Array) -> tuple[Array, Array]:
-        nll, pull = jax.vjp(lambda x: piece_nll(x, y, m), x)
+    def both(x: Array, y: PyTree, m: Array) -> tuple[Array, Array]:
+        nll, pull = jax.vjp(lambda x: piece_loss(x, y, m), x)
         return nll, pull(jnp.ones_like(nll))[0]
 
     x, y, m = pieces
