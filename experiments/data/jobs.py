@@ -11,6 +11,7 @@ from experiments.data import find
 from experiments.data import load as sources
 from experiments.data.jsonl import Line, Pair, check_answers, hold_out, read_lines, to_pair, unused_keys
 from experiments.pocket import benchmarks
+from experiments.pocket.rationales import rationale
 from experiments.tasks import TASKS, Record, Task, phrasings
 from experiments.tasks.chains import chained
 
@@ -75,7 +76,7 @@ def find_task(name: str, chain: str | None = None) -> Task:
         wanted = phrasings.chosen(chain, plain)
         if wanted == phrasings.AUTO:
             raise ValueError("auto is for rwkv7 tune and rwkv7 evaluate, which say what they choose: name it here")
-        return TASKS[plain] if wanted is None else chained(plain, wanted)
+        return TASKS[plain] if wanted is None else chained(plain, wanted, rationale)
     except ValueError as error:
         raise UsageError(f"data.chain: {error}") from None
 

@@ -7,9 +7,8 @@ equations were all written.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
-from experiments.pocket.rationales import rationale
 from experiments.tasks.arc import Arc
 from experiments.tasks.equations import equations, solves
 from experiments.tasks.gsm8k import NO_MATCH, STOP, Gsm8k, flexible, plain_number
@@ -26,6 +25,8 @@ from experiments.tasks.winogrande import Winogrande
 
 LINE = ("\n", "</s>", "<|im_end|>")
 """What ends a chain of one line."""
+Explain = Callable[[str, Record], str]
+"""(benchmark, record) -> one or two sentences, or ''."""
 METRICS = ("strict_match", "flexible_extract", "chain_right")
 
 
@@ -37,8 +38,8 @@ class ChainTask(ABC):
     shots = 0
     prefix: tuple[int, ...] = ()
 
-    def __init__(self, exact: Task, wanted: str):
-        self.exact, self.phrasing = exact, phrasing(exact.name, wanted)
+    def __init__(self, exact: Task, wanted: str, explain: Explain):
+        self.exact, self.phrasing, self.explain = exact, phrasing(exact.name, wanted), explain
         self.name, self.split, self.fewshot = exact.name, exact.split, exact.fewshot
         self.protocol = f"{exact.name}, greedy, after a chain of thought, phrasing {self.phrasing.template!r}"
         self.stop: tuple[str, ...] = LINE
@@ -80,7 +81,7 @@ class ChoiceChain(ChainTask):
     def to_example(self, record: Record) -> tuple[str, str]:
         """Returns (question with its choices, chain)."""
         prompt, labels, texts, right = self.listed(record)
-        told = str(record.get("rationale") or rationale(self.name, record)).strip()
+        told = str(record.get("rationale") or self.explain(self.name, record)).strip()
         why = f" {told}" if told else ""
         return prompt, self.phrasing.template.format(value=texts[right], letter=labels[right], why=why)
 
@@ -145,8 +146,8 @@ def _lettered(question: str, labels: Sequence[str], texts: Sequence[str]) -> str
 class Gsm8kChain(ChainTask):
     """GSM8K: the records' own solutions are the chains."""
 
-    def __init__(self, exact: Task, wanted: str):
-        super().__init__(exact, wanted)
+    def __init__(self, exact: Task, wanted: str, explain: Explain):
+        super().__init__(exact, wanted, explain)
         self.stop = STOP
 
     def to_example(self, record: Record) -> tuple[str, str]:
@@ -197,12 +198,13 @@ KINDS: dict[str, type[ChainTask]] = {
 EXACT: dict[str, Task] = {"mmlu": Mmlu(), "gsm8k": Gsm8k(), "winogrande": Winogrande(), "arc": Arc()}
 
 
-def chained(name: str, wanted: str) -> ChainTask:
+def chained(name: str, wanted: str, explain: Explain = lambda name, record: "") -> ChainTask:
     """Returns a benchmark that is answered after a chain of thought.
 
     Args:
       name: mmlu, gsm8k, winogrande or arc.
       wanted: the name of a phrasing, or a template of one's own.
+      explain: (benchmark, record) -> what decides, for records without a `rationale` of their own.
 
     Raises:
       ValueError: in one line, as `phrasings.phrasing`.
@@ -213,4 +215,4 @@ def chained(name: str, wanted: str) -> ChainTask:
       >>> chained("mmlu", "took").to_example(record)[1]
       ' It is sky, so Tom took B'
     """
-    return KINDS[name](EXACT[name], wanted)
+    return KINDS[name](EXACT[name], wanted, explain)

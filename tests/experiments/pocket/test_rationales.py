@@ -53,6 +53,10 @@ def test_other_benchmarks_and_unknown_questions_have_none():
 def test_a_chain_tells_why_where_something_is_known_and_a_record_may_bring_its_own():
     unknown = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
     assert chained("arc", "why").to_example(unknown)[1] == " It is y, so Tom took B"
+    for record in benchmarks.load("arc", "validation")[:40]:
+        _, completion = chained("arc", "why", rationale).to_example(record)
+        assert completion.startswith(f" {rationale('arc', record)} It is ")
+        assert chained("arc", "why", rationale).score(record, [completion])["strict_match"] == 1.0
     own = {**unknown, "rationale": "Because z."}
     assert chained("arc", "why").to_example(own)[1] == " Because z. It is y, so Tom took B"
     score = chained("arc", "why").score(own, [" Whatever. It is y, so Tom took B"])
