@@ -56,7 +56,7 @@ def importing(checkpoint: Path) -> Timed:
 
 def decoding(dtype: str, rows: int, checkpoint: Path) -> Timed:
     """Returns the bare step and generation of some sequences, and the logits of the first one after the prompt."""
-    model, params = for_decoding(*load(checkpoint, dtype))
+    model, params = for_decoding(*load(checkpoint, dtype), one_row=rows == 1)
     prompt = tokens(PROMPT, model.config.vocab_size)
     step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
     layers = split_layers(zero_state(model.config, rows))

@@ -15,14 +15,14 @@ Make = Callable[[PyTree, np.dtype, bool], PyTree]
 """(a leaf, its dtype in decoding, whether it is transposed) -> what stands for it."""
 
 
-def decoding_weights(config: RWKV7Config, params: Params) -> Params:
+def decoding_weights(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
     """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
-    return _made(config, params, _array)
+    return _made(config, params, one_row, _array)
 
 
-def decoding_shapes(config: RWKV7Config, params: Params) -> Params:
+def decoding_shapes(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
     """Returns the shapes of what `decoding_weights` returns; no weight is read."""
-    return _made(config, params, _shape)
+    return _made(config, params, one_row, _shape)
 
 
 def _array(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
@@ -34,10 +34,14 @@ def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
     return jax.ShapeDtypeStruct(leaf.shape[::-1] if transposed else leaf.shape, dtype)
 
 
-def _made(config: RWKV7Config, params: Params, make: Make) -> Params:
-    transposed = config.dtype == "float32" and jax.default_backend() == "cpu"
+def _made(config: RWKV7Config, params: Params, one_row: bool, make: Make) -> Params:
+    def lies_transposed(outputs: int, inputs: int) -> bool:
+        """A CPU multiplies float32 rows by [in, out] fastest, a single row by a wide matrix as [out, in]."""
+        cpu = config.dtype == "float32" and jax.default_backend() == "cpu"
+        return cpu and not (one_row and inputs > outputs)
+
     return {
-        name: _as_it_is(part, make) if name == "emb" else _part(config, part, transposed, make)
+        name: _as_it_is(part, make) if name == "emb" else _part(config, part, lies_transposed, make)
         for name, part in params.items()
     }
 
@@ -46,18 +50,22 @@ def _as_it_is(tree: PyTree, make: Make) -> PyTree:
     return jax.tree.map(lambda leaf: make(leaf, leaf.dtype, False), tree)
 
 
-def _part(config: RWKV7Config, tree: dict[str, PyTree], transposed: bool, make: Make) -> dict[str, PyTree]:
+def _part(
+    config: RWKV7Config, tree: dict[str, PyTree], lies_transposed: Callable[[int, int], bool], make: Make
+) -> dict[str, PyTree]:
     """Returns a dictionary of weights in decoding form; other values than arrays and dictionaries stay as they are."""
     found, products = {}, np.dtype(config.dtype)
     for name, value in tree.items():
         if isinstance(value, dict):
-            found[name] = _part(config, value, transposed, make)
+            found[name] = _part(config, value, lies_transposed, make)
         elif not isinstance(value, np.ndarray | jax.Array):
             found[name] = _as_it_is(value, make)
         elif value.ndim == 1 or name == "r_k":
             found[name] = make(value, _vectors(config, value), False)
-        elif name == "weight" and transposed:
-            found[TRANSPOSED] = make(value, products, True)
+        elif name in ("weight", TRANSPOSED):
+            given = name == TRANSPOSED
+            wanted = lies_transposed(*(value.shape[::-1] if given else value.shape))
+            found[TRANSPOSED if wanted else "weight"] = make(value, products, given != wanted)
         else:
             found[name] = make(value, products, False)
     return found

@@ -10,6 +10,7 @@ import pytest
 
 from rwkv7_jax import LanguageModel, SamplingParams, State, functional, load_state, save_checkpoint
 from rwkv7_jax.finite import NonFiniteLogitsError
+from rwkv7_jax.model import split_layers
 from rwkv7_jax.quantisation import QuantisedWeight, dequantise
 from tests.helpers import CONFIG, random_state, weights
 
@@ -123,6 +124,27 @@ def test_the_weights_for_decoding_are_made_once(tiny: LanguageModel):
     assert tiny.for_decoding is tiny.for_decoding
     other = tiny.replace(params=tiny.params)
     assert other.for_decoding is not tiny.for_decoding
+
+
+@pytest.mark.parametrize("first", ["for_decoding", "for_one_row"])
+def test_the_form_for_one_row_shares_what_lies_alike(tiny: LanguageModel, first: str):
+    lm = tiny.replace(params=tiny.params)
+    getattr(lm, first)
+    (model, many), (same, one) = lm.for_decoding, lm.for_one_row
+    assert model == same
+    for name, block in many.items():
+        if name.startswith("block"):
+            value = one[name]["ffn"]["value"]["weight"]
+            np.testing.assert_array_equal(value, block["ffn"]["value"]["weight_t"].T)
+            key, known = (tree[name]["ffn"]["key"]["weight_t"] for tree in (one, many))
+            assert key.unsafe_buffer_pointer() == known.unsafe_buffer_pointer()
+    logits = [functional.step(model, tree, jnp.ones((1, 1), jnp.int32), layers(lm))[0] for tree in (many, one)]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+def layers(lm: LanguageModel) -> list[State]:
+    """The zero state of one row, one a layer."""
+    return split_layers(lm.zero_state(1))
 
 
 def test_it_shows_what_it_is_and_not_its_weights(tiny: LanguageModel):

@@ -9,10 +9,13 @@ import jax
 
 from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
+from experiments.config.observe import DraftConfig
+from experiments.config.overrides import UsageError
+from experiments.config.schema import ModelConfig
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.dtypes import compute_name, on_device, quantised
-from rwkv7_jax.generation.generate import compile_stream, one_by_one, stream
+from rwkv7_jax.generation.generate import Draft, compile_stream, for_decoding, one_by_one, stream
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights
 from rwkv7_jax.language_model import find_tokenizer
@@ -58,13 +61,42 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
     del loaded
     model, params = one_by_one(RWKV7(dimensions), params)
-    key = jax.random.key(config.seed)
-    with ThreadPoolExecutor(1) as pool:
-        shapes = decoding_shapes(model.config, params)
-        compiled = pool.submit(compile_stream, model, shapes, tokenizer, prompt, state, key, sampling)
-        params = decoding_weights(model.config, params)
-        compiled.result()
-    yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop)
+    key, draft = jax.random.key(config.seed), load_draft(config.draft, config.model)
+    if draft is None:
+        with ThreadPoolExecutor(1) as pool:
+            shapes = decoding_shapes(model.config, params, one_row=True)
+            compiled = pool.submit(compile_stream, model, shapes, tokenizer, prompt, state, key, sampling)
+            params = decoding_weights(model.config, params, one_row=True)
+            compiled.result()
+    else:
+        params = decoding_weights(model.config, params, one_row=True)
+    result = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop, draft=draft)
+    if result.drafted and draft and not config.quiet:
+        (passes,), (kept,) = result.drafted
+        proposed = f"{kept} of {passes * draft.tokens} proposed tokens kept"
+        print(f"\ndraft: {len(result.tokens[0])} tokens in {passes} passes of the model, {proposed}", file=sys.stderr)
+
+
+def load_draft(config: DraftConfig, model: ModelConfig) -> Draft | None:
+    """Reads the model that proposes tokens; None: there is none.
+
+    Args:
+      config: which one.
+      model: how the large model computes, as this one does.
+
+    Raises:
+      ValueError, OSError: wrong files or settings, in one line.
+    """
+    if config.checkpoint is None:
+        if config.state:
+            raise UsageError("draft.state needs draft.checkpoint")
+        return None
+    loaded = checkpoint.load(checkpoint_path(config.checkpoint, "draft.checkpoint"), lazy=True)
+    base, state = loaded.report.weights_hash, None
+    if config.state:
+        state = checkpoint.load_state(config.state, config=loaded.config, base_model_hash=base).state
+    dimensions = dataclasses.replace(on_device(loaded.config, model.dtype), wkv_implementation=model.wkv)
+    return Draft(*for_decoding(RWKV7(dimensions), loaded.params), config.tokens, state)
 
 
 def _prompt(text: str) -> str:
