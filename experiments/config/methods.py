@@ -151,7 +151,7 @@ STATE_RATE = 1.0
 """Peak learning rate where a matrix S_0 is tuned. On the validation splits of the pocket benchmarks and of GSM8K with a
 real model, the rate that is best or nearly so for all of them (docs/training.md)."""
 BASELINE_RATES = {"state_offset": 0.3, "prefix": 0.1, "lora": 0.01}
-REWARD_RATES = {"grpo": 0.1, "es": 0.1}
+REWARD_RATES = {"grpo": 0.2, "es": 0.2}
 """From a state that was tuned on text (docs/methods-reinforcement.md)."""
 
 

@@ -44,12 +44,17 @@ class Run(NamedTuple):
         return method
 
     @property
-    def line(self) -> tuple[str, str, str]:
-        """What makes runs seeds of one line of the table: task, kind, and all settings but seed and start."""
+    def shared(self) -> dict[str, object]:
+        """The settings that the seeds of a line have in common."""
         kept = {key: value for key, value in self.settings.items() if key not in BASE}
         tune = kept.get("tune")
         kept["tune"] = {k: v for k, v in tune.items() if k != "init"} if isinstance(tune, dict) else tune
-        return self.outcome.name, str(self.method["kind"]), json_text(kept, sort_keys=True)
+        return kept
+
+    @property
+    def line(self) -> tuple[str, str, str]:
+        """What makes runs seeds of one line of the table: task, kind, and all settings but seed and start."""
+        return self.outcome.name, str(self.method["kind"]), json_text(self.shared, sort_keys=True)
 
 
 def load(folders: Sequence[Path]) -> list[Run]:
@@ -124,14 +129,14 @@ def joined(runs: Sequence[Run]) -> dict[str, object]:
         seeds = [
             {
                 "seed": run.settings["seed"],
-                "settings": run.settings,
                 "before": {"greedy": run.outcome.before.greedy, "sampled": run.outcome.before.sampled},
                 "after": {"greedy": run.outcome.after.greedy, "sampled": run.outcome.after.sampled},
             }
             for run in of_line
         ]
         means = {side: {key: list(value) for key, value in found[side].items()} for side in SIDES}
-        lines.append({"task": first.outcome.name, "kind": first.method["kind"], "means": means, "seeds": seeds})
+        named = {"task": first.outcome.name, "kind": first.method["kind"], "settings": first.shared}
+        lines.append({**named, "means": means, "seeds": seeds})
     return {"lines": lines}
 
 
