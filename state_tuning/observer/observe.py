@@ -2,14 +2,15 @@
 
 Maps P_l take its states to the large model's (see `state_map`); they are fitted in closed form to
 `sum_l |P_l S^_t - S_t|^2 / |S_t|^2`. With corrections it is a Luenberger observer: every so many tokens the innovation
-is measured and fed back through maps Q of the other direction, `S^ <- S^ + gain Q (S - P S^)`. No weight changes; what
-can be trained further is the small model's S_0 together with the maps, see `make_refine_step`.
+is measured and fed back through maps Q of the other direction, `S^ <- S^ + gain Q (S - P S^)`. Here no weight changes;
+what can be trained further is the small model's S_0 together with the maps, see `make_refine_step`, or its weights, see
+`learn`.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,16 @@ class ObserverConfig:
     ridge: float = 1e-5
     samples: int = 512
     """States that the maps are fitted to, at most."""
+    reads: Literal["paired", "all"] = "paired"
+    """Which layers of the small model a layer of the large one is read off: that of the same depth, or all."""
+    bias: bool = False
+    """Whether a constant is fitted too."""
+    saturating: bool = False
+    """Whether each head is read a second time with entries that saturate."""
 
     def __post_init__(self):
+        if self.reads not in ("paired", "all"):
+            raise ValueError(f"reads is {self.reads!r:.60}, it must be paired or all")
         if min(self.every, self.terms, self.iterations, self.samples) < 1:
             raise ValueError("every, terms, iterations and samples must be at least 1")
 
@@ -111,9 +120,26 @@ def fit(
         raise ValueError(f"observer: no row has {config.every} tokens; give longer text or a smaller `every`")
     pick, up, down = jax.random.split(key, 3)
     chosen = np.asarray(jax.random.permutation(pick, len(x)))[: config.samples]
-    fit_maps = partial(state_map.fit, terms=config.terms, iterations=config.iterations, ridge=config.ridge)
     small_states, large_states = jnp.asarray(x[chosen]), jnp.asarray(y[chosen])
-    return Observer(fit_maps(small_states, large_states, up), fit_maps(large_states, small_states, down))
+    up_maps = fit_maps(small_states, large_states, config, up)
+    return Observer(up_maps, fit_maps(large_states, small_states, config, down))
+
+
+def fit_maps(
+    source: Float[Array, "N l h v k"], target: Float[Array, "N L H V K"], config: ObserverConfig, key: Key[Array, ""]
+) -> Maps:
+    """Fits the maps of one direction as `config` says.
+
+    Args:
+      source: states of one model.
+      target: states of the other at the same tokens.
+      config: how the maps are fitted.
+      key: of the random start.
+    """
+    names = ("terms", "iterations", "ridge", "bias", "saturating")
+    options = {name: getattr(config, name) for name in names}
+    every = [list(range(source.shape[1]))] * target.shape[1]
+    return state_map.fit(source, target, key, pairs=None if config.reads == "paired" else every, **options)
 
 
 def report(
@@ -171,11 +197,12 @@ def trajectories(
     """
     start = zero_state(small.model.config, None) if start is None else start
     data = {name: cut(batch[name], every) for name in ("tokens", "valid")}
-    return _run(small.model, large.model, small.params, large.params, observer, start, data, jnp.float32(gain))
+    weights = (small.params, large.params)
+    return run_both(small.model, large.model, *weights, observer, start, data, jnp.float32(gain), judged=True)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _run(
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="judged")
+def run_both(
     small_model: RWKV7,
     large_model: RWKV7,
     small_params: Params,
@@ -183,8 +210,26 @@ def _run(
     observer: Observer | None,
     start: State,
     data: dict[str, Array],
-    gain: Array,
+    gain: Float[Array, ""] | None,
+    *,
+    judged: bool,
 ) -> Trajectories:
+    """Runs both models over segments of text, see `trajectories`; differentiable.
+
+    Args:
+      small_model: the observer's model.
+      large_model: the model that is observed.
+      small_params: its weights.
+      large_params: its weights.
+      observer: the maps; None: nothing is predicted or corrected.
+      start: the small model's unbatched initial state.
+      data: `tokens` and `valid`, cut into segments [n, B, every].
+      gain: of the correction; None: no correction.
+      judged: whether the large model is run from the predicted states too, for `kl_state`.
+
+    Returns:
+      The states, and the KLs of their logits.
+    """
     rows = data["tokens"].shape[1]
     small_head, large_head = _head(small_model, small_params), _head(large_model, large_params)
     zero = zero_state(large_model.config, rows)
@@ -193,7 +238,7 @@ def _run(
         ours, theirs, index = carry
         tokens, valid = part["tokens"], part["valid"]
         mask = valid.astype(jnp.float32)
-        if observer is not None:
+        if observer is not None and judged:
             observed = theirs._replace(wkv=state_map.apply(observer.up, ours.wkv))
             guess, _ = functional.hidden(large_model, large_params, tokens, observed, valid=valid)
         hidden, ours = functional.hidden(small_model, small_params, tokens, ours, valid=valid)
@@ -201,11 +246,13 @@ def _run(
         kl = kl_sums(wanted, large_head, hidden, small_head, mask)
         out = {"small": ours.wkv, "large": theirs.wkv, "valid": valid[:, -1], "kl": kl, "tokens": mask.sum(-1)}
         if observer is not None:
-            predicted = state_map.apply(observer.up, ours.wkv)
-            later = jnp.where(index > 0, mask, 0.0)
-            kl_state = kl_sums(wanted, large_head, guess, large_head, later)
-            out |= {"predicted": predicted, "kl_state": kl_state, "later": later.sum(-1)}
-            ours = ours._replace(wkv=ours.wkv + gain * state_map.apply(observer.down, theirs.wkv - predicted))
+            out["predicted"] = predicted = state_map.apply(observer.up, ours.wkv)
+            if judged:
+                later = jnp.where(index > 0, mask, 0.0)
+                out |= {"kl_state": kl_sums(wanted, large_head, guess, large_head, later), "later": later.sum(-1)}
+            if gain is not None:
+                innovation = state_map.apply(observer.down, theirs.wkv - predicted, difference=True)
+                ours = ours._replace(wkv=ours.wkv + gain * innovation)
         return (ours, theirs, index + 1), out
 
     first = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), start, zero_state(small_model.config, None))
@@ -223,7 +270,7 @@ RefineStep = Callable[[Params, Params, TuneState, Batch], tuple[TuneState, Metri
 
 def refinable(observer: Observer, small: RWKV7) -> dict[str, Array]:
     """Returns what `make_refine_step` trains: the upward maps' factors, and the small model's S_0, zero at start."""
-    return {"u": observer.up.u, "w": observer.up.w, "s": zero_state(small.config, None).wkv}
+    return {**state_map.factors(observer.up), "s": zero_state(small.config, None).wkv}
 
 
 def make_refine_step(
@@ -244,28 +291,30 @@ def make_refine_step(
     Returns:
       The step. `tuned` comes from `train.init(optimizer, refinable(observer, small))`.
     """
-    source = np.asarray(observer.up.source)
 
     def step(small_params: Params, large_params: Params, tuned: TuneState, batch: Batch) -> tuple[TuneState, Metrics]:
         data = {name: cut(batch[name], config.every) for name in ("tokens", "valid")}
 
         def loss(tree: dict[str, Array]) -> Array:
             start = zero_state(small.config, None)._replace(wkv=tree["s"])
-            seen = _run(small, large, small_params, large_params, None, start, data, jnp.float32(0))
-            up = Maps(source, tree["u"], tree["w"])
+            weights = (small_params, large_params)
+            seen = run_both(small, large, *weights, None, start, data, None, judged=False)
+            up = observer.up._replace(**{name: tree[name] for name in state_map.factors(observer.up)})
             predicted = jax.lax.map(lambda x: state_map.apply(up, x), seen.small)
-            return _relative_error(predicted, seen.large, seen.valid) + seen.kl_logits.sum() / seen.tokens.sum()
+            return relative_error(predicted, seen.large, seen.valid).sum() + seen.kl_logits.sum() / seen.tokens.sum()
 
         return guarded_update(optimizer, tuned, *jax.value_and_grad(loss)(tuned.trainable))
 
     return jax.jit(step, donate_argnums=2)
 
 
-def _relative_error(predicted: Array, actual: Array, valid: Array) -> Float[Array, ""]:
-    """sum_l |predicted - S|^2 / |S|^2 over valid rows and times."""
+def relative_error(
+    predicted: Float[Array, "N L B H V K"], actual: Float[Array, "N L B H V K"], valid: Bool[Array, "N B"]
+) -> Float[Array, "L"]:
+    """Computes |predicted - S|^2 / |S|^2 of each layer, over valid rows and times; S is a constant."""
     actual, used = jax.lax.stop_gradient(actual), valid[:, None, :, None, None, None]
     error = jnp.where(used, jnp.square(predicted - actual), 0.0).sum((0, 2, 3, 4, 5))
-    return (error / jnp.maximum(jnp.where(used, jnp.square(actual), 0.0).sum((0, 2, 3, 4, 5)), 1e-30)).sum()
+    return error / jnp.maximum(jnp.where(used, jnp.square(actual), 0.0).sum((0, 2, 3, 4, 5)), 1e-30)
 
 
 def _head(model: RWKV7, params: Params) -> Head:

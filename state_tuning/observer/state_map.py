@@ -1,8 +1,11 @@
-"""Linear maps from one model's states to another's, factored, fitted by alternating least squares.
+"""Maps from one model's states to another's, factored, fitted by alternating least squares.
 
-Head h of target layer l is read off all heads j of one source layer:
+Head h of target layer l is read off all heads j of one source layer, or of several:
 
-    S[l, h] ~= sum_p U[l, h, p] S^[source_l, p mod H^] W[l, h, p]^T,      p = 1 .. terms * H^.
+    S[l, h] ~= b[l, h] + sum_p U[l, h, p] S^[p mod P] W[l, h, p]^T,      p = 1 .. terms * P,
+
+S^[1 .. P] being the heads of the source layers. They are linear but for two options: a constant b, and beside each head
+a second one whose entries saturate, c tanh(S^ / c) with c their root mean square. Zero then still goes to b alone.
 
 A full matrix between states would have (H V K)^2 entries. For fixed W the best U is a ridge regression in closed form,
 and for fixed U the best W: alternating between them needs no step size and never raises the error (but for the ridge),
@@ -26,10 +29,13 @@ from rwkv7_jax.state import State, zero_state
 class Maps(NamedTuple):
     """Factors of the maps to L target layers with H heads; lower case sizes and layers are the source model's."""
 
-    source: Int[Array | np.ndarray, "L"]
-    """Which source layer each target layer is read off."""
+    source: Int[Array | np.ndarray, "L *N"]
+    """Which source layer, or layers, each target layer is read off."""
     u: Float[Array, "L H P V v"]
     w: Float[Array, "L H P K k"]
+    bias: Float[Array, "L H V K"] | None = None
+    scale: Float[Array, "l h"] | None = None
+    """Of entries that saturate; None: none do."""
 
 
 def paired_layers(sources: int, targets: int) -> list[int]:
@@ -37,14 +43,50 @@ def paired_layers(sources: int, targets: int) -> list[int]:
     return [round(i * (sources - 1) / max(targets - 1, 1)) for i in range(targets)]
 
 
-def apply(maps: Maps, s: Float[Array, "l *B h v k"]) -> Float[Array, "L *B H V K"]:
-    """Returns the target model's matrices as the map has them. Linear: zero goes to zero."""
-    x = jnp.asarray(s)[jnp.asarray(maps.source)]
+def factors(maps: Maps) -> dict[str, Array]:
+    """Returns what can be trained of the maps."""
+    return {name: leaf for name in ("u", "w", "bias") if (leaf := getattr(maps, name)) is not None}
+
+
+def apply(maps: Maps, s: Float[Array, "l *B h v k"], *, difference: bool = False) -> Float[Array, "L *B H V K"]:
+    """Returns the target model's matrices as the map has them.
+
+    Args:
+      maps: the maps.
+      s: the source model's matrices, batched or not.
+      difference: whether `s` is a difference of states, as a tuned state is one from zero: the constant is left out.
+    """
+    x = jnp.asarray(s)
     rows = x.shape[1:-3]
-    x = x.reshape(x.shape[0], -1, *x.shape[-3:])
-    x = jnp.tile(x, (1, 1, maps.u.shape[2] // x.shape[2], 1, 1))
-    out = jax.lax.map(lambda layer: _one_layer(*layer), (maps.u, maps.w, x))
+    x = _features(x.reshape(x.shape[0], -1, *x.shape[-3:]), maps.scale)
+    sources = jnp.asarray(maps.source).reshape(len(maps.source), -1)
+    out = jax.lax.map(lambda layer: _one_layer(layer[0], layer[1], _heads(x, layer[2])), (maps.u, maps.w, sources))
+    if maps.bias is not None and not difference:
+        out = out + maps.bias[:, None]
     return out.reshape(out.shape[0], *rows, *out.shape[-3:])
+
+
+def widened(maps: Maps, sources: int, heads: int, key: Key[Array, ""]) -> Maps:
+    """Returns maps that read all layers of the source model and give what `maps`, which read one, give.
+
+    The new terms have W at random and U zero, so that both can be trained.
+
+    Args:
+      maps: each target layer reads one source layer.
+      sources: layers of the source model.
+      heads: its heads; with saturating ones, twice as many.
+      key: of the new W.
+    """
+    own, (layers, targets, terms) = np.asarray(maps.source).reshape(-1), maps.u.shape[:3]
+    order = np.stack([[i, *(j for j in range(sources) if j != i)] for i in own]).astype(np.int32)
+    shape = (layers, targets, terms // heads, heads * (sources - 1))
+
+    def joined(leaf: Array, new: Array) -> Array:
+        old = leaf.reshape(*shape[:3], heads, *leaf.shape[3:])
+        return jnp.concatenate([old, new], axis=3).reshape(layers, targets, -1, *leaf.shape[3:])
+
+    w = jax.random.normal(key, (*shape, *maps.w.shape[3:])) * maps.w.shape[-1] ** -0.5
+    return maps._replace(source=order, u=joined(maps.u, jnp.zeros((*shape, *maps.u.shape[3:]))), w=joined(maps.w, w))
 
 
 def transfer(maps: Maps, state: State, config: RWKV7Config) -> State:
@@ -63,7 +105,7 @@ def transfer(maps: Maps, state: State, config: RWKV7Config) -> State:
     Raises:
       ValueError: the maps lead to another model.
     """
-    wkv = apply(maps, getattr(state.wkv, "s", state.wkv))
+    wkv = apply(maps, getattr(state.wkv, "s", state.wkv), difference=True)
     zero = zero_state(config, None)
     if wkv.shape != zero.wkv.shape:
         raise ValueError(f"transfer: the maps give matrices {wkv.shape}, the target model has {zero.wkv.shape}")
@@ -75,10 +117,12 @@ def fit(
     target: Float[Array, "N L H V K"],
     key: Key[Array, ""],
     *,
-    pairs: Sequence[int] | None = None,
+    pairs: Sequence[int] | Sequence[Sequence[int]] | None = None,
     terms: int = 1,
     iterations: int = 20,
     ridge: float = 1e-5,
+    bias: bool = False,
+    saturating: bool = False,
 ) -> Maps:
     """Fits maps that minimise `sum |P S^ - S|^2` over N samples, for each target layer and head apart.
 
@@ -88,10 +132,12 @@ def fit(
       source: states of one model.
       target: states of the other at the same tokens.
       key: of the random start.
-      pairs: the source layer of each target layer; None: `paired_layers`.
+      pairs: the source layer, or as many layers, of each target layer; None: `paired_layers`.
       terms: factor pairs for each pair of heads.
       iterations: rounds of alternating least squares.
       ridge: relative to the mean eigenvalue.
+      bias: whether a constant is fitted too.
+      saturating: whether each head is there a second time with entries that saturate.
 
     Returns:
       The maps.
@@ -101,14 +147,17 @@ def fit(
     """
     if source.shape[0] != target.shape[0]:
         raise ValueError(f"fit: {source.shape[0]} states of one model, {target.shape[0]} of the other")
-    layers = paired_layers(source.shape[1], target.shape[1]) if pairs is None else list(pairs)
-    if len(layers) != target.shape[1] or not all(0 <= i < source.shape[1] for i in layers):
-        raise ValueError(f"fit: pairs {layers} must name a source layer 0..{source.shape[1] - 1} for each target layer")
-    x = jnp.tile(jnp.moveaxis(source, 1, 0), (1, 1, terms, 1, 1))[np.asarray(layers)]
-    y = jnp.moveaxis(target, (1, 2), (0, 1))
+    layers = np.asarray(paired_layers(source.shape[1], target.shape[1]) if pairs is None else pairs, np.int32)
+    if len(layers) != target.shape[1] or layers.size == 0 or layers.min() < 0 or layers.max() >= source.shape[1]:
+        names = f"fit: pairs {layers.tolist()} must name a source layer 0..{source.shape[1] - 1}"
+        raise ValueError(f"{names} for each target layer")
+    x, y = jnp.moveaxis(source, 1, 0), jnp.moveaxis(target, (1, 2), (0, 1))
+    scale = jnp.sqrt(jnp.maximum(jnp.square(x).mean((1, 3, 4)), 1e-30)) if saturating else None
+    x = _features(x, scale)
     keys = jax.random.split(key, target.shape[1:3])
-    u, w = _fit_all(x, y, keys, ridge, iterations=iterations)
-    return Maps(np.asarray(layers, np.int32), u, w)
+    options = {"terms": terms, "iterations": iterations, "bias": bias}
+    u, w, constant = _fit_all(x, jnp.asarray(layers.reshape(len(layers), -1)), y, keys, ridge, **options)
+    return Maps(layers, u, w, constant if bias else None, scale)
 
 
 def r_squared(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"]) -> Float[np.ndarray, "L"]:
@@ -120,21 +169,47 @@ def r_squared(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"])
 
 
 def _one_layer(
-    u: Float[Array, "H P V v"], w: Float[Array, "H P K k"], x: Float[Array, "B P v k"]
+    u: Float[Array, "H P V v"], w: Float[Array, "H P K k"], x: Float[Array, "B h v k"]
 ) -> Float[Array, "B H V K"]:
+    x = jnp.tile(x, (1, u.shape[1] // x.shape[1], 1, 1))
     half = jnp.einsum("hpVv,bpvk->bhpVk", u, x, precision="highest")
     return jnp.einsum("bhpVk,hpKk->bhVK", half, w, precision="highest")
 
 
-@partial(jax.jit, static_argnames="iterations")
-def _fit_all(x: Array, y: Array, keys: Array, ridge: ArrayLike, *, iterations: int) -> tuple[Array, Array]:
+def _features(x: Float[Array, "l N h v k"], scale: Float[Array, "l h"] | None) -> Float[Array, "l N g v k"]:
+    """The heads, and where there is a scale each a second time with saturating entries."""
+    if scale is None:
+        return x
+    wide = scale[:, None, :, None, None]
+    return jnp.concatenate([x, wide * jnp.tanh(x / wide)], axis=2)
+
+
+def _heads(x: Float[Array, "l N h v k"], layers: Int[Array, "M"]) -> Float[Array, "N P v k"]:
+    """The heads of some layers side by side."""
+    chosen = jnp.moveaxis(x[layers], 0, 1)
+    return chosen.reshape(chosen.shape[0], -1, *chosen.shape[3:])
+
+
+@partial(jax.jit, static_argnames=("terms", "iterations", "bias"))
+def _fit_all(
+    x: Array, layers: Array, y: Array, keys: Array, ridge: ArrayLike, *, terms: int, iterations: int, bias: bool
+) -> tuple[Array, Array, Array]:
     """Head by head, so that products of all samples exist for one head at a time."""
 
-    def layer(args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        x, y, keys = args
-        return jax.lax.map(lambda head: _fit_head(x, head[0], head[1], ridge, iterations), (y, keys))
+    def layer(args: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        sources, y, keys = args
+        heads = jnp.tile(_heads(x, sources), (1, terms, 1, 1))
+        centre = heads.mean(0, keepdims=True) if bias else jnp.zeros_like(heads[:1])
 
-    return jax.lax.map(layer, (x, y, keys))
+        def head(args: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+            own, key = args
+            middle = own.mean(0, keepdims=True) if bias else jnp.zeros_like(own[:1])
+            u, w = _fit_head(heads - centre, own - middle, key, ridge, iterations)
+            return u, w, (middle - _one_layer(u[None], w[None], centre)[:, 0])[0]
+
+        return jax.lax.map(head, (y, keys))
+
+    return jax.lax.map(layer, (layers, y, keys))
 
 
 def _fit_head(

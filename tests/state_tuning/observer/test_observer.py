@@ -195,3 +195,73 @@ def test_the_loss_that_is_refined_is_relative_error_and_kl(pair):
     errors, sizes = (np.bincount(layers, x) for x in squares)
     wanted = (errors / sizes).sum() + np.asarray(trail.kl_logits).sum() / np.asarray(trail.tokens).sum()
     np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-4)
+
+
+def affine_pair(seed):
+    """Samples [N, ...] of states of 2 layers, and of states of one layer that are read off both and a constant."""
+    rng = np.random.default_rng(seed)
+    source = rng.normal(size=(160, 2, 2, 6, 6)).astype(np.float32)
+    u, w = (rng.normal(size=(1, 2, 4, 5, 6)).astype(np.float32) for _ in range(2))
+    heads = source.reshape(160, 4, 6, 6)
+    target = np.einsum("hpVv,npvk,hpKk->nhVK", u[0], heads, w[0])[:, None] + rng.normal(size=(1, 1, 2, 5, 5))
+    return jnp.asarray(source), jnp.asarray(target, jnp.float32)
+
+
+def held_out_r2(source, target, **options):
+    maps = state_map.fit(source[:120], target[:120], jax.random.key(0), iterations=60, ridge=1e-7, **options)
+    found = state_map.apply(maps, jnp.swapaxes(source[120:], 0, 1))
+    return maps, float(state_map.r_squared(found, jnp.swapaxes(target[120:], 0, 1))[0])
+
+
+def test_all_layers_and_a_constant_are_read_where_they_are_needed():
+    source, target = affine_pair(0)
+    maps, whole = held_out_r2(source, target, pairs=[[0, 1]], bias=True)
+    assert whole > 0.999
+    assert held_out_r2(source, target, pairs=[[0, 1]])[1] < 0.995
+    assert held_out_r2(source, target, pairs=[1], bias=True)[1] < 0.9
+    one = source[0]
+    np.testing.assert_allclose(state_map.apply(maps, 0 * one, difference=True), 0, atol=1e-6)
+    np.testing.assert_allclose(state_map.apply(maps, 0 * one), maps.bias, atol=1e-6)
+
+
+def test_entries_that_saturate_are_read_beside_linear_ones():
+    rng = np.random.default_rng(1)
+    source = jnp.asarray(2 * rng.normal(size=(160, 1, 2, 6, 6)), jnp.float32)
+    scale = jnp.sqrt(jnp.square(source[:120]).mean((0, 3, 4)))[None, :, :, None, None]
+    target = source[:, :, :1] - 1.5 * (scale * jnp.tanh(source / scale))[:, :, 1:]
+    maps, found = held_out_r2(source, target, saturating=True)
+    assert maps.scale.shape == (1, 2)
+    assert maps.u.shape[2] == 4
+    assert found > 0.99 > held_out_r2(source, target)[1]
+
+
+@pytest.mark.parametrize("saturating", [False, True])
+def test_widened_maps_give_the_same_and_read_all_layers(saturating):
+    rng = np.random.default_rng(2)
+    source = jnp.asarray(rng.normal(size=(40, 2, 2, 6, 6)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(40, 3, 2, 5, 5)), jnp.float32)
+    options = {"iterations": 3, "terms": 2, "bias": True, "saturating": saturating}
+    maps = state_map.fit(source, target, jax.random.key(0), **options)
+    wide = state_map.widened(maps, 2, 4 if saturating else 2, jax.random.key(1))
+    states = jnp.swapaxes(source, 0, 1)
+    np.testing.assert_allclose(state_map.apply(wide, states), state_map.apply(maps, states), rtol=1e-5, atol=1e-5)
+    assert wide.source.tolist() == [[0, 1], [1, 0], [1, 0]] or wide.source.tolist() == [[0, 1], [0, 1], [1, 0]]
+    assert wide.u.shape[2] == 2 * maps.u.shape[2]
+    moved = wide._replace(u=wide.u + 0.1)
+    other = states.at[1].set(0)
+    assert np.abs(np.asarray(state_map.apply(moved, states) - state_map.apply(moved, other)))[0].max() > 1e-2
+
+
+def test_r_squared_is_one_minus_residual_by_spread():
+    rng = np.random.default_rng(3)
+    found, target = (rng.normal(size=(2, 7, 3, 4, 4)) for _ in range(2))
+    for layer, value in enumerate(
+        state_map.r_squared(jnp.asarray(found, jnp.float32), jnp.asarray(target, jnp.float32))
+    ):
+        residual = spread = 0.0
+        for sample in range(7):
+            residual += ((found[layer, sample] - target[layer, sample]) ** 2).sum()
+            spread += ((target[layer, sample] - target[layer].mean(0)) ** 2).sum()
+        assert value == pytest.approx(1 - residual / spread, rel=1e-5)
+    mean = jnp.broadcast_to(jnp.asarray(target.mean(1, keepdims=True), jnp.float32), target.shape)
+    np.testing.assert_allclose(state_map.r_squared(mean, jnp.asarray(target, jnp.float32)), 0, atol=1e-5)
