@@ -17,6 +17,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from experiments.config.curves import CurvesConfig
 from experiments.config.overrides import Leaf, UsageError, apply_overrides, leaves, suggest, variants
 from experiments.config.schema import PretrainConfig, RunConfig
 from rwkv7_jax import checksums
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 TABLES = (".toml", ".json")
-COMMANDS = {RunConfig: "tune", PretrainConfig: "pretrain"}
+COMMANDS = {RunConfig: "tune", PretrainConfig: "pretrain", CurvesConfig: "study"}
 """Kind of config -> the command for it."""
 FORMS = "a path to a .py, .toml or .json file"
 

@@ -73,11 +73,12 @@ class BaselineMethod:
     """What state tuning is compared with (state_tuning.baselines.methods)."""
 
     kind: str = option("baseline", "state-tuning method")
-    name: Literal["state_offset", "prefix", "lora"] = option(
-        "state_offset", "an offset at every read, soft tokens read once, or LoRA (which changes weights)"
+    name: Literal["state_offset", "s0_offset", "low_rank_state", "prefix", "lora"] = option(
+        "state_offset",
+        "an offset at every read, S_0 and an offset, S_0 of a low rank, soft tokens read once, or LoRA (weights)",
     )
     prefix: int = option(32, "soft tokens of `prefix`")
-    rank: int = option(8, "rank of `lora`")
+    rank: int = option(8, "rank of `lora` and of `low_rank_state`")
 
     def __post_init__(self) -> None:
         if min(self.prefix, self.rank) < 1:
@@ -150,7 +151,7 @@ MethodConfig = StandardMethod | UpscaleMethod | DBPMethod | UpscaleDBPMethod | B
 STATE_RATE = 1.0
 """Peak learning rate where a matrix S_0 is tuned. On the validation splits of the pocket benchmarks and of GSM8K with a
 real model, the rate that is best or nearly so for all of them (docs/training.md)."""
-BASELINE_RATES = {"state_offset": 0.3, "prefix": 0.1, "lora": 0.01}
+BASELINE_RATES = {"state_offset": 0.3, "s0_offset": 1.0, "low_rank_state": 0.1, "prefix": 0.1, "lora": 0.01}
 REWARD_RATES = {"grpo": 0.2, "es": 0.2}
 """From a state that was tuned on text (docs/methods-reinforcement.md)."""
 

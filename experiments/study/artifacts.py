@@ -48,8 +48,9 @@ def results(plan: Plan, records: Sequence[CellRecord]) -> TableResults:
         "config": without_folders(identified(config)),
         "command": f"python -m experiments.run --config {config.name}",
         "protocol": protocol(config.name, config.model.checkpoint, limits, data, config.tune.steps, config.seeds),
-        **summary.summarise(records, data.names, config.seeds, config.scaling.names, rates, config.seed),
-        "kinds": accuracy_by_kind(records, embedded, limits.split, limits.max_records, config.seed),
+        **summary.summarise(records, data.names, config.seeds, config.scaling.names, rates),
+        "values": summary.values(records),
+        "kinds": accuracy_by_kind(records, embedded, limits.split, limits.max_records),
     }
 
 
@@ -62,7 +63,7 @@ def protocol(
         f"benchmark, scored as in lm-evaluation-harness 0.4.13, 0 shots, greedy. Every tuned row: {steps} "
         f"steps of {data.batch_size} training records, Adam, its own learning rate for each benchmark, chosen on the "
         f"validation split. Seeds {', '.join(map(str, seeds))} draw the order of records, random starts and "
-        "supports. Intervals: 95%, bootstrap over items and seeds, crossed."
+        "supports. Intervals: 95%, by t over items crossed with seeds."
     )
     if name.endswith("_fast"):
         text += " **A fast run: fewer records, seeds and steps than `paper_table`; its numbers prove nothing.**"

@@ -123,6 +123,18 @@ class ScalingResult(TypedDict):
     differences: list[Gain]
 
 
+class ItemRecord(TypedDict):
+    """What one state scores on held-out records, in the order of the records."""
+
+    row: str
+    task: str
+    seed: int
+    right: str
+    """A digit, 0 or 1, for each record."""
+    nll: list[float]
+    tokens: list[int]
+
+
 class Summary(TypedDict):
     """All numbers of a table."""
 
@@ -154,6 +166,7 @@ class TableResults(Summary):
     config: dict[str, Json]
     command: str
     protocol: str
+    values: list[ItemRecord]
     kinds: ByKind
 
 

@@ -190,17 +190,18 @@ def write(folder: Path, body: TableResults, pictures: Sequence[str]) -> None:
     write_text(folder / "results.json", json_text(body, indent=1) + "\n")
 
 
-def fill(page: Path, text: str) -> None:
+def fill(page: Path, text: str, markers: tuple[str, str] = (BEGIN, END)) -> None:
     """Puts `text` between the page's markers.
 
     Raises:
       ValueError: the page has no markers.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    opening, closing = markers
+    before, begin, rest = page.read_text(encoding="utf-8").partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"{page}: no {BEGIN} ... {END} to fill")
-    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"{page}: no {opening} ... {closing} to fill")
+    write_text(page, f"{before}{opening}\n{text}\n{closing}{after}")
 
 
 def text_of(body: Summary) -> str:

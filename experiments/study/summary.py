@@ -6,11 +6,11 @@ import numpy as np
 
 from experiments.config.study import LARGER
 from experiments.reporting.accuracy_curve import CurvePoint, Gain, Problem, curve
+from experiments.reporting.crossed import crossed_interval
 from experiments.reporting.statistics import (
     Interval,
     ItemValues,
     can_be_paired,
-    crossed_bootstrap,
     paired_difference,
 )
 from experiments.study.labels import FOUR, in_order
@@ -18,6 +18,7 @@ from experiments.study.records import (
     ByMethod,
     ByTask,
     CellRecord,
+    ItemRecord,
     Measure,
     MeasuredRecord,
     ScaledRecord,
@@ -66,15 +67,20 @@ def adapted_is_right(problem: Problem) -> float:
     return max(adapted, key=lambda one: one["n"])["correct"]
 
 
-def with_mean(by_task: Mapping[str, ItemValues], tasks: Sequence[str], seed: int) -> ByTask:
+def with_mean(by_task: Mapping[str, ItemValues], tasks: Sequence[str]) -> ByTask:
     """Returns the interval of each benchmark, and `mean` over all of them where there is every one."""
-    found = {task: crossed_bootstrap([by_task[task]], seed) for task in tasks if task in by_task}
+    found = {task: crossed_interval([by_task[task]]) for task in tasks if task in by_task}
     if len(found) == len(tasks) and len(tasks) > 1:
-        found["mean"] = crossed_bootstrap([by_task[task] for task in tasks], seed)
+        found["mean"] = crossed_interval([by_task[task] for task in tasks])
     return found
 
 
-def against(all_samples: Samples, other: str, tasks: Sequence[str], seed: int) -> ByMethod:
+def bounded(by_task: ByTask) -> ByTask:
+    """Returns intervals of accuracies within 0 and 1."""
+    return {task: Interval(x.mean, max(0.0, x.low), min(1.0, x.high)) for task, x in by_task.items()}
+
+
+def against(all_samples: Samples, other: str, tasks: Sequence[str]) -> ByMethod:
     """Returns the paired differences from the method `other`; methods on the other model are left out."""
     base, found = all_samples.get(other, {}), {}
     for name in in_order(all_samples):
@@ -82,11 +88,11 @@ def against(all_samples: Samples, other: str, tasks: Sequence[str], seed: int) -
             continue
         pairs = {task: (one, base[task]) for task, one in all_samples[name].items() if task in base}
         pairs = {task: pair for task, pair in pairs.items() if can_be_paired(*pair)}
-        found[name] = with_mean({task: paired_difference(*pair) for task, pair in pairs.items()}, tasks, seed)
+        found[name] = with_mean({task: paired_difference(*pair) for task, pair in pairs.items()}, tasks)
     return found
 
 
-def scaling(records: Sequence[CellRecord], tasks: Iterable[str], seed: int) -> dict[str, ScalingResult]:
+def scaling(records: Sequence[CellRecord], tasks: Iterable[str]) -> dict[str, ScalingResult]:
     """Computes, for each benchmark, the curve over the problems of all seeds, and adapted minus each control."""
     found: dict[str, ScalingResult] = {}
     for task in tasks:
@@ -95,9 +101,9 @@ def scaling(records: Sequence[CellRecord], tasks: Iterable[str], seed: int) -> d
         if cells:
             points = curve([problem for cell in cells for problem in cell["problems"]])
             for point in points:
-                interval = crossed_bootstrap([_outcomes(cells, (point["method"], point["n"]))], seed)
-                point["mean"], point["low"], point["high"] = interval
-            found[task] = {"points": points, "differences": _against_controls(cells, points, seed)}
+                x = crossed_interval([_outcomes(cells, (point["method"], point["n"]))])
+                point["mean"], point["low"], point["high"] = x.mean, max(0.0, x.low), min(1.0, x.high)
+            found[task] = {"points": points, "differences": _against_controls(cells, points)}
     return found
 
 
@@ -109,7 +115,7 @@ def _outcomes(cells: Sequence[ScaledRecord], key: tuple[str, int]) -> ItemValues
     return ItemValues(np.asarray(values, np.float64), np.ones(len(values[0])))
 
 
-def _against_controls(cells: Sequence[ScaledRecord], points: Sequence[CurvePoint], seed: int) -> list[Gain]:
+def _against_controls(cells: Sequence[ScaledRecord], points: Sequence[CurvePoint]) -> list[Gain]:
     """Adapted minus self-consistency and best-of-N at the same N, and minus the greedy answer before."""
     have = {(point["method"], point["n"]) for point in points}
     found: list[Gain] = []
@@ -117,7 +123,7 @@ def _against_controls(cells: Sequence[ScaledRecord], points: Sequence[CurvePoint
         for other in (("self_consistency", n), ("best_of_n", n), ("greedy", 1)):
             if other in have:
                 gain = paired_difference(_outcomes(cells, ("adapted", n)), _outcomes(cells, other))
-                mean, low, high = crossed_bootstrap([gain], seed)
+                mean, low, high = crossed_interval([gain])
                 found.append({"n": n, "against": other[0], "mean": mean, "low": low, "high": high})
     return found
 
@@ -140,7 +146,6 @@ def summarise(
     seeds: Sequence[int],
     scaled_tasks: Sequence[str],
     rates: dict[str, dict[str, float]],
-    seed: int,
 ) -> Summary:
     """Computes everything that the report says, plain enough for JSON.
 
@@ -150,7 +155,6 @@ def summarise(
       seeds: of the table.
       scaled_tasks: benchmarks with test-time scaling.
       rates: method -> benchmark -> learning rate.
-      seed: of the bootstrap.
     """
     accuracy, loss = samples(records, "accuracy"), samples(records, "loss")
     bases = ("vanilla", "standard", "larger_vanilla")
@@ -161,15 +165,15 @@ def summarise(
     body: Summary = {
         "tasks": list(tasks),
         "seeds": list(seeds),
-        "accuracy": {name: with_mean(accuracy[name], tasks, seed) for name in in_order(accuracy)},
-        "accuracy_against": {other: against(accuracy, other, tasks, seed) for other in bases},
-        "loss": {name: with_mean(loss[name], tasks, seed) for name in in_order(loss)},
-        "loss_against": {other: against(loss, other, tasks, seed) for other in bases},
+        "accuracy": {name: bounded(with_mean(accuracy[name], tasks)) for name in in_order(accuracy)},
+        "accuracy_against": {other: against(accuracy, other, tasks) for other in bases},
+        "loss": {name: with_mean(loss[name], tasks) for name in in_order(loss)},
+        "loss_against": {other: against(loss, other, tasks) for other in bases},
         "items": {
             name: {task: list(sample.values.shape) for task, sample in by_task.items()}
             for name, by_task in accuracy.items()
         },
-        "scaling": scaling(records, scaled_tasks, seed),
+        "scaling": scaling(records, scaled_tasks),
         "conditions": conditions(records),
         "seconds": timing[0]["seconds"] if timing else {},
         "steps": {one["row"]: one["steps"] for one in records if one["kind"] == "tuned"},
@@ -219,6 +223,22 @@ def verdict(x: Interval, measure: Measure) -> str:
     digits = 1 if measure == "accuracy" else 3
     numbers = [f"{scale * value:+.{digits}f}" for value in x]
     return f"{word} ({numbers[0]} [{numbers[1]}, {numbers[2]}] {unit})"
+
+
+def values(records: Sequence[CellRecord]) -> list[ItemRecord]:
+    """Returns the values by item of every method, benchmark and seed, from which paired intervals can be recomputed."""
+    return [
+        {
+            "row": one["row"],
+            "task": one["task"],
+            "seed": one["seed"],
+            "right": "".join(f"{value:g}" for value in one["right"]),
+            "nll": [round(value, 4) for value in one["nll"]],
+            "tokens": one["tokens"],
+        }
+        for one in records
+        if one["kind"] == "measured" or one["kind"] == "tuned"
+    ]
 
 
 def tuned_records(records: Sequence[CellRecord], method: str) -> list[TunedRecord]:

@@ -2,6 +2,7 @@
 alike."""
 
 import statistics
+from collections.abc import Sequence
 from itertools import islice
 
 import jax
@@ -13,12 +14,17 @@ from experiments.training.pairs import take_pair
 from state_tuning.core import train
 
 
-def measure(resources: Resources, rounds: int) -> dict[str, dict[str, float]]:
-    """Returns method -> benchmark -> median seconds per step of `rounds` pairs of steps."""
-    names, seed = timed_methods(resources.methods), resources.first_seed
+def measure(
+    resources: Resources, rounds: int, names: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Returns method -> benchmark -> median seconds per step of `rounds` pairs of steps.
+
+    names, tasks: the methods and benchmarks; None: all that are timed.
+    """
+    names, seed = timed_methods(resources.methods) if names is None else names, resources.first_seed
     programs = {name: resources.program(name, seed) for name in names}
     found: dict[str, dict[str, float]] = {name: {} for name in names}
-    for task in resources.jobs:
+    for task in resources.jobs if tasks is None else tasks:
         batches = batching.training_batches(resources.examples(task), resources.data.batch_size, seed)
         batch = jax.device_put(max(islice(batches, 8), key=lambda b: b["tokens"].shape[1]))
         tuned = {name: train.init(p.optimizer, p.chosen.method.init()) for name, p in programs.items()}

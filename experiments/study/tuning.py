@@ -21,7 +21,7 @@ from experiments.study.resources import Program, Resources
 from experiments.training import loop
 from rwkv7_jax import State
 from state_tuning.core import non_finite, train
-from state_tuning.core.objective import Batch
+from state_tuning.core.objective import Batch, Example
 
 BeforeStep = Callable[[int, train.TuneState, Batch], None]
 """(steps taken, tuned, batch): called before each step, outside of its timing."""
@@ -47,6 +47,7 @@ def tune(
     rate: float,
     steps: int,
     before_step: BeforeStep | None = None,
+    examples: Sequence[Example] | None = None,
 ) -> Tuned:
     """Takes `steps` steps on a benchmark's training records, in the order of `seed`.
 
@@ -59,6 +60,7 @@ def tune(
       rate: peak learning rate.
       steps: number of steps.
       before_step: called before each step.
+      examples: what it is tuned on; None: the benchmark's training records.
 
     Returns:
       What was tuned, with its losses and seconds.
@@ -70,7 +72,8 @@ def tune(
     params = resources.evaluator(method).lm.params
     tuned = train.init(program.optimizer, program.chosen.method.init())
     rates = schedule(resources.tune, rate, steps)
-    batches = batching.training_batches(resources.examples(task), resources.data.batch_size, seed)
+    examples = resources.examples(task) if examples is None else examples
+    batches = batching.training_batches(examples, resources.data.batch_size, seed)
     losses, seconds = [], []
 
     def prepare(taken: int, tuned: train.TuneState, batch: Batch) -> train.TuneState:

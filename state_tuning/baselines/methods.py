@@ -90,6 +90,48 @@ def state_offset(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, k
     return Baseline(model, method, lambda params, tree: (params, full(tree)))
 
 
+def s0_offset(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns S_0 and an offset at every read: what kernel upscaling trains, with the identity for its features."""
+    zero = zero_state(model.config, None)
+    start = zero._replace(wkv=Offset(zero.wkv, jnp.zeros_like(zero.wkv)))  # pyright: ignore[reportArgumentType]
+
+    def full(trainable: State) -> State:
+        return surgery.graft(surgery.scale(trainable, tune.alpha), start)
+
+    method = Method(
+        lambda: surgery.split(start, ("wkv/s", "wkv/offset"))[0],
+        lambda trainable, batch_size: surgery.broadcast(full(trainable), batch_size),
+        full,
+    )
+    return Baseline(model, method, lambda params, tree: (params, full(tree)))
+
+
+class Factors(NamedTuple):
+    """S_0 as a product of thin matrices, S_0 = left right^T."""
+
+    left: Float[Array, "L H V R"]
+    right: Float[Array, "L H K R"]
+
+
+def low_rank_state(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
+    """Returns S_0 of a low rank (that of `sizes.lora`): left is zero at start, right random with variance 1 / rank."""
+    zero = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), zero_state(model.config, None))
+    rank, shape = sizes.lora.rank, zero.wkv.shape
+    right = jax.random.normal(key, (*shape[:-2], shape[-1], rank), jnp.float32) / math.sqrt(rank)
+    left = jnp.zeros((*shape[:-1], rank), jnp.float32)
+
+    def full(factors: Factors) -> State:
+        product = tune.alpha * jnp.einsum("lhvr,lhkr->lhvk", factors.left, factors.right)
+        return zero._replace(wkv=product)
+
+    def graft(factors: Factors, batch_size: int) -> State:
+        like = jax.eval_shape(lambda: zero_state(model.config, None))
+        state = jax.tree.map(lambda leaf, shaped: leaf.astype(shaped.dtype), full(factors), like)
+        return surgery.broadcast(state, batch_size)
+
+    return Baseline(model, Method(lambda: Factors(left, right), graft, full), lambda params, tree: (params, full(tree)))
+
+
 def prefix(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: Key[Array, ""]) -> Baseline:
     """Returns a soft prompt compiled to a state; it starts from the embeddings of random tokens (arXiv 2104.08691)."""
     config = model.config
@@ -115,6 +157,8 @@ def low_rank(model: RWKV7, params: Params, tune: TuneConfig, sizes: Sizes, key: 
 TRAINED: dict[str, Callable[[RWKV7, Params, TuneConfig, Sizes, Key[Array, ""]], Baseline]] = {
     "s0": state_tuning,
     "state_offset": state_offset,
+    "s0_offset": s0_offset,
+    "low_rank_state": low_rank_state,
     "prefix": prefix,
     "lora": low_rank,
 }

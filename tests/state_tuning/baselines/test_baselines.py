@@ -40,7 +40,7 @@ def entered(baseline, tree, batch):
     return run(weights(), tree)
 
 
-@pytest.mark.parametrize("name", ["state_offset", "prefix", "lora"])
+@pytest.mark.parametrize("name", ["state_offset", "s0_offset", "low_rank_state", "prefix", "lora"])
 def test_it_learns_through_the_same_step_and_finishes_as_what_was_trained(name):
     baseline, batch = lm(name), random_batch()
     optimizer = train.make_optimizer(TUNE)
@@ -59,7 +59,7 @@ def test_it_learns_through_the_same_step_and_finishes_as_what_was_trained(name):
     np.testing.assert_allclose(plain, entered(baseline, tuned.trainable, batch), atol=3e-5)
 
 
-@pytest.mark.parametrize("name", ["s0", "state_offset", "lora"])
+@pytest.mark.parametrize("name", ["s0", "state_offset", "s0_offset", "low_rank_state", "lora"])
 def test_at_its_start_it_is_the_model_bit_for_bit(name):
     baseline, batch = lm(name), random_batch()
     zero = logits(weights(), batch["tokens"], zero_state(CONFIG, 4))
@@ -115,6 +115,17 @@ def test_lora_enters_as_alpha_over_rank_times_b_a():
     np.testing.assert_allclose(merged, weights()["blocks"]["att"]["value"]["weight"] + 5 / 3 * added, atol=1e-5)
 
 
+def test_a_state_of_a_low_rank_is_the_product_of_its_factors():
+    baseline = methods.build("low_rank_state", MODEL, weights(), train.TuneConfig(alpha=0.5), KEY, SIZES)
+    tree = nudged(baseline.method.init())
+    left, right = (np.asarray(x, np.float64) for x in tree)
+    state = baseline.finish(weights(), tree)[1]
+    wanted = 0.5 * np.stack([[u @ w.T for u, w in zip(*layer, strict=True)] for layer in zip(left, right, strict=True)])
+    np.testing.assert_allclose(state.wkv, wanted, rtol=1e-5, atol=1e-6)
+    ranks = [np.linalg.matrix_rank(m, tol=1e-4) for m in np.asarray(state.wkv).reshape(-1, *state.wkv.shape[-2:])]
+    assert set(ranks) == {SIZES.lora.rank}
+
+
 def test_the_offset_is_scaled_by_alpha():
     method = methods.build("state_offset", MODEL, weights(), train.TuneConfig(alpha=0.25), KEY).method
     tree = nudged(method.init())
@@ -165,7 +176,7 @@ def test_soup_averages_and_the_greedy_one_leaves_out_what_harms():
 
 
 def test_unknown_names_and_projections_are_refused():
-    with pytest.raises(ValueError, match="choose s0, state_offset, prefix, lora"):
+    with pytest.raises(ValueError, match="choose s0, state_offset, s0_offset, low_rank_state, prefix, lora"):
         methods.build("zero", MODEL, weights(), TUNE, KEY)
     with pytest.raises(ValueError, match="'att/gate' is unknown"):
         Lora(projections=("att/gate",))

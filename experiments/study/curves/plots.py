@@ -1,0 +1,57 @@
+"""Pictures of a study of curves (PNG)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.reporting.plots import pyplot, save_figure
+from experiments.study.curves import summary
+from experiments.study.curves.plan import VANILLA, Place
+from experiments.study.curves.report import Study
+
+STEPS, SECONDS = "accuracy.png", "speed.png"
+
+
+def draw(study: Study, folder: Path, prefix: str = "") -> list[str]:
+    """Draws accuracy against steps and, where steps were timed, against seconds; returns the names."""
+    names = [f"{prefix}{STEPS}"]
+    _curves(study, folder / names[0], "steps", lambda row, task: 1.0)
+    if study.seconds:
+        names.append(f"{prefix}{SECONDS}")
+        _curves(study, folder / names[1], "seconds, without compilation", _seconds(study))
+    return names
+
+
+def _seconds(study: Study) -> Callable[[str, str], float | None]:
+    return lambda row, task: study.seconds.get(row, {}).get(task)
+
+
+def _curves(study: Study, path: Path, label: str, scale: Callable[[str, str], float | None]) -> None:
+    """Draws a panel a benchmark, a line a row with its intervals; the untuned model as a dotted line."""
+    plt = pyplot()
+    tasks = [task for task in study.tasks if any(place.task == task for place in study.found)]
+    width = 1.6 + 3.3 * max(1, len(tasks))
+    figure, axes = plt.subplots(1, max(1, len(tasks)), figsize=(width, 3.8), squeeze=False, layout="constrained")
+    colours = plt.get_cmap("tab20").colors
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        metric = study.headlines[task]
+        base = study.found.get(Place(VANILLA, task, 0))
+        if base:
+            axis.axhline(100 * summary.interval(base, metric).mean, color="0.5", linestyle=":", linewidth=1)
+        for index, row in enumerate(study.rows):
+            cells = [study.found[p] for b in study.budgets if (p := Place(row, task, b)) in study.found]
+            each = scale(row, task)
+            if not cells or each is None:
+                continue
+            spans = [summary.interval(one, metric) for one in cells]
+            x, y = [one[0]["steps"] * each for one in cells], [100 * one.mean for one in spans]
+            error = [[100 * (s.mean - s.low) for s in spans], [100 * (s.high - s.mean) for s in spans]]
+            colour = colours[index % len(colours)]
+            axis.errorbar(x, y, error, color=colour, marker="o", markersize=3, capsize=2, linewidth=1, label=row)
+        axis.set(title=task, xscale="log", xlabel=label, ylabel=f"{metric}, % (95%)")
+        axis.grid(alpha=0.3)
+    handles = {
+        text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=7)
+    save_figure(path, figure)
