@@ -9,7 +9,7 @@ import pytest
 
 from experiments import cli
 from experiments.cli.moved import MOVED
-from experiments.config import commands
+from experiments.config import commands, distill, scale
 from experiments.config.bench import BenchTokenizer
 from experiments.config.loading import load_config, parse
 from experiments.config.old_names import OLD
@@ -156,7 +156,7 @@ def test_verbs_of_a_command_are_suggested(capsys):
     assert cli.main(["state", "scal", "x.st"]) == 2
     assert capsys.readouterr().err == "error: rwkv7 state: no 'scal'; did you mean scale?\n"
     assert cli.main(["bench", "speed"]) == 2
-    assert "(there are: model, decode, steps, tokenizer, evaluation, kernels, gpu)" in capsys.readouterr().err
+    assert "(there are: model, decode, serve, steps, tokenizer, evaluation, kernels, gpu)" in capsys.readouterr().err
     assert cli.main(["convert", "model.pth"]) == 2
     assert capsys.readouterr().err.startswith("error: target is missing")
     assert cli.main(["state", "scale", "a.st", "--output", "b.st"]) == 2
@@ -167,8 +167,8 @@ TREES = {
     "tune": RunConfig(),
     "evaluate": commands.Evaluate(),
     "generate": commands.Generate(),
-    "distill": commands.Distill(),
-    "scale": commands.Scale(),
+    "distill": distill.Distill(),
+    "scale": scale.Scale(),
     "pretrain": PretrainConfig(),
     "state": commands.StateConvert(),
 }
