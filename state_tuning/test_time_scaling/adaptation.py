@@ -1,46 +1,36 @@
-"""The loop of test-time scaling: explore, ask the teacher, move every prompt's Delta, answer; and its controls.
+"""The loop of test-time scaling: explore, ask the teacher, move every prompt's Delta, answer, vote over all samples.
 
 What happens to a prompt depends on its own key, not on its batch. No gold label is used.
 """
 
-import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
 
 from state_tuning.core.train import Metrics
 from state_tuning.test_time_scaling import selection
-from state_tuning.test_time_scaling.cost import Cost
+from state_tuning.test_time_scaling.choices import GivenChoices
+from state_tuning.test_time_scaling.cost import Clock, Cost
+from state_tuning.test_time_scaling.outcomes import Answer, Answered, explorer_of
 from state_tuning.test_time_scaling.policy_gradient import Adapted, Weights
-from state_tuning.test_time_scaling.rollouts import (
-    NOT_CHOSEN,
-    GivenChoices,
-    Problem,
-    Results,
-    SampledAnswers,
-    Samples,
-    Session,
-    batch_of,
-    reward,
-)
-from state_tuning.test_time_scaling.teacher.in_process import Scores
+from state_tuning.test_time_scaling.rollouts import SampledAnswers, Samples, Session, batch_of, reward
+
+PER_PROMPT = 5
+"""Axes of an array with a part for each prompt, [L, B, H, V, K]; all others are shared."""
 
 
-class Answered(NamedTuple):
-    """What one problem was answered, at what cost."""
+class Adaptation(NamedTuple):
+    """Answers before adaptation and after each step, [steps + 1][B]."""
 
-    results: Results
-    cost: Cost
-    rewards: tuple[float, ...] = ()
-    """Of the samples of the step before."""
-
-
-Answer = Callable[[int, str], Hashable]
-"""(position of the problem, text of a sample) -> its final answer, which self-consistency counts; None if none."""
+    greedy: list[list[Answered]]
+    """The adapted model's own answer."""
+    voted: list[list[Answered]]
+    """The vote over all samples drawn so far and that answer, weighted by the teacher's scores. Of given choices the
+    adapted model's log-likelihoods, with the teacher's added."""
+    pools: list[list[selection.Pool]]
+    """What the votes are over; of given choices nothing."""
 
 
 def adapt(session: Session) -> list[list[Answered]]:
@@ -50,156 +40,177 @@ def adapt(session: Session) -> list[list[Answered]]:
       session: model, teacher, problems and settings.
 
     Returns:
-      The answers before adaptation and after each policy-gradient step, [steps + 1][B]. A cost holds all exploration
-      up to its answer, and that answer, but none of the earlier answers. A warning names the prompts of which a
-      gradient was not finite: their Delta stays as it was.
+      The answers before adaptation and after each gradient step, [steps + 1][B]. A cost holds all exploration up to its
+      answer, and that answer, but none of the earlier answers. A warning names the prompts of which a gradient was not
+      finite: their Delta stays as it was.
 
     Raises:
-      ValueError: the problems are of both kinds, or have different stops.
+      ValueError: the problems are of both kinds, or have different stops; or the teacher does not give the signal.
     """
-    explorer, clock = explorer_of(session), _Clock(len(session.problems))
-    student, program, config = session.student, session.program, session.config
-    none = [Cost()] * len(session.problems)
-    adapted, spent, rewards = program.start(len(none)), none, [()] * len(none)
-    if config.chain_steps:
-        adapted, cost = _imitate(session, explorer, adapted)
-        spent = clock.charge(spent, cost)
-    rounds = []
-    for step in range(config.steps + 1):
-        results, cost = explorer.answer(adapted.delta)
-        rounds.append([Answered(*row) for row in zip(results, clock.charge(spent, cost), rewards, strict=True)])
-        if step == config.steps:
-            break
-        found = explorer.explore(adapted.delta, step)
-        batch = batch_of(found.samples.examples)
-        adapted, metrics = program.update(student.lm.params, student.state, adapted, batch, found.weights)
-        jax.block_until_ready(adapted.delta)
-        _tell_what_stays(metrics, f"step {step + 1}")
-        spent = clock.charge(spent, found.cost)
-        rewards = [tuple(map(float, row)) for row in found.rewards.reshape(len(none), -1)]
-    return rounds
+    return _Run(session, None).rounds().greedy
 
 
-def controls(session: Session, sizes: Sequence[int], answer: Answer) -> dict[str, dict[int, list[Answered]]]:
-    """Answers by self-consistency and best-of-N, without adaptation.
+def adapt_and_vote(session: Session, answer: Answer) -> Adaptation:
+    """Adapts as `adapt`, and votes over all samples that were drawn on the way: they were scored anyway.
 
-    The N samples are the first of the same max(sizes), of which the first K are those of the adaptation's first step.
-    The scorer of best-of-N is the adaptation's; the first sample stands where it scores none of them. Choices are drawn
-    from their policy, and the vote is between them.
+    With `agreement` above 0 a prompt ends once so many of a step's samples have one answer: that is its answer, both
+    ways, and costs nothing further.
 
     Args:
       session: model, teacher, problems and settings.
-      sizes: the N, numbers of samples.
       answer: (position of the problem, text of a sample) -> its final answer, None if it has none.
 
     Returns:
-      {"self_consistency", "best_of_n"} -> N -> the answer of each problem.
-    """
-    explorer, clock, count = explorer_of(session), _Clock(len(session.problems)), max(sizes)
-    delta = session.program.start(len(session.problems)).delta
-    if isinstance(explorer, GivenChoices):
-        samples, drawn = explorer.samples, _draw(explorer, delta, count)
-    else:
-        samples = explorer.sample(delta, 0, count)
-        drawn = np.arange(count * len(session.problems)).reshape(-1, count)
-    sampling = clock.lap()
-    scores = explorer.score() if isinstance(explorer, GivenChoices) else explorer.score(samples)
-    spent = _Pool(samples, scores, reward(scores, session.config), sampling / count, clock.lap() / count)
-    found: dict[str, dict[int, list[Answered]]] = {"self_consistency": {}, "best_of_n": {}}
-    for size in sizes:
-        for b, problem in enumerate(session.problems):
-            members = drawn[b, :size].tolist()
-            votes = [r if problem.choices else answer(b, samples.texts[r]) for r in members]
-            by_vote, by_score = members[selection.majority(votes)], _best(members, spent.rewards)
-            first = int(b * len(samples.texts) / len(session.problems))
-            sampled = spent.sampling(members)
-            voted = Answered(_chosen(problem, samples, by_vote, first), sampled)
-            scored = Answered(_chosen(problem, samples, by_score, first), sampled.plus(spent.scoring(members)))
-            found["self_consistency"].setdefault(size, []).append(voted)
-            found["best_of_n"].setdefault(size, []).append(scored)
-    return found
-
-
-def teacher_alone(session: Session) -> list[Answered]:
-    """Answers by the larger model itself: its greedy text, or its log-likelihood of each choice.
-
-    Of choices without log-likelihoods (a chat endpoint) it chooses the one with the largest margin.
-
-    Args:
-      session: teacher, problems and settings.
-
-    Returns:
-      The answer of each problem.
+      Both answers. The vote's cost is that of the answer, and the teacher's reading of it.
 
     Raises:
-      ValueError: the teacher gives neither.
+      ValueError: as `adapt`.
     """
-    explorer, clock = explorer_of(session), _Clock(len(session.problems))
-    teacher, problems = session.teacher, session.problems
-    results: list[Results]
-    if isinstance(explorer, GivenChoices):
-        scores = explorer.score()
-        sums = (scores.log_probability * scores.length).reshape(len(problems), -1)
-        pairs = zip(sums, scores.margin.reshape(sums.shape), problems, strict=True)
-        results: list[Results] = [
-            _preferred(row[: len(p.choices)], margin[: len(p.choices)]) for row, margin, p in pairs
-        ]
-        tokens = scores.tokens.reshape(len(problems), -1).sum(1)
-    else:
-        found = teacher.generate([p.prompt for p in problems], session.config.max_new_tokens, problems[0].stop)
-        results = [[text] for text in found.texts]
-        tokens = found.tokens
-    cost = clock.charge([Cost()] * len(problems), [Cost(0, int(n)) for n in tokens])
-    return [Answered(*pair) for pair in zip(results, cost, strict=True)]
+    return _Run(session, answer).rounds()
 
 
-def explorer_of(session: Session) -> SampledAnswers | GivenChoices:
-    """Returns the explorer for the session's problems.
+class _Run:
+    """The problems of a session while they adapt; those that ended early leave the batch when half of it has."""
 
-    Raises:
-      ValueError: they are of both kinds, or have different stops.
-    """
-    kinds = {(bool(problem.choices), problem.stop) for problem in session.problems}
-    if len(kinds) != 1:
-        raise ValueError("the problems of a batch must all be open, with the same stops, or all have choices")
-    return GivenChoices(session) if session.problems[0].choices else SampledAnswers(session)
+    def __init__(self, session: Session, answer: Answer | None):
+        self.answer, self.whole, self.s = answer, session, session
+        self.explorer = explorer_of(session)
+        count = len(session.problems)
+        self.adapted = session.program.start(count)
+        self.spent, self.clock = [Cost()] * count, Clock(count)
+        self.rewards: list[tuple[float, ...]] = [()] * count
+        self.pools = [selection.Pool() for _ in range(count)]
+        self.asked = list(self.pools)
+        """The same, with the last answer."""
+        self.row_of = {b: b for b in range(count)}
+        """Rows of the batch by problem, of those that go on."""
+        self.ended: dict[int, Answered] = {}
 
+    def rounds(self) -> Adaptation:
+        """Returns the answers of all rounds."""
+        if self.s.config.chain_steps:
+            self.adapted, cost = _imitate(self.s, self.explorer, self.adapted)
+            self.spent = self.clock.charge(self.spent, cost)
+        found = Adaptation([], [], [])
+        for step in range(self.s.config.steps + 1):
+            greedy, voted = self._answers()
+            found.greedy.append(greedy)
+            found.voted.append(voted)
+            found.pools.append(list(self.asked))
+            if step == self.s.config.steps:
+                break
+            self._step(step)
+        return found
 
-class _Pool(NamedTuple):
-    """Samples with rewards; seconds per sample of a prompt, to draw it and to score it."""
+    def _answers(self) -> tuple[list[Answered], list[Answered]]:
+        greedy, voted = dict(self.ended), dict(self.ended)
+        if self.row_of:
+            own = self._choice_answers() if isinstance(self.explorer, GivenChoices) else self._text_answers()
+            greedy, voted = greedy | own[0], voted | own[1]
+        places = range(len(self.whole.problems))
+        return [greedy[b] for b in places], [voted[b] for b in places] if self.answer else []
 
-    samples: Samples
-    scores: Scores
-    rewards: np.ndarray
-    sampling_seconds: float
-    scoring_seconds: float
+    def _choice_answers(self) -> tuple[dict[int, Answered], dict[int, Answered]]:
+        explorer = self.explorer
+        assert isinstance(explorer, GivenChoices)
+        results, cost = explorer.answer(self.adapted.delta)
+        costs = self.clock.charge(self.spent, cost)
+        greedy = {b: Answered(*row) for b, row in enumerate(zip(results, costs, self.rewards, strict=True))}
+        if self.answer is None or self.s.config.reward == "margin":
+            return greedy, greedy
+        results, cost = explorer.added(self.adapted.delta, asked=any(self.rewards))
+        voted = self.clock.charge(self.spent, cost)
+        return greedy, {b: Answered(*row) for b, row in enumerate(zip(results, voted, self.rewards, strict=True))}
 
-    def sampling(self, members: Sequence[int]) -> Cost:
-        """Returns the cost of drawing these samples."""
-        return Cost(sum(self.samples.cost[r] for r in members), 0, self.sampling_seconds * len(members))
+    def _text_answers(self) -> tuple[dict[int, Answered], dict[int, Answered]]:
+        explorer = self.explorer
+        assert isinstance(explorer, SampledAnswers)
+        samples = explorer.greedy(self.adapted.delta)
+        lap, greedy = Cost(seconds=self.clock.lap()), dict[int, Answered]()
+        for b, row in self.row_of.items():
+            cost = self.spent[b].plus(Cost(samples.cost[row])).plus(lap)
+            greedy[b] = Answered([samples.texts[row]], cost, self.rewards[b])
+        if self.answer is None:
+            return greedy, greedy
+        scores = explorer.judge(samples)
+        rewards, lap, voted = reward(scores, self.s.config), Cost(seconds=self.clock.lap()), dict[int, Answered]()
+        for b, row in self.row_of.items():
+            text, read = samples.texts[row], int(scores.tokens[row])
+            tokens = [(samples.cost[row], read)]
+            self.asked[b] = self.pools[b].plus([text], [self.answer(b, text)], [rewards[row]], tokens)
+            cost = greedy[b].cost.plus(Cost(0, read)).plus(lap)
+            voted[b] = Answered([self.asked[b].voted(self.s.config.vote)], cost, self.rewards[b])
+        return greedy, voted
 
-    def scoring(self, members: Sequence[int]) -> Cost:
-        """Returns the cost of scoring these samples, each different one once."""
-        tokens = sum(int(self.scores.tokens[r]) for r in set(members))
-        return Cost(0, tokens, self.scoring_seconds * len(members))
+    def _step(self, step: int) -> None:
+        """Explores, and moves the Delta of every prompt that goes on."""
+        student, program, config = self.s.student, self.s.program, self.s.config
+        if not self.row_of:
+            return
+        if isinstance(self.explorer, GivenChoices):
+            found = self.explorer.explore(self.adapted.delta, step)
+        else:
+            samples = self.explorer.sample(self.adapted.delta, step * config.samples, config.samples)
+            samples = self._end_early(samples)
+            if samples is None:
+                return
+            found = self.explorer.weigh(samples)
+        self.adapted, metrics = program.update(
+            student.lm.params, student.state, self.adapted, found.batch, found.weights, found.signal
+        )
+        jax.block_until_ready(self.adapted.delta)
+        _tell_what_stays(metrics, f"step {step + 1}")
+        self._keep(found.samples, found.rewards, found.cost, found.read)
 
+    def _end_early(self, samples: Samples) -> Samples | None:
+        """Ends the prompts whose samples agree, before they are scored; returns the samples of all others."""
+        size, least = len(samples.texts) // len(self.s.problems), self.s.config.agreement
+        if not least or self.answer is None:
+            return samples
+        lap = Cost(seconds=self.clock.lap())
+        for b, row in list(self.row_of.items()):
+            own = slice(row * size, (row + 1) * size)
+            texts, spent = samples.texts[own], samples.cost[own]
+            answers = [self.answer(b, text) for text in texts]
+            self.spent[b] = self.spent[b].plus(lap)
+            if selection.agreement(answers) >= least:
+                cost = self.spent[b].plus(Cost(sum(spent)))
+                self.ended[b] = Answered([texts[selection.majority(answers)]], cost, self.rewards[b])
+                del self.row_of[b]
+        if len(self.row_of) == len(self.s.problems):
+            return samples
+        if not self.row_of:
+            return None
+        rows = self._narrow()
+        return samples.of(rows, size)
 
-class _Clock:
-    """Wall-clock seconds per prompt since the last lap."""
+    def _narrow(self) -> list[int]:
+        """Brings the prompts that go on to the front of a batch of a half, a quarter, ... of the first one's size.
 
-    def __init__(self, prompts: int):
-        self.prompts, self.last = prompts, time.perf_counter()
+        Few sizes occur, so that few programs are compiled. Rows behind them repeat the first and count nowhere.
+        """
+        live, size = list(self.row_of.values()), len(self.s.problems)
+        while size % 2 == 0 and size // 2 >= len(live):
+            size //= 2
+        rows = live + live[:1] * (size - len(live))
+        at = np.asarray(rows)
+        self.adapted = jax.tree.map(lambda leaf: leaf[:, at] if leaf.ndim == PER_PROMPT else leaf, self.adapted)
+        self.s = self.s._replace(problems=[self.s.problems[row] for row in rows], keys=self.s.keys[at])
+        self.explorer = SampledAnswers(self.s, len(live))
+        self.row_of = {b: place for place, b in enumerate(self.row_of)}
+        return rows
 
-    def lap(self) -> float:
-        """Returns the seconds per prompt since the last lap."""
-        now = time.perf_counter()
-        seconds, self.last = (now - self.last) / self.prompts, now
-        return seconds
-
-    def charge(self, spent: Sequence[Cost], cost: Sequence[Cost]) -> list[Cost]:
-        """Returns spent + cost + the seconds since the last lap, prompt by prompt."""
-        seconds = Cost(seconds=self.lap())
-        return [a.plus(b).plus(seconds) for a, b in zip(spent, cost, strict=True)]
+    def _keep(self, samples: Samples, rewards: np.ndarray, cost: list[Cost], read: np.ndarray) -> None:
+        """Charges a step to its prompts, and adds its samples to their pools."""
+        lap, groups = Cost(seconds=self.clock.lap()), rewards.reshape(len(self.s.problems), -1)
+        size = groups.shape[1]
+        for b, row in self.row_of.items():
+            self.spent[b] = self.spent[b].plus(cost[row]).plus(lap)
+            self.rewards[b] = tuple(map(float, groups[row]))
+            if self.answer and not self.s.problems[0].choices:
+                own = slice(row * size, (row + 1) * size)
+                texts, tokens = samples.texts[own], list(zip(samples.cost[own], read[own].tolist(), strict=True))
+                self.pools[b] = self.pools[b].plus(texts, [self.answer(b, text) for text in texts], groups[row], tokens)
 
 
 def _imitate(session: Session, explorer: SampledAnswers | GivenChoices, adapted: Adapted) -> tuple[Adapted, list[Cost]]:
@@ -223,35 +234,5 @@ def _tell_what_stays(metrics: Metrics, step: str) -> None:
         warnings.warn(
             f"{step}: the gradient of {kept.size} prompts (numbers {numbers} of the batch) is not finite, so that "
             "their states stay as they were; check the weights, or lower adapt.rate",
-            stacklevel=3,
+            stacklevel=4,
         )
-
-
-def _draw(explorer: GivenChoices, delta: Array, count: int) -> Int[np.ndarray, "B N"]:
-    """Positions of choices [B, count], drawn from the policy."""
-    log_p = explorer.log_likelihoods(delta).astype(np.float32)
-    drawn = jax.vmap(lambda key, row: jax.random.categorical(key, row, shape=(count,)))(explorer.s.keys, log_p)
-    return np.asarray(drawn) + np.arange(len(log_p))[:, None] * explorer.width
-
-
-def _best(members: Sequence[int], rewards: np.ndarray) -> int:
-    """The member of the largest reward, the first one if none has one."""
-    found = rewards[list(members)]
-    return members[0 if np.isnan(found).all() else selection.best(found)]
-
-
-def _preferred(likely: np.ndarray, margin: np.ndarray) -> list[float]:
-    """Log-likelihoods as they are; without all of them, the choice with the largest margin, a missing one aside."""
-    if not np.isnan(likely).any():
-        return likely.tolist()
-    if np.isnan(margin).all():
-        raise ValueError("the teacher gives no log_probability of a choice; choose reward margin, or another interface")
-    chosen = selection.best(margin)
-    return [0.0 if k == chosen else NOT_CHOSEN for k in range(len(margin))]
-
-
-def _chosen(problem: Problem, samples: Samples, chosen: int, first: int) -> Results:
-    """The sample at `chosen` as the answer to a problem whose samples begin at `first`."""
-    if not problem.choices:
-        return [samples.texts[chosen]]
-    return [0.0 if first + k == chosen else NOT_CHOSEN for k in range(len(problem.choices))]

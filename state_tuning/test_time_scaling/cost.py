@@ -1,5 +1,7 @@
 """What an answer costs, counted exactly."""
 
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -21,3 +23,21 @@ class Cost(NamedTuple):
             self.teacher_tokens + other.teacher_tokens,
             self.seconds + other.seconds,
         )
+
+
+class Clock:
+    """Wall-clock seconds per prompt since the last lap."""
+
+    def __init__(self, prompts: int):
+        self.prompts, self.last = prompts, time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds per prompt since the last lap."""
+        now = time.perf_counter()
+        seconds, self.last = (now - self.last) / self.prompts, now
+        return seconds
+
+    def charge(self, spent: Sequence[Cost], cost: Sequence[Cost]) -> list[Cost]:
+        """Returns spent + cost + the seconds since the last lap, prompt by prompt."""
+        seconds = Cost(seconds=self.lap())
+        return [a.plus(b).plus(seconds) for a, b in zip(spent, cost, strict=True)]

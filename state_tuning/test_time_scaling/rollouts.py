@@ -1,8 +1,4 @@
-"""What a student can try for a prompt, and how the teacher scores it: sampled answers, or given choices.
-
-`SampledAnswers` are sampled text. `GivenChoices` are (context, continuation) pairs; the policy over them is the softmax
-of their log-likelihoods, so the policy gradient is an expectation instead of a sample mean.
-"""
+"""What a student can try for a prompt, and what the teacher says of it: sampled answers (`choices`: given ones)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,22 +8,19 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from rwkv7_jax.bucketing import padded_prompt_length
-from rwkv7_jax.finite import NonFiniteLogitsError
-from rwkv7_jax.generation.generate import SamplingParams, TextResult, generate_text
+from rwkv7_jax.generation.generate import SamplingParams, generate_text
 from rwkv7_jax.language_model import LanguageModel
-from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer.abilities import encode_after
-from state_tuning.core.objective import Batch, Example, collate, encode_example
+from state_tuning.core.objective import Batch, Example, collate
 from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, Program, Weights, require_adaptable
-from state_tuning.test_time_scaling.selection import advantages, best
-from state_tuning.test_time_scaling.teacher.in_process import Scores, Teacher
+from state_tuning.test_time_scaling.selection import advantages, leave_one_out
+from state_tuning.test_time_scaling.signals import Signal, take
+from state_tuning.test_time_scaling.teacher.in_process import Scores, Teacher, TokenTeacher
 
 NOT_CHOSEN = -1e9
 """Log-likelihood reported for a choice that was not chosen."""
-NOTHING = Example(np.zeros(2, np.int32), 2, 0)
-"""Tokens of which none counts."""
 
 Results = list[str] | list[float]
 """As benchmark tasks take them: [text], or the log-likelihood of each choice."""
@@ -67,6 +60,19 @@ class Samples(NamedTuple):
     contexts: list[str]
     cost: list[int]
     """Student tokens of each; 0 where a prompt has fewer choices than others, and nothing stands here."""
+    ended: list[bool]
+    """Whether each ended by the end token, which is then the last one of its example."""
+
+    def of(self, prompts: Sequence[int], copies: int) -> "Samples":
+        """Returns the samples of some prompts, in their order."""
+        rows = [row * copies + k for row in prompts for k in range(copies)]
+        return Samples(
+            [self.examples[r] for r in rows],
+            [self.texts[r] for r in rows],
+            [self.contexts[r] for r in rows],
+            [self.cost[r] for r in rows],
+            [self.ended[r] for r in rows],
+        )
 
     @property
     def lengths(self) -> Float[np.ndarray, "R"]:
@@ -81,47 +87,84 @@ class Explored(NamedTuple):
     rewards: np.ndarray
     weights: Weights
     cost: list[Cost]
+    batch: Batch
+    signal: Signal | None
+    """What the teacher says of each token."""
+    read: np.ndarray
+    """Tokens that the teacher read for each sample."""
 
 
 class SampledAnswers:
-    """Answers are sampled; the final answer is the greedy one."""
+    """Answers are sampled; the final answer is the greedy one.
 
-    def __init__(self, session: Session):
+    Args:
+      session: what they depend on.
+      live: the first prompts count, all others fill the batch up and cost the teacher nothing; None: all count.
+    """
+
+    def __init__(self, session: Session, live: int | None = None):
         require_adaptable(session.student.state)
-        self.s = session
+        self.s, self.signal = session, signal_of(session)
+        self.live = len(session.problems) if live is None else live
 
     def sample(self, delta: Array, first: int, count: int) -> Samples:
         """Draws `count` samples a prompt; the k-th depends on its prompt's key and the number first + k alone."""
-        problems, config = self.s.problems, self.s.config
+        config = self.s.config
         folds = np.arange(first, first + count)
         keys = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(folds))(self.s.keys).reshape(-1)
         settings = SamplingParams(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
-        prompts = [problem.prompt for problem in problems for _ in range(count)]
-        found = self._generate(prompts, delta, count, keys, settings)
-        ends = [finished and not problems[0].stop for finished in found.finished]
-        examples = [self._example(*one) for one in zip(prompts, found.tokens, ends, strict=True)]
-        return Samples(examples, found.texts, prompts, _generated(found))
+        return self._generate(delta, count, keys, settings)
 
     def explore(self, delta: Array, step: int) -> Explored:
-        """Draws and scores K new samples a prompt; each weighs its advantage / (K length)."""
-        config = self.s.config
-        samples = self.sample(delta, step * config.samples, config.samples)
-        scores = self.score(samples)
-        rewards = reward(scores, config)
-        gain = np.concatenate([advantages(part, scale=config.scale) for part in rewards.reshape(-1, config.samples)])
-        share = 1.0 / (config.samples * samples.lengths)
-        weights = Weights((gain * share).astype(np.float32), share.astype(np.float32))
-        return Explored(samples, rewards, weights, costs(samples, scores, len(self.s.problems)))
+        """Draws K new samples a prompt, and learns what the teacher says of them."""
+        return self.weigh(self.sample(delta, step * self.s.config.samples, self.s.config.samples))
+
+    def weigh(self, samples: Samples) -> Explored:
+        """Lets the teacher read samples: each weighs its advantage, or all tokens of a prompt the same."""
+        config, prompts, batch = self.s.config, len(self.s.problems), batch_of(samples.examples)
+        lengths = samples.lengths.reshape(prompts, -1)
+        copies = lengths.shape[1]
+        each, signal = 1.0 / (copies * samples.lengths), None
+        if self.signal == "reward":
+            scores = self._filled(self.score(self._counted(samples)), copies)
+            rewards = reward(scores, config)
+            group = config.baseline == "group"
+            gain = np.concatenate([
+                advantages(part, scale=config.scale) if group else leave_one_out(part)
+                for part in rewards.reshape(prompts, -1)
+            ])  # fmt: skip
+            policy = gain * (each if group else 1.0 / copies)
+        else:
+            scores, signal = self._reading(samples, batch, copies)
+            rewards = reward(scores, config)
+            policy = each = np.repeat(1.0 / lengths.sum(1), copies)
+        counts = np.arange(prompts * copies) < self.live * copies
+        weights = Weights((policy * counts).astype(np.float32), (each * counts).astype(np.float32))
+        return Explored(samples, rewards, weights, costs(samples, scores, prompts), batch, signal, scores.tokens)
 
     def score(self, samples: Samples) -> Scores:
-        """Returns the teacher's scores of each sample."""
-        return self.s.teacher.score(samples.contexts, samples.texts, self.s.config.reward == "margin")
+        """Returns the teacher's scores of each sample, its end included where it ended by the end token."""
+        margin = self.s.config.reward == "margin"
+        if not any(samples.ended):
+            return self.s.teacher.score(samples.contexts, samples.texts, margin)
+        return self.s.teacher.score(samples.contexts, samples.texts, margin, samples.ended)
+
+    def judge(self, samples: Samples) -> Scores:
+        """Returns the scores that choose among samples: those that exploring gives."""
+        copies = len(samples.texts) // len(self.s.problems)
+        if self.signal == "reward":
+            return self._filled(self.score(self._counted(samples)), copies)
+        return self._reading(samples, batch_of(samples.examples), copies)[0]
+
+    def greedy(self, delta: Array) -> Samples:
+        """Returns the greedy text of each problem as one sample a prompt."""
+        settings = SamplingParams(temperature=0.0, max_new_tokens=self.s.config.max_new_tokens)
+        return self._generate(delta, 1, self.s.keys, settings)
 
     def answer(self, delta: Array) -> tuple[list[Results], list[Cost]]:
         """Returns the greedy text of each problem, and its cost."""
-        settings = SamplingParams(temperature=0.0, max_new_tokens=self.s.config.max_new_tokens)
-        found = self._generate([p.prompt for p in self.s.problems], delta, 1, self.s.keys, settings)
-        return [[text] for text in found.texts], [Cost(n) for n in _generated(found)]
+        found = self.greedy(delta)
+        return [[text] for text in found.texts], [Cost(n) for n in found.cost]
 
     def teacher_answers(self) -> tuple[list[Example], list[Cost]]:
         """Returns the teacher's own answer to each problem, in the student's tokens."""
@@ -133,12 +176,42 @@ class SampledAnswers:
         examples = [self._example(*pair, end=False) for pair in zip(prompts, encoded, strict=True)]
         return examples, [Cost(0, int(n)) for n in found.tokens]
 
-    def _generate(
-        self, prompts: Sequence[str], delta: Array, copies: int, keys: Array, settings: SamplingParams
-    ) -> TextResult:
+    def _reading(self, samples: Samples, batch: Batch, copies: int) -> tuple[Scores, Signal]:
+        """The scores, and the signal of every row."""
+        teacher, own, count = self.s.teacher, self._counted(samples), self.live * copies
+        assert isinstance(teacher, TokenTeacher)
+        part = Batch(
+            tokens=batch["tokens"][:count],
+            targets=batch["targets"][:count],
+            loss_mask=batch["loss_mask"][:count],
+            valid=batch["valid"][:count],
+        )
+        found = teacher.read(self.s.student.lm.tokenizer, own.contexts, own.texts, own.examples, part)
+        signal = found.target if self.signal == "distillation" else found.sampled
+        rows = self._rows(copies)
+        return self._filled(found.scores, copies), signal if len(rows) == count else take(signal, rows)
+
+    def _counted(self, samples: Samples) -> Samples:
+        return samples.of(range(self.live), len(samples.texts) // len(self.s.problems))
+
+    def _rows(self, copies: int) -> np.ndarray:
+        """For each row of the batch a row that counts."""
+        count = np.arange(len(self.s.problems) * copies)
+        return np.where(count < self.live * copies, count, count % copies)
+
+    def _filled(self, scores: Scores, copies: int) -> Scores:
+        rows = self._rows(copies)
+        return scores if len(rows) == len(scores.tokens) else Scores(*(column[rows] for column in scores))
+
+    def _generate(self, delta: Array, copies: int, keys: Array, settings: SamplingParams) -> Samples:
         lm, stop = self.s.student.lm, self.s.problems[0].stop
+        prompts = [problem.prompt for problem in self.s.problems for _ in range(copies)]
         state = self.s.program.states(self.s.student.state, delta, copies)
-        return generate_text(lm.model, lm.params, lm.tokenizer, prompts, state, keys, settings, stop=stop)
+        found = generate_text(lm.model, lm.params, lm.tokenizer, prompts, state, keys, settings, stop=stop)
+        ended = [end and not cut for end, cut in zip(found.finished, found.stopped, strict=True)]
+        examples = [self._example(*one) for one in zip(prompts, found.tokens, ended, strict=True)]
+        cost = [len(ids) + int(end) for ids, end in zip(found.tokens, found.finished, strict=True)]
+        return Samples(examples, found.texts, prompts, cost, ended)
 
     def _example(self, prompt: str, tokens: Sequence[int], end: bool) -> Example:
         tokenizer = self.s.student.lm.tokenizer
@@ -147,75 +220,22 @@ class SampledAnswers:
         return Example(np.asarray(whole, np.int32), len(context), 0)
 
 
-class GivenChoices:
-    """Samples are the given choices, the same at every step: the teacher is asked once."""
+def signal_of(session: Session) -> str:
+    """Returns the signal of sampled answers: that of the settings, or the best one that the teacher gives.
 
-    def __init__(self, session: Session):
-        require_adaptable(session.student.state)
-        self.s = session
-        self.width = max(len(problem.choices) for problem in session.problems)
-        rows = [problem.choices[k : k + 1] for problem in session.problems for k in range(self.width)]
-        tokenizer = session.student.lm.tokenizer
-        examples = [encode_example(tokenizer, *row[0], eos=False) if row else NOTHING for row in rows]
-        cost = [len(example.tokens) - example.completion_start for example in examples]
-        texts, contexts = [row[0][1] if row else "" for row in rows], [row[0][0] if row else "" for row in rows]
-        self.samples = Samples(examples, texts, contexts, cost)
-        self.batch = batch_of(examples)
-        self.present = np.asarray([bool(row) for row in rows])
-        self._scores: Scores | None = None
-
-    def log_likelihoods(self, delta: Array) -> np.ndarray:
-        """Returns those of the choices [B, C], nats; -inf where a prompt has fewer choices.
-
-        Raises:
-          NonFiniteLogitsError: a `ValueError`; that of a choice is not finite.
-        """
-        student = self.s.student
-        nll = np.asarray(self.s.program.nll(student.lm.params, student.state, delta, self.batch), np.float64)
-        if not np.isfinite(nll[self.present]).all():
-            with cause_named(student.lm.params, [student.state]):
-                raise NonFiniteLogitsError("the student's log-likelihoods of choices are not finite")
-        return np.where(self.present, -nll, -np.inf).reshape(-1, self.width)
-
-    def explore(self, delta: Array, step: int) -> Explored:
-        """Scores all choices; each weighs its probability times its advantage over the policy's mean reward."""
-        config = self.s.config
-        p = _softmax(self.log_likelihoods(delta))
-        first = self._scores is None
-        scores = self.score()
-        rewards = np.where(self.present, reward(scores, config), 0.0)
-        gains = [advantages(*pair, scale=config.scale) for pair in zip(rewards.reshape(p.shape), p, strict=True)]
-        share = p.reshape(-1) / self.samples.lengths
-        weights = Weights((p * gains).reshape(-1).astype(np.float32), share.astype(np.float32))
-        asked = scores if first else scores._replace(tokens=np.zeros_like(scores.tokens))
-        return Explored(self.samples, rewards, weights, costs(self.samples, asked, len(p)))
-
-    def score(self) -> Scores:
-        """Returns the teacher's scores of each choice, asked once; zeros where there is no choice."""
-        if self._scores is None:
-            here, margin = np.flatnonzero(self.present), self.s.config.reward == "margin"
-            contexts, texts = ([column[i] for i in here] for column in (self.samples.contexts, self.samples.texts))
-            found = self.s.teacher.score(contexts, texts, margin)
-            self._scores = Scores(*(_spread(column, here, len(self.present)) for column in found))
-        return self._scores
-
-    def answer(self, delta: Array) -> tuple[list[Results], list[Cost]]:
-        """Returns the log-likelihood of each choice of each problem, and its cost."""
-        found = self.log_likelihoods(delta)
-        rows: list[Results] = [row[: len(p.choices)].tolist() for row, p in zip(found, self.s.problems, strict=True)]
-        spent = np.asarray(self.samples.cost).reshape(found.shape).sum(1)
-        return rows, [Cost(int(n)) for n in spent]
-
-    def teacher_answers(self) -> tuple[list[Example], list[Cost]]:
-        """Returns the choice of each problem that the teacher scores best; nothing of one that it does not score."""
-        scores = self.score()
-        rewards = np.where(self.present, reward(scores, self.s.config), np.nan).reshape(-1, self.width)
-        examples = [
-            NOTHING if np.isnan(row).all() else self.samples.examples[best(row) + b * self.width]
-            for b, row in enumerate(rewards)
-        ]
-        read = scores.tokens.reshape(rewards.shape).sum(1)
-        return examples, [Cost(0, int(n)) for n in read]
+    Raises:
+      ValueError: the teacher does not give the one that was asked for.
+    """
+    wanted, teacher = session.config.signal, session.teacher
+    reads = isinstance(teacher, TokenTeacher) and teacher.reads(session.student.lm)
+    if wanted in ("distillation", "token") and not reads:
+        raise ValueError(
+            f"signal {wanted}: the teacher gives no distributions over the student's tokens (another tokenizer, or a "
+            "chat endpoint); choose signal reward"
+        )
+    if wanted == "auto":
+        return "distillation" if reads and session.config.reward == "log_probability" else "reward"
+    return wanted
 
 
 def batch_of(examples: Sequence[Example]) -> Batch:
@@ -232,7 +252,8 @@ def reward(scores: Scores, config: AdaptConfig) -> np.ndarray:
     value = np.asarray(getattr(scores, config.reward), np.float64)
     if len(places := np.flatnonzero(np.isinf(value))):
         raise ValueError(f"the teacher's {config.reward} of a sample is {value[places[0]]}, not a finite number")
-    if np.isnan(value).all():
+    empty = (scores.length == 0) & (scores.tokens > 0)
+    if np.isnan(value).all() and not empty.all():
         raise ValueError(f"the teacher gives no {config.reward}; choose the other reward, or another interface")
     return value
 
@@ -241,19 +262,3 @@ def costs(samples: Samples, scores: Scores, prompts: int) -> list[Cost]:
     """Returns what samples and their scores cost each prompt, seconds aside."""
     student, teacher = np.asarray(samples.cost).reshape(prompts, -1), scores.tokens.reshape(prompts, -1)
     return [Cost(int(a), int(b)) for a, b in zip(student.sum(1), teacher.sum(1), strict=True)]
-
-
-def _generated(found: TextResult) -> list[int]:
-    """Tokens generated in each sample: its text's, and one for its end if it ended by itself."""
-    return [len(ids) + int(finished) for ids, finished in zip(found.tokens, found.finished, strict=True)]
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def _spread(column: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
-    out = np.zeros(count, column.dtype)
-    out[places] = column
-    return out

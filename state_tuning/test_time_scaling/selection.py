@@ -1,11 +1,33 @@
-"""Choosing one of several samples: by vote, or by a scorer. The controls that test-time adaptation has to beat."""
+"""Choosing one of several samples: by votes, weighted or not, or by a scorer; and the advantages of samples."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 Values = Sequence[float] | np.ndarray
+
+
+class Pool(NamedTuple):
+    """Samples of one prompt that were drawn so far, in order."""
+
+    texts: tuple[str, ...] = ()
+    answers: tuple[Hashable, ...] = ()
+    scores: tuple[float, ...] = ()
+    tokens: tuple[tuple[int, int], ...] = ()
+    """(student's, teacher's) of each."""
+
+    def plus(
+        self, texts: Sequence[str], answers: Sequence[Hashable], scores: Values, tokens: Sequence[tuple[int, int]]
+    ) -> "Pool":
+        """Returns the pool with further samples."""
+        numbers = (*self.scores, *map(float, scores))
+        return Pool((*self.texts, *texts), (*self.answers, *answers), numbers, (*self.tokens, *tokens))
+
+    def voted(self, weight: float) -> str:
+        """Returns the text that `weighted_vote` chooses."""
+        return self.texts[weighted_vote(self.answers, self.scores, weight)]
 
 
 def majority(answers: Sequence[Hashable]) -> int:
@@ -13,8 +35,51 @@ def majority(answers: Sequence[Hashable]) -> int:
 
     None stands for a sample without an answer and has no vote, NaN likewise. Ties go to the answer met first.
     """
-    votes = Counter(answer for answer in answers if answer is not None and answer == answer)
+    votes = Counter(answer for answer in answers if _votes(answer))
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
+
+
+def weighted_vote(answers: Sequence[Hashable], log_p: Values, weight: float) -> int:
+    """Returns the index of the best sample of the answer with the largest sum of exp(weight * log_p).
+
+    Weight 0 is the majority vote of the samples with a score; a large one is best-of-N.
+
+    Args:
+      answers: of each sample; None and NaN have no vote.
+      log_p: the teacher's mean log-probability of each sample, nats; NaN where there is none, which has no vote.
+      weight: c.
+
+    Returns:
+      The index; without any vote that of the best score, and without any score that of the majority.
+
+    Raises:
+      ValueError: a score is infinite.
+
+    Example:
+      >>> weighted_vote(["7", "7", "8"], [-2.0, -1.5, -0.4], weight=0.1)
+      1
+      >>> weighted_vote(["7", "7", "8"], [-2.0, -1.5, -0.4], weight=4.0)
+      2
+    """
+    x = np.asarray(log_p, np.float64)
+    _check_rewards(x)
+    if np.isnan(x).all():
+        return majority(answers)
+    weights = np.exp(weight * (x - np.nanmax(x)))
+    sums: dict[Hashable, float] = {}
+    for answer, w in zip(answers, weights, strict=True):
+        if _votes(answer) and not np.isnan(w):
+            sums[answer] = sums.get(answer, 0.0) + float(w)
+    if not sums:
+        return best(x)
+    chosen = max(sums, key=lambda answer: sums[answer])
+    return best([score if answer == chosen else np.nan for answer, score in zip(answers, x, strict=True)])
+
+
+def agreement(answers: Sequence[Hashable]) -> float:
+    """Returns the share of samples with the most frequent answer; those without one count as samples."""
+    votes = Counter(answer for answer in answers if _votes(answer))
+    return votes.most_common(1)[0][1] / len(answers) if votes else 0.0
 
 
 def best(rewards: Values) -> int:
@@ -28,6 +93,28 @@ def best(rewards: Values) -> int:
     if np.isnan(x).all():
         raise ValueError(f"none of {len(x)} samples has a reward, so none of them is the best")
     return int(np.nanargmax(x))
+
+
+def leave_one_out(rewards: Values) -> np.ndarray:
+    """Returns each reward less the mean of the other samples' (REINFORCE with leave-one-out, arXiv 2402.14740).
+
+    The mean of these times grad log pi(sample) is an unbiased estimate of the gradient of the expected reward: the
+    baseline of a sample does not depend on it.
+
+    Args:
+      rewards: of the group's K samples, drawn independently.
+
+    Returns:
+      float64 [K]; zeros for a single sample, or with a missing reward (NaN).
+
+    Raises:
+      ValueError: a reward is infinite.
+    """
+    x = np.asarray(rewards, np.float64)
+    _check_rewards(x)
+    if len(x) < 2 or np.isnan(x).any():
+        return np.zeros_like(x)
+    return (x - x.mean()) * (len(x) / (len(x) - 1))
 
 
 def advantages(rewards: Values, probabilities: Values | None = None, scale: bool = True) -> np.ndarray:
@@ -56,6 +143,10 @@ def advantages(rewards: Values, probabilities: Values | None = None, scale: bool
     if deviation <= 1e-6 * max(1.0, float(np.abs(x).max())):
         return np.zeros_like(x)
     return centred / deviation if scale else centred
+
+
+def _votes(answer: Hashable) -> bool:
+    return answer is not None and answer == answer
 
 
 def _check_rewards(x: np.ndarray) -> None:

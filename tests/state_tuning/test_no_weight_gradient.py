@@ -20,6 +20,8 @@ from state_tuning.core import objective, train
 from state_tuning.dbp import correlations as probe
 from state_tuning.dbp import literal
 from state_tuning.dbp import transform as dbp
+from state_tuning.objectives import distillation, preference
+from state_tuning.objectives.divergences import Listed
 from state_tuning.observer import distill
 from state_tuning.test_time_scaling import policy_gradient
 
@@ -121,6 +123,29 @@ def adapted():
     return program.update, zero_state(CONFIG, None), program.start(ROWS), batch(2 * ROWS), weights
 
 
+def listed(rows):
+    """What a server lists of every token."""
+    ids, shape = np.arange(5, dtype=np.int32), (rows, LENGTH, 5)
+    return Listed(np.broadcast_to(ids, shape), np.full(shape, -2.0, np.float32), np.ones(shape[:2], np.float32))
+
+
+def taught():
+    step, *others = adapted()
+    return step, *others, listed(2 * ROWS)
+
+
+def larger_model():
+    method, optimizer = train.standard(CONFIG, TUNE), train.make_optimizer(TUNE)
+    step = distillation.make_distillation_step(MODEL, optimizer, TUNE, method, hard=0.5)
+    return step, train.init(optimizer, method.init()), batch(), listed(ROWS)
+
+
+def preferred():
+    method, optimizer = train.standard(CONFIG, TUNE), train.make_optimizer(TUNE)
+    step = preference.make_preference_step(MODEL, optimizer, TUNE, method)
+    return step, train.init(optimizer, method.init()), batch(), np.ones(ROWS, np.float32)
+
+
 def offset():
     baseline = methods.build("state_offset", MODEL, {}, TUNE, jax.random.key(0))
     return tuning(baseline.method, model=baseline.model)
@@ -137,6 +162,9 @@ STEPS = {
     "distill": lambda: distilled(None),
     "distill, factors": lambda: distilled(2),
     "test_time": adapted,
+    "test_time, distillation": taught,
+    "a larger model": larger_model,
+    "preferences": preferred,
 }
 
 

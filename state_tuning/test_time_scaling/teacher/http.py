@@ -15,20 +15,23 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from rwkv7_jax.generation.stop_strings import cut_at_first_complete
-from state_tuning.test_time_scaling.teacher import raw_tokens
-from state_tuning.test_time_scaling.teacher.echo import NotEchoed, tokens_of_sample
+from rwkv7_jax.language_model import LanguageModel
+from rwkv7_jax.tokenizer import Tokenizer
+from state_tuning.core.objective import Batch, Example
+from state_tuning.test_time_scaling.teacher.echo import NotEchoed
 from state_tuning.test_time_scaling.teacher.foreign_text import quoted
 from state_tuning.test_time_scaling.teacher.http_client import Client, TeacherError
-from state_tuning.test_time_scaling.teacher.in_process import Generated, Question, Scores
+from state_tuning.test_time_scaling.teacher.in_process import Generated, Question, Reading, Scores
 from state_tuning.test_time_scaling.teacher.json_answer import (
     Json,
     MalformedAnswer,
     UnusableAnswer,
-    log_probability,
     part,
     text_of,
     tokens_used,
 )
+from state_tuning.test_time_scaling.teacher.listed import Lists, targets
+from state_tuning.test_time_scaling.teacher.log_probs import echoed, first_token, listed, yes_or_no
 from state_tuning.test_time_scaling.teacher.replay import Replay
 
 EMPTY = -20.0
@@ -38,8 +41,8 @@ STOPS = 4
 ALTERNATIVES = 20
 """Most likely first tokens of the verification's answer that are asked for."""
 
+UNLISTED = "the server lists no likely tokens of a given text, or cuts all of it in another way than the student does"
 REASONING = "if the model reasons first, turn that off"
-NOTHING = "the server gives no log-probabilities"
 CUT_SHORT = ("length", "max_tokens", "content_filter", "tool_calls", "function_call", "abort", "error")
 """What `finish_reason` says of an answer that did not end by itself."""
 
@@ -94,20 +97,28 @@ class HttpTeacher:
             raise ValueError(f"api {self.api!r} is unknown: choose completions or chat")
         self._client()
 
-    def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
+    def score(
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        margin: bool = False,
+        ended: Sequence[bool] | None = None,
+    ) -> Scores:
         """Scores as `Teacher` says; `log_probability` is NaN from a chat endpoint. The server counts the tokens.
 
-        A sample of which an answer says nothing has a score of NaN, and counts in `missing`.
+        A sample of which an answer says nothing has a score of NaN, and counts in `missing`. The end of an `ended` one
+        is scored where the server itself ends there, and shows its end token.
 
         Raises:
           TeacherError: there is no answer, or the answers say nothing of any of the samples.
         """
+        count = len(samples)
+        ends = [False] * count if ended is None else list(ended)
         pairs = list(zip(prompts, samples, strict=True))
-        count = len(pairs)
         likely, length, tokens = np.full(count, np.nan), np.zeros(count, int), np.zeros(count, int)
         verdict = np.full(count, np.nan)
         if self.api == "completions":
-            found = self._map(self._log_probability, pairs)
+            found = self._map(self._log_probability, list(zip(prompts, samples, ends, strict=True)))
             self._count_missing("log_probability", found)
             likely = np.asarray([one.value for one in found], float)
             length = np.asarray([one.length for one in found], int)
@@ -140,16 +151,62 @@ class HttpTeacher:
         texts = [cut_at_first_complete(text, stop) for text, _ in found]
         return Generated(texts, np.asarray([used for _, used in found], int))
 
-    def _log_probability(self, pair: tuple[str, str]) -> _Found:
-        """The mean log-probability of the sample's tokens."""
-        prompt, sample = pair
+    def reads(self, lm: LanguageModel) -> bool:
+        """Returns whether it lists likely tokens of a given text: through `completions`, of a student of any kind."""
+        del lm
+        return self.api == "completions"
+
+    def read(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        examples: Sequence[Example],
+        batch: Batch,
+    ) -> Reading:
+        """Reads as `TokenTeacher` says: the likeliest tokens, where the server cuts the text as the student does.
+
+        Raises:
+          TeacherError: there is no answer, or the answers say nothing of any of the samples.
+        """
+        ends = [len(e.tokens) > e.completion_start and int(e.tokens[-1]) == tokenizer.eos_id for e in examples]
+        found = self._map(self._lists, list(zip(prompts, samples, ends, strict=True)))
+        scored = [one for one, _ in found]
+        self._count_missing("log_probability", scored)
+        value, length, used = (np.asarray(column) for column in list(zip(*scored, strict=True))[:3])
+        target, sampled = targets(tokenizer, samples, examples, batch, [lists for _, lists in found])
+        silent = int((np.asarray(target.known).sum(1) == 0).sum())
+        if silent == len(samples):
+            raise TeacherError(f"{self.base_url}: {UNLISTED}; choose signal reward")
+        self.missing["distribution"] += silent
+        return Reading(Scores(value.astype(float), np.full(len(value), np.nan), length, used), target, sampled)
+
+    def _lists(self, one: tuple[str, str, bool]) -> tuple[_Found, Lists | None]:
+        """The mean log-probability of the sample's tokens, and the likeliest tokens at each."""
+        prompt, sample, _ = one
+        kept: list[Lists | None] = [None]
+
+        def also(choice: object) -> None:
+            kept[0] = listed(choice, prompt, sample)
+
+        return self._log_probability(one, ALTERNATIVES, also), kept[0]
+
+    def _log_probability(
+        self, one: tuple[str, str, bool], alternatives: int = 1, also: Callable[[object], None] | None = None
+    ) -> _Found:
+        """The mean log-probability of the sample's tokens; `also` gets the answer if they are found in it."""
+        prompt, sample, ended = one
         if not sample:
             return _Found(EMPTY, 0, 0)
-        body: Json = {"prompt": prompt + sample, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1}
+        body: Json = {"prompt": prompt + sample, "max_tokens": 1, "temperature": 0.0, "echo": True}
+        body |= {"logprobs": alternatives}
 
         def read(choice: object, used: int) -> _Found:
             try:
-                return _Found(*_echoed(choice, prompt, sample), used)
+                found = _Found(*echoed(choice, prompt, sample, ended), used)
+                if also:
+                    also(choice)
+                return found
             except NotEchoed as problem:
                 return _Found(math.nan, 0, used, f"{problem}; scores of a given text need a server with `echo`")
 
@@ -161,8 +218,8 @@ class HttpTeacher:
         body |= {"logprobs": True, "top_logprobs": ALTERNATIVES} if self.api == "chat" else {"logprobs": ALTERNATIVES}
 
         def read(choice: object, used: int) -> _Found:
-            likely = _first_token(choice)
-            value = _yes_or_no(likely, self.question.yes, self.question.no)
+            likely = first_token(choice)
+            value = yes_or_no(likely, self.question.yes, self.question.no)
             return _Found(value, 0, used, self._no_verdict(likely) if math.isnan(value) else "")
 
         return self._ask(body, read)
@@ -230,75 +287,3 @@ def _key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"{variable}: the key has characters that are not printable ASCII; set it again")
     return key
-
-
-def _echoed(choice: object, prompt: str, sample: str) -> tuple[float, int]:
-    """(mean log-probability, number) of the echoed tokens in the sample; one across its beginning is left out.
-
-    Raises:
-      NotEchoed: the tokens are not those of the request.
-      UnusableAnswer: there are no log-probabilities.
-      MalformedAnswer: they are not one for each token.
-    """
-    found = _log_probabilities(choice)
-    tokens, values = found.get("tokens"), found.get("token_logprobs")
-    if not isinstance(tokens, list) or not isinstance(values, list):
-        raise UnusableAnswer(f"{NOTHING} of the prompt; scores of a given text need a server with `echo`")
-    if len(tokens) != len(values) or not all(isinstance(token, str) for token in tokens):
-        raise MalformedAnswer("tokens and log-probabilities that do not belong together")
-    inside = tokens_of_sample(tokens, prompt, sample)
-    # The very first token follows nothing, so that it alone has no log-probability.
-    chosen = [values[i] for i in inside if values[i] is not None or any(value is not None for value in values[:i])]
-    if not chosen:
-        raise NotEchoed("no log-probability inside the chain")
-    nats = [log_probability(value) for value in chosen]
-    return sum(nats) / len(nats), len(nats)
-
-
-def _log_probabilities(choice: object) -> dict[str, object]:
-    """The object that holds them. Raises: UnusableAnswer without one."""
-    found = choice.get("logprobs") if isinstance(choice, dict) else None
-    if not isinstance(found, dict):
-        raise UnusableAnswer(f"{NOTHING}; another server, or a setting of this one, may")
-    return found
-
-
-def _first_token(choice: object) -> dict[str, float]:
-    """Log-probabilities of the most likely first tokens of an answer."""
-    found = _log_probabilities(choice)
-    rows = found.get("content") if "content" in found else found.get("top_logprobs")
-    if not isinstance(rows, list) or not rows:
-        raise UnusableAnswer(f"{NOTHING} of its answer's first token; another server, or a setting of this one, may")
-    if "content" in found:
-        listed = part(rows[0], "top_logprobs")
-        listed = listed if isinstance(listed, list) else []
-        alternatives = [(part(row, "token"), part(row, "logprob")) for row in listed]
-    else:
-        alternatives = list(rows[0].items()) if isinstance(rows[0], dict) else []
-    likely = {token: log_probability(value) for token, value in alternatives if isinstance(token, str)}
-    if not likely:
-        raise UnusableAnswer(f"{NOTHING} of other first tokens (`top_logprobs`); another server, or a setting, may")
-    return likely
-
-
-def _yes_or_no(likely: dict[str, float], yes: str, no: str) -> float:
-    """log p(yes) - log p(no), case and spaces aside; NaN if none is listed.
-
-    Of two words, the one that is not listed counts as the least likely listed one.
-    """
-    listed = {token: log_probability(value) for token, value in likely.items()}
-    floor = min(listed.values())
-
-    def mass(word: str) -> float | None:
-        values = [value for token, value in listed.items() if raw_tokens.word(token) == word.strip().lower()]
-        return _logsumexp(values) if values else None
-
-    for_yes, for_no = mass(yes), mass(no)
-    if for_yes is None and for_no is None:
-        return math.nan
-    return (floor if for_yes is None else for_yes) - (floor if for_no is None else for_no)
-
-
-def _logsumexp(values: Sequence[float]) -> float:
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))

@@ -6,8 +6,8 @@ to a question about it. Neither sees a gold label.
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple, Protocol
+from functools import lru_cache, partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,13 @@ from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer
 from rwkv7_jax.tokenizer.abilities import encode_after
-from state_tuning.core import objective, surgery
+from state_tuning.core import objective
+from state_tuning.objectives import distillation
+from state_tuning.objectives.divergences import Exact, Target
+from state_tuning.test_time_scaling.signals import Sampled, token_log_p
+
+CHUNK = 128
+"""Positions whose logits exist at a time."""
 
 
 class Scores(NamedTuple):
@@ -49,17 +55,57 @@ class Generated(NamedTuple):
     """All tokens that the teacher read or generated for this."""
 
 
+class Reading(NamedTuple):
+    """What a teacher says of a student's samples, token by token."""
+
+    scores: Scores
+    """Of each sample's tokens, the end token included where the student's sample has it."""
+    target: Target
+    """Its distribution at every token [R, T]."""
+    sampled: Sampled
+    """Its log-probability of every token [R, T]."""
+
+
 class Teacher(Protocol):
     """A larger model, wherever it runs."""
 
-    def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
-        """Scores `samples[i]` as what follows `prompts[i]`; `margin` asks the yes-or-no question too."""
+    def score(
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        margin: bool = False,
+        ended: Sequence[bool] | None = None,
+    ) -> Scores:
+        """Scores `samples[i]` as what follows `prompts[i]`; `margin` asks the yes-or-no question too.
+
+        Where `ended`, the sample's end is scored as a token of it, as far as the teacher can.
+        """
         ...
 
     def generate(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), seed: int | None = None
     ) -> Generated:
         """Returns continuations of the prompts, up to the first stop string; greedy, or sampled with a seed."""
+        ...
+
+
+@runtime_checkable
+class TokenTeacher(Protocol):
+    """A teacher that gives distributions over a student's own tokens."""
+
+    def reads(self, lm: LanguageModel) -> bool:
+        """Returns whether it can read the tokens of this student."""
+        ...
+
+    def read(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        examples: Sequence[objective.Example],
+        batch: objective.Batch,
+    ) -> Reading:
+        """Reads samples in the student's tokens: `batch` holds `examples`, and a sample's tokens count in it."""
         ...
 
 
@@ -115,20 +161,68 @@ class InProcessTeacher:
         self.question = question or Question()
         self._suffix, self._answers = _branch(lm.tokenizer, self.question)
 
-    def score(self, prompts: Sequence[str], samples: Sequence[str], margin: bool = False) -> Scores:
+    def score(
+        self,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        margin: bool = False,
+        ended: Sequence[bool] | None = None,
+    ) -> Scores:
         """Scores as `Teacher` says. Both scores come from one pass; its tokens are those read, with the question's.
+
+        The margin is of the sample without its end token: the question follows the text.
 
         Raises:
           NonFiniteLogitsError: a `ValueError`; the teacher's logits are not finite.
         """
         suffix = self._suffix if margin else []
-        rows = [self._example(*pair) for pair in zip(prompts, samples, strict=True)]
+        ends = [False] * len(samples) if ended is None or margin else ended
+        rows = [self._example(*one) for one in zip(prompts, samples, ends, strict=True)]
         parts = [self._score(rows[i : i + self.batch_size], suffix) for i in range(0, len(rows), self.batch_size)]
         nothing = np.zeros(0, np.float32)
         total, found = (np.concatenate(column) for column in zip(*parts or [(nothing, nothing)], strict=True))
         length = np.asarray([len(row.tokens) - row.completion_start for row in rows], int)
         read = np.asarray([len(row.tokens) + len(suffix) for row in rows], int)
         return Scores(total / length, found if margin else np.full(len(rows), np.nan), length, read)
+
+    def reads(self, lm: LanguageModel) -> bool:
+        """Returns whether the student's tokens are its own: the same bytes behind every id, and as many logits."""
+        return lm.config.vocab_size == self.lm.config.vocab_size and same_tokens(lm.tokenizer, self.tokenizer)
+
+    def read(
+        self,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        samples: Sequence[str],
+        examples: Sequence[objective.Example],
+        batch: objective.Batch,
+    ) -> Reading:
+        """Reads as `TokenTeacher` says: the whole distribution at every token. Tokens: those of the examples.
+
+        A sample without a token has no score.
+
+        Raises:
+          NonFiniteLogitsError: a `ValueError`; the teacher's logits are not finite.
+        """
+        del tokenizer, prompts, samples
+        found = []
+        for begin in range(0, len(examples), self.batch_size):
+            part = {name: jnp.asarray(column)[begin : begin + self.batch_size] for name, column in batch.items()}
+            found.append(_read(self.lm.model, self.lm.params, self.state, part))
+        hidden, log_q = (
+            jnp.concatenate(column) if len(found) > 1 else column[0] for column in zip(*found, strict=True)
+        )
+        values, mask = np.asarray(log_q, np.float64), np.asarray(batch["loss_mask"], np.float64)
+        if not np.isfinite(values).all():
+            with cause_named(self.lm.params, [self.state]):
+                raise NonFiniteLogitsError("the teacher's logits are not finite")
+        length = mask.sum(1).astype(int)
+        mean = np.where(length > 0, values.sum(1) / np.maximum(length, 1), np.nan)
+        tokens = np.asarray([len(example.tokens) for example in examples], int)
+        scores = Scores(mean, np.full(len(examples), np.nan), length, tokens)
+        return Reading(
+            scores, Exact(self.lm.model, self.lm.params, hidden), Sampled(log_q, jnp.asarray(mask, jnp.float32))
+        )
 
     def generate(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), seed: int | None = None
@@ -154,8 +248,8 @@ class InProcessTeacher:
     def _keys(self, count: int, seed: int | None) -> Key[Array, "N"]:
         return jax.random.split(jax.random.key(seed or 0), count)
 
-    def _example(self, prompt: str, sample: str) -> objective.Example:
-        return objective.encode_example(self.tokenizer, prompt, sample, eos=not self.tokenizer.encode(sample))
+    def _example(self, prompt: str, sample: str, ended: bool) -> objective.Example:
+        return objective.encode_example(self.tokenizer, prompt, sample, eos=ended or not self.tokenizer.encode(sample))
 
     def _score(self, rows: Sequence[objective.Example], suffix: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """(summed log-probability of the sample, margin) of each sequence of one batch."""
@@ -191,13 +285,8 @@ def _branch(tokenizer: Tokenizer, question: Question) -> tuple[list[int], Int[np
 def _pass(
     model: RWKV7, params: Params, state: State, batch: dict[str, Array], answers: Int[Array, "2"]
 ) -> tuple[Array, Array, Array]:
-    tokens, valid = batch["tokens"], batch["valid"]
-    zero = zero_state(model.config, tokens.shape[0])
-    start = surgery.broadcast(state, tokens.shape[0])
-    start = start._replace(
-        att_shift=start.att_shift.astype(zero.att_shift.dtype), ffn_shift=start.ffn_shift.astype(zero.ffn_shift.dtype)
-    )
-    hidden, _ = functional.hidden(model, params, tokens, start, valid=valid)
+    hidden = distillation.read(model, params, state, batch)
+    valid = batch["valid"]
 
     def head(x: Array) -> Array:
         return functional.logits(model, params, x)
@@ -206,6 +295,27 @@ def _pass(
     last = jnp.maximum(valid.sum(1) - 1, 0)
     logits = head(jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
     return -nll, logits[:, answers[0]] - logits[:, answers[1]], ~not_finite(logits)
+
+
+@partial(jax.jit, static_argnums=0)
+def _read(model: RWKV7, params: Params, state: State, batch: dict[str, Array]) -> tuple[Array, Array]:
+    """(activations, log-probability of each token that counts and 0 elsewhere)"""
+    hidden = distillation.read(model, params, state, batch)
+
+    def head(x: Array) -> Array:
+        return functional.logits(model, params, x)
+
+    return hidden, token_log_p(hidden, head, batch["targets"], batch["loss_mask"], CHUNK)
+
+
+@lru_cache(maxsize=8)
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Returns whether two tokenizers have the same bytes behind every id, and one end."""
+    if one is other:
+        return True
+    if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
+        return False
+    return all(one.decode_bytes([i]) == other.decode_bytes([i]) for i in range(one.vocab_size))
 
 
 def _joined(tokens: np.ndarray, more: Sequence[int]) -> np.ndarray:

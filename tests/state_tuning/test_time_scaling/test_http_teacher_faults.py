@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from rwkv7_jax.tokenizer.json import byte_symbols
-from state_tuning.test_time_scaling.teacher import http as teacher_http
+from state_tuning.test_time_scaling.teacher import log_probs
 from state_tuning.test_time_scaling.teacher.echo import NotEchoed, tokens_of_sample
 from state_tuning.test_time_scaling.teacher.foreign_text import quoted
-from state_tuning.test_time_scaling.teacher.http import HttpTeacher, _yes_or_no
+from state_tuning.test_time_scaling.teacher.http import HttpTeacher
 from state_tuning.test_time_scaling.teacher.http_client import TeacherError
 from state_tuning.test_time_scaling.teacher.replay import Replay
 
@@ -458,7 +458,7 @@ def test_ids_instead_of_tokens_are_refused_by_name(count):
 
 def test_verdicts_are_read_in_any_spelling():
     for yes in (" yes", "Ġyes", "▁Yes", "yes"):
-        assert _yes_or_no({yes: -0.5, "x": -1.5}, " yes", " no") == 1.0
+        assert log_probs.yes_or_no({yes: -0.5, "x": -1.5}, " yes", " no") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_the_parts_of_a_text_are_joined(serve):
 
 
 def test_words_that_are_not_listed_give_no_verdict():
-    assert np.isnan(teacher_http._yes_or_no({"maybe": -0.5, "x": -4.0}, " yes", " no"))
+    assert np.isnan(log_probs.yes_or_no({"maybe": -0.5, "x": -4.0}, " yes", " no"))
 
 
 @pytest.mark.parametrize("more", [{"refusal": "I cannot."}, {"reasoning_content": "Hm."}, {}])

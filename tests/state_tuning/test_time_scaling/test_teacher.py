@@ -16,9 +16,12 @@ from rwkv7_jax import zero_state
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import ByteTokenizer
 from state_tuning.core import surgery
-from state_tuning.test_time_scaling import adaptation, policy_gradient
-from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN, GivenChoices, Problem, Session, Student
+from state_tuning.core.objective import encode_example
+from state_tuning.test_time_scaling import baselines, policy_gradient
+from state_tuning.test_time_scaling.choices import GivenChoices
+from state_tuning.test_time_scaling.rollouts import NOT_CHOSEN, Problem, Session, Student, batch_of
 from state_tuning.test_time_scaling.teacher import http as teacher_http
+from state_tuning.test_time_scaling.teacher import log_probs
 from state_tuning.test_time_scaling.teacher.http import HttpTeacher
 from state_tuning.test_time_scaling.teacher.http_client import TeacherError, retry_after
 from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher, Question, Scores
@@ -157,8 +160,11 @@ def answer(path, body):
         text = f"after {body['prompt']} {body.get('seed')}"
         return {"choices": [{"text": text, "logprobs": {"top_logprobs": [top]}}], "usage": usage}
     tokens = [*body["prompt"], "!"]
-    values = [None, *(-float(ord(c) - ord("a")) for c in tokens[1:])]
+    values = [None, *(-abs(float(ord(c) - ord("a"))) for c in tokens[1:])]
     found = {"tokens": tokens, "token_logprobs": values, "text_offset": list(range(len(tokens)))}
+    if body["logprobs"] > 1:
+        pairs = zip(tokens[1:], values[1:], strict=True)
+        found["top_logprobs"] = [None, *({token: value, "y": -30.0} for token, value in pairs)]
     return {"choices": [{"text": body["prompt"], "logprobs": found}], "usage": usage}
 
 
@@ -193,6 +199,42 @@ def test_completions_give_log_probabilities_margins_and_tokens(server, monkeypat
     np.testing.assert_array_equal(written.tokens, [13, 13])
 
 
+def reading(server, samples):
+    teacher = http(server)
+    examples = [encode_example(BYTES, "q:", sample, eos=False) for sample in samples]
+    return teacher, teacher.read(BYTES, ["q:"] * len(samples), samples, examples, batch_of(examples))
+
+
+def test_completions_list_the_likeliest_tokens_of_a_given_text(server):
+    teacher, found = reading(server, ["cd", "e"])
+    assert teacher.reads(LM)
+    assert not http(server, api="chat").reads(LM)
+    np.testing.assert_allclose(found.scores.log_probability, [-2.5, -4.0])
+    assert found.scores.tokens.tolist() == [13, 13]
+    assert found.target.known[:, 1:3].tolist() == [[1, 1], [1, 0]]
+    row = dict(zip(found.target.ids[0, 2].tolist(), found.target.log_q[0, 2].tolist(), strict=True))
+    assert (row[ord("d")], row[ord("y")]) == (-3.0, -30.0)
+    np.testing.assert_allclose(found.sampled.log_q[0, 1:3], [-2.0, -3.0])
+    assert server.requests[0]["logprobs"] == teacher_http.ALTERNATIVES
+
+
+def test_a_server_without_lists_is_told_in_one_line(server):
+    logprobs = {"tokens": ["q", ":", "c", "!"], "token_logprobs": [None, -1.0, -2.0, -1.0]}
+    plain = {"choices": [{"text": "", "logprobs": logprobs}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    server.faults = [json.dumps(plain).encode()]
+    with pytest.raises(TeacherError, match=r"lists no likely tokens of a given text.*choose signal reward"):
+        reading(server, ["c"])
+
+
+def test_an_end_that_the_server_shows_counts():
+    found = {"tokens": ["a", "b", "</s>"], "token_logprobs": [None, -1.0, -3.0]}
+    choice = {"logprobs": found}
+    assert log_probs.echoed(choice, "a", "b") == (-1.0, 1)
+    assert log_probs.echoed(choice, "a", "b", True) == (-2.0, 2)
+    other = {"logprobs": found | {"tokens": ["a", "b", "c"]}}
+    assert log_probs.echoed(other, "a", "b", True) == (-1.0, 1)
+
+
 def test_chat_gives_margins_alone(server):
     found = http(server, api="chat").score(["ab"], ["cd"], margin=True)
     assert np.isnan(found.log_probability[0])
@@ -217,30 +259,30 @@ def test_texts_are_cut_at_stop_strings_beyond_those_that_servers_take(server):
 
 
 def test_words_that_are_not_listed_count_as_the_least_likely():
-    assert teacher_http._yes_or_no({"no": -0.5, "x": -4.0}, " yes", " no") == pytest.approx(-3.5)
+    assert log_probs.yes_or_no({"no": -0.5, "x": -4.0}, " yes", " no") == pytest.approx(-3.5)
 
 
 @pytest.mark.parametrize("no", [-9999.0, -np.inf])
 def test_what_a_server_cut_off_has_a_bounded_log_probability(no):
-    margin = teacher_http._yes_or_no({" yes": -0.5, "yes": -0.5, " no": no}, " yes", " no")
+    margin = log_probs.yes_or_no({" yes": -0.5, "yes": -0.5, " no": no}, " yes", " no")
     assert margin == pytest.approx(np.log(2) - 0.5 + 100.0)
-    assert teacher_http._yes_or_no({" no": no, "x": -1.0}, " yes", " no") == 0.0
-    assert teacher_http._yes_or_no({" yes": -0.5, "x": no}, " yes", " no") == pytest.approx(99.5)
+    assert log_probs.yes_or_no({" no": no, "x": -1.0}, " yes", " no") == 0.0
+    assert log_probs.yes_or_no({" yes": -0.5, "x": no}, " yes", " no") == pytest.approx(99.5)
     choice = {"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, no, -2.0]}}
-    assert teacher_http._echoed(choice, "a", "bc") == (-51.0, 2)
+    assert log_probs.echoed(choice, "a", "bc") == (-51.0, 2)
 
 
 @pytest.mark.parametrize("value", [1000.0, 0.5, np.nan])
 def test_what_is_not_a_log_probability_is_malformed(value):
     with pytest.raises(ValueError, match="is not a log-probability"):
-        teacher_http._yes_or_no({" yes": value, " no": -1.0}, " yes", " no")
+        log_probs.yes_or_no({" yes": value, " no": -1.0}, " yes", " no")
     with pytest.raises(ValueError, match="is not a log-probability"):
-        teacher_http._echoed({"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None, value]}}, "a", "b")
+        log_probs.echoed({"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None, value]}}, "a", "b")
 
 
 def test_offsets_may_be_missing_and_a_token_across_the_boundary_is_left_out():
     choice = {"logprobs": {"tokens": ["a", "bc", "d"], "token_logprobs": [None, -1.0, -2.0]}}
-    assert teacher_http._echoed(choice, "ab", "cd") == (-2.0, 1)
+    assert log_probs.echoed(choice, "ab", "cd") == (-2.0, 1)
 
 
 def refuse(code, text=b"busy", **headers):
@@ -542,12 +584,12 @@ def session_of(reward, teacher):
 
 
 def alone(reward):
-    return adaptation.teacher_alone(session_of(reward, Chat()))
+    return baselines.teacher_alone(session_of(reward, Chat()))
 
 
 def test_a_missing_verdict_chooses_nothing_and_moves_nothing():
     session = session_of("margin", Undecided())
-    assert adaptation.teacher_alone(session)[0].results == [NOT_CHOSEN, 0.0, NOT_CHOSEN]
+    assert baselines.teacher_alone(session)[0].results == [NOT_CHOSEN, 0.0, NOT_CHOSEN]
     examples, _ = GivenChoices(session).teacher_answers()
     assert [BYTES.decode(example.tokens.tolist()) for example in examples] == ["a: y", "b: x"]
     weights = GivenChoices(session).explore(session.program.start(2).delta, 0).weights
@@ -555,7 +597,7 @@ def test_a_missing_verdict_chooses_nothing_and_moves_nothing():
     assert not gains[0].any()
     assert gains[1, :2].all()
     with pytest.raises(ValueError, match="gives no log_probability of a choice"):
-        adaptation.teacher_alone(session_of("margin", Undecided(silent=True)))
+        baselines.teacher_alone(session_of("margin", Undecided(silent=True)))
 
 
 def test_without_log_probabilities_the_larger_model_chooses_by_margin():

@@ -18,11 +18,11 @@ from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import ByteTokenizer
 from rwkv7_jax.wkv_state import Literal
 from state_tuning.core.objective import Example
-from state_tuning.test_time_scaling import adaptation, policy_gradient, selection
+from state_tuning.test_time_scaling import adaptation, baselines, outcomes, policy_gradient, selection
+from state_tuning.test_time_scaling.choices import GivenChoices
 from state_tuning.test_time_scaling.cost import Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, Weights
 from state_tuning.test_time_scaling.rollouts import (
-    GivenChoices,
     Problem,
     SampledAnswers,
     Samples,
@@ -34,7 +34,10 @@ from state_tuning.test_time_scaling.teacher.in_process import Generated, Scores
 from tests.helpers import CONFIG, MODEL, logits, random_state, weights
 
 BYTES = ByteTokenizer()
-SETTINGS = AdaptConfig(samples=8, steps=3, rate=0.1, kl=0.001, norm_cap=6.0, max_new_tokens=3, loss_chunk=4)
+SETTINGS = AdaptConfig(
+    samples=8, steps=3, rate=0.1, kl=0.001, norm_cap=6.0, max_new_tokens=3, loss_chunk=4, signal="reward",
+    baseline="group", units="absolute",
+)  # fmt: skip
 
 
 def strengthened(path, leaf):
@@ -58,7 +61,7 @@ class ToyTeacher:
     def __init__(self):
         self.asked = 0
 
-    def score(self, prompts, samples, margin=False):
+    def score(self, prompts, samples, margin=False, ended=None):
         assert len(prompts) == len(samples)
         self.asked += len(samples)
         value = np.asarray([np.mean([c < "p" for c in sample] or [0.0]) for sample in samples])
@@ -186,7 +189,7 @@ class Judge(ToyTeacher):
     def __init__(self, rewards):
         self.rewards = np.asarray(rewards, np.float64)
 
-    def score(self, prompts, samples, margin=False):
+    def score(self, prompts, samples, margin=False, ended=None):
         count = np.full(len(self.rewards), 1)
         return Scores(self.rewards, self.rewards, count, count)
 
@@ -196,7 +199,7 @@ class Given(SampledAnswers):
 
     def sample(self, delta, first, count):
         examples = [Example(np.ones(2 + n, np.int32), 2, 0) for n in (1, 2, 4, 3, 3, 5)]
-        return Samples(examples, [""] * 6, [""] * 6, [1] * 6)
+        return Samples(examples, [""] * 6, [""] * 6, [1] * 6, [False] * 6)
 
 
 def test_a_chain_weighs_its_advantage_over_its_length():
@@ -207,6 +210,15 @@ def test_a_chain_weighs_its_advantage_over_its_length():
     gain = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
     np.testing.assert_allclose(found.policy.reshape(2, 3), gain / (3 * length), rtol=1e-6)
     np.testing.assert_allclose(found.kl.reshape(2, 3), 1 / (3 * length), rtol=1e-6)
+
+
+def test_a_chain_weighs_its_reward_less_the_others_mean():
+    """- 1/K (reward_k - mean of the other rewards) log pi(c_k): neither deviation nor length."""
+    rewards = np.asarray([[0.1, 0.7, 0.3], [2.0, -1.0, 0.0]])
+    s = session(dataclasses.replace(SETTINGS, samples=3, baseline="leave_one_out"), PROBLEMS[:2])
+    found = Given(s._replace(teacher=Judge(rewards.ravel()))).explore(s.program.start(2).delta, 0).weights
+    others = (rewards.sum(1, keepdims=True) - rewards) / 2
+    np.testing.assert_allclose(found.policy.reshape(2, 3), (rewards - others) / 3, rtol=1e-6)
 
 
 def test_choices_weigh_as_the_gradient_of_the_expected_reward(monkeypatch):
@@ -357,8 +369,8 @@ def test_a_choice_that_the_teacher_prefers_gains_on_the_others():
 @pytest.mark.parametrize("problems", [PROBLEMS, CHOICES])
 def test_controls_use_the_same_chains_at_the_same_budget(problems):
     s = session(problems=problems)
-    found = adaptation.controls(s, (1, 9), lambda b, text: text[:1] or None)
-    assert set(found) == {"self_consistency", "best_of_n"}
+    found = baselines.controls(s, (1, 9), lambda b, text: text[:1] or None)
+    assert set(found) == {"self_consistency", "best_of_n", "added" if problems[0].choices else "weighted_vote"}
     for b in range(len(problems)):
         vote, best = found["self_consistency"][9][b], found["best_of_n"][9][b]
         assert vote.cost.student_tokens == best.cost.student_tokens > found["best_of_n"][1][b].cost.student_tokens
@@ -373,8 +385,8 @@ def test_controls_use_the_same_chains_at_the_same_budget(problems):
 
 
 def test_the_larger_model_alone():
-    assert [a.results for a in adaptation.teacher_alone(session())] == [["abc"]] * 3
-    found = adaptation.teacher_alone(session(problems=CHOICES))
+    assert [a.results for a in baselines.teacher_alone(session())] == [["abc"]] * 3
+    found = baselines.teacher_alone(session(problems=CHOICES))
     np.testing.assert_allclose(found[0].results, [1.0, 1.0, 1.0])
     assert [a.cost.teacher_tokens for a in found] == [30, 20]
     assert found[0].cost.student_tokens == 0
@@ -386,14 +398,14 @@ def test_a_student_whose_map_does_not_read_s0_is_refused():
     s = session(student=STUDENT._replace(state=STUDENT.state._replace(wkv=wkv)))
     for problems in (PROBLEMS, CHOICES):
         with pytest.raises(ValueError, match="does not read S_0"):
-            adaptation.explorer_of(s._replace(problems=problems))
+            outcomes.explorer_of(s._replace(problems=problems))
     with pytest.raises(ValueError, match="does not read S_0"):
         s.program.states(s.student.state, s.program.start(3).delta, 1)
 
 
 def test_mixed_batches_and_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="must all be open"):
-        adaptation.explorer_of(session(problems=[PROBLEMS[0], CHOICES[0]]))
+        outcomes.explorer_of(session(problems=[PROBLEMS[0], CHOICES[0]]))
     for wrong in ({"samples": 0}, {"rate": -1.0}, {"norm_cap": 0.0}, {"temperature": 0.0}):
         with pytest.raises(ValueError):  # noqa: PT011
             AdaptConfig(**wrong)
@@ -446,12 +458,12 @@ def test_a_broken_student_is_an_error(problems):
     with pytest.raises(NonFiniteLogitsError, match=r"not finite.*weights head\.weight"):
         adaptation.adapt(broken)
     with pytest.raises(NonFiniteLogitsError, match=r"not finite.*weights head\.weight"):
-        adaptation.controls(broken, [2], lambda b, text: text)
+        baselines.controls(broken, [2], lambda b, text: text)
 
 
 def test_without_a_reward_of_any_sample_the_first_stands_and_nothing_is_imitated():
     class Silent(ToyTeacher):
-        def score(self, prompts, samples, margin=False):
+        def score(self, prompts, samples, margin=False, ended=None):
             found = super().score(prompts, samples, margin)
             return found._replace(log_probability=np.where([s in (" x", " w") for s in samples], np.nan, 1.0))
 
@@ -460,7 +472,7 @@ def test_without_a_reward_of_any_sample_the_first_stands_and_nothing_is_imitated
     examples, _ = GivenChoices(silent).teacher_answers()
     assert len(examples[0].tokens) == examples[0].completion_start
     assert BYTES.decode(examples[1].tokens.tolist()) == "a: yy"
-    drawn = adaptation.controls(silent, [3], lambda b, text: text)["best_of_n"][3]
+    drawn = baselines.controls(silent, [3], lambda b, text: text)["best_of_n"][3]
     assert drawn[0].results.count(0.0) == 1
     infinite = session(config, CHOICES)
     infinite.teacher.score = lambda *asked: ToyTeacher().score(*asked)._replace(log_probability=np.full(5, np.inf))
