@@ -3,18 +3,18 @@
     rwkv7 scale --data.tasks pocket:gsm8k --teacher.checkpoint pocket/teacher
     rwkv7 scale --data.file my.jsonl --teacher.checkpoint http://HOST/v1 --teacher.model NAME
 
-Each prompt gets its own change of the initial state, found from the larger model's scores and thrown away after it.
-Shows accuracy against budget beside greedy answers, self-consistency, best-of-N with the same scorer, and the larger
-model alone. The teacher is another RWKV-7 checkpoint, or any OpenAI-compatible endpoint. A killed run goes on with the
-same command.
+Each prompt gets its own change of the initial state, found from what the larger model says of the student's own
+chains, and thrown away after it. Shows accuracy against budget, of the adapted model alone and of a vote over all its
+chains, beside greedy answers, self-consistency, best-of-N and a vote with the same scorer, and the larger model alone.
+The teacher is another RWKV-7 checkpoint, or any OpenAI-compatible endpoint. A killed run goes on with the same command.
 """
 
 from collections.abc import Sequence
 
 from experiments.config.cli import Help, command
-from experiments.config.commands import Scale
 from experiments.config.loading import parse
 from experiments.config.overrides import UsageError, check_required
+from experiments.config.scale import Scale
 
 HELP = Help("scale", __doc__, (Scale(),))
 
@@ -44,10 +44,14 @@ def check(config: Scale) -> Scale:
         raise UsageError(f"data.tasks: one task at a time, not {', '.join(config.data.tasks)}")
     if config.data.dir and config.data.file:
         raise UsageError("data.dir and data.file are two sources: give one of them")
+    if config.data.chain and config.data.file and not config.data.tasks:
+        raise UsageError("data.chain goes with benchmarks: add --data.tasks mmlu, or leave it out")
     teacher = config.teacher
     if teacher.checkpoint.startswith(("http://", "https://")):
         if not teacher.model:
             raise UsageError("teacher.model: name the model behind the endpoint")
         if teacher.offline and not teacher.replay:
             raise UsageError("teacher.offline needs --teacher.replay FILE")
+        if teacher.state:
+            raise UsageError("teacher.state goes with a checkpoint: a server has its own")
     return config

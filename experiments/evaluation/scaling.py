@@ -1,15 +1,16 @@
 """Test-time scaling: each problem answered by the adapted model and its controls at every budget, kept on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.build import load_model
 from experiments.config.overrides import UsageError
-from experiments.config.schema import ModelConfig
+from experiments.config.schema import ModelConfig, digest
 from experiments.evaluation.problems import Item
 from experiments.reporting import json_file, jsonl_store
 from experiments.reporting.accuracy_curve import FILES, BudgetOutcome, Problem
@@ -19,9 +20,13 @@ from experiments.training.preemption import Interrupt
 from experiments.training.run_folder import RUN_FILE, read, throw_away
 from rwkv7_jax import locks, zero_state
 from rwkv7_jax.checkpoint import load_state
-from state_tuning.test_time_scaling import adaptation
+from rwkv7_jax.checkpoint.state_hash import state_hash
+from state_tuning.test_time_scaling import adaptation, baselines, outcomes
+from state_tuning.test_time_scaling.cost import Clock, Cost
 from state_tuning.test_time_scaling.policy_gradient import AdaptConfig, make_program
 from state_tuning.test_time_scaling.rollouts import Session, Student
+from state_tuning.test_time_scaling.search import SearchConfig
+from state_tuning.test_time_scaling.search import search as find
 from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher, Teacher
 
 ANSWERS = "answers.jsonl"
@@ -44,30 +49,53 @@ def load_student(model: ModelConfig, state_file: str | None) -> Student:
     return Student(lm, state)
 
 
-def load_teacher(model: ModelConfig) -> tuple[InProcessTeacher, str]:
-    """Returns a larger model as teacher in this process, and the hash of its weights."""
+def load_teacher(model: ModelConfig, state_file: str | None = None) -> tuple[InProcessTeacher, str]:
+    """Returns a larger model as teacher in this process, from a tuned state or (None) from the zero state, and the hash
+    of its weights and state."""
     lm = load_model(model)
-    return InProcessTeacher(lm), lm.identity
+    if not state_file:
+        return InProcessTeacher(lm), lm.identity
+    state = load_state(state_file, config=lm.model.config, base_model_hash=lm.weights_hash).state
+    parts = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    return InProcessTeacher(lm, state=state), digest([lm.identity, state_hash(parts)])
 
 
-def answer(session: Session, items: Sequence[Item]) -> list[list[BudgetOutcome]]:
-    """Returns the outcomes of every method and budget for each problem of a session."""
+def answer(session: Session, items: Sequence[Item], search: SearchConfig | None = None) -> list[list[BudgetOutcome]]:
+    """Returns the outcomes of every method and budget for each problem of a session, and of a search if asked for."""
     config = session.config
     sizes = [config.samples * step + 1 for step in range(1, config.steps + 1)]
-    rounds = adaptation.adapt(session)
-    found = [("adapted", size, answers) for size, answers in zip(sizes, rounds[1:], strict=True)]
+
+    def answer_of(b: int, text: str) -> Hashable:
+        return items[b].answer(text)
+
+    rounds = adaptation.adapt_and_vote(session, answer_of)
+    found = [("adapted", size, answers) for size, answers in zip(sizes, rounds.greedy[1:], strict=True)]
+    found += [("adapted_vote", size, answers) for size, answers in zip(sizes, rounds.voted[1:], strict=True)]
     if not config.chain_steps:
-        found.insert(0, ("greedy", 1, rounds[0]))
-    others = adaptation.controls(session, sizes, lambda b, text: items[b].answer(text)) if sizes else {}
+        found.insert(0, ("greedy", 1, rounds.greedy[0]))
+    others = baselines.controls(session, sizes, answer_of) if sizes else {}
     found += [(name, size, answers) for name, by_size in others.items() for size, answers in by_size.items()]
-    found.append(("larger", 1, adaptation.teacher_alone(session)))
+    if search:
+        found.append(("search", search.beams, searched(session, search, answer_of)))
+    found.append(("larger", 1, baselines.teacher_alone(session)))
     return [
         [_outcome(name, n, item.correct(answers[b].results), answers[b]) for name, n, answers in found]
         for b, item in enumerate(items)
     ]
 
 
-def _outcome(method: str, n: int, correct: float, answered: adaptation.Answered) -> BudgetOutcome:
+def searched(session: Session, search: SearchConfig, answer_of: outcomes.Answer) -> list[outcomes.Answered]:
+    """Returns the vote over the chains that a search finds, weighted as the other votes."""
+    clock = Clock(len(session.problems))
+    pools = find(session, search, answer_of).pools
+    costs = [Cost(*map(sum, zip(*pool.tokens, strict=True))) for pool in pools]
+    charged = clock.charge([Cost()] * len(pools), costs)
+    return [
+        outcomes.Answered([pool.voted(session.config.vote)], cost) for pool, cost in zip(pools, charged, strict=True)
+    ]
+
+
+def _outcome(method: str, n: int, correct: float, answered: outcomes.Answered) -> BudgetOutcome:
     student_tokens, teacher_tokens, seconds = answered.cost
     return {
         "method": method, "n": n, "correct": correct,
@@ -145,6 +173,7 @@ def answer_all(
     *,
     batch_size: int,
     seed: int,
+    search: SearchConfig | None = None,
 ) -> list[Answered]:
     """Answers all problems that the log does not hold yet, batch by batch.
 
@@ -157,6 +186,7 @@ def answer_all(
       interrupt: looked at after each batch.
       batch_size: problems at once.
       seed: of all sampling.
+      search: how chains are searched too; None: not.
 
     Returns:
       All answered problems, in order.
@@ -173,8 +203,8 @@ def answer_all(
             interrupt.place = f"problem {chosen[0]}"
             problems = [items[i].problem for i in chosen]
             session = Session(student, program, teacher, problems, keys[jnp.asarray(chosen)], config)
-            outcomes = answer(session, [items[i] for i in chosen])
-            log.add([{"index": i, "lines": own} for i, own in zip(chosen, outcomes, strict=True)])
+            found = answer(session, [items[i] for i in chosen], search)
+            log.add([{"index": i, "lines": own} for i, own in zip(chosen, found, strict=True)])
             bar.update(len(chosen))
             interrupt.check()
     return log.in_order()

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from experiments.reporting.json_text import json_text
 from experiments.reporting.plots import pyplot, save_figure
@@ -15,11 +15,19 @@ METHODS = {
     "greedy": "greedy",
     "self_consistency": "self-consistency",
     "best_of_n": "best-of-N, same scorer",
+    "weighted_vote": "weighted vote, same scorer",
+    "added": "larger model's scores added",
     "adapted": "adapted",
+    "adapted_vote": "adapted, weighted vote",
+    "search": "search in state space, weighted vote",
     "larger": "larger model alone",
 }
 """Labels of the methods, in the order of the table. N counts chains: K s + 1 after s steps of adaptation, the answer
 included."""
+ADAPTED = ("adapted", "adapted_vote")
+"""What adaptation gives."""
+CONTROLS = ("self_consistency", "best_of_n", "weighted_vote", "added")
+"""What it is compared with."""
 
 FILES = ("curve.json", "curve.md", "curve.png")
 """What `write` leaves."""
@@ -63,6 +71,8 @@ class Gain(TypedDict):
     mean: float
     low: float
     high: float
+    method: NotRequired[str]
+    """Of the adapted model; `adapted` if not said."""
 
 
 def curve(problems: Sequence[Problem]) -> list[CurvePoint]:
@@ -85,14 +95,16 @@ def curve(problems: Sequence[Problem]) -> list[CurvePoint]:
 
 
 def differences(problems: Sequence[Problem], seed: int) -> list[Gain]:
-    """Computes adapted minus each control at the same N, problem by problem, with a paired 95% bootstrap interval."""
+    """Computes adapted, alone and with its vote, minus each control at the same N (`added` has no N), problem by
+    problem, with a paired 95% bootstrap interval."""
     correct = [{(one["method"], one["n"]): one["correct"] for one in problem["lines"]} for problem in problems]
-    sizes = sorted({n for method, n in correct[0] if method == "adapted"})
-    against = [(n, other) for n in sizes for other in ("self_consistency", "best_of_n") if (other, n) in correct[0]]
     found: list[Gain] = []
-    for n, other in against:
-        mean, low, high = bootstrap([[by_key["adapted", n] - by_key[other, n] for by_key in correct]], seed)
-        found.append({"n": n, "against": other, "mean": mean, "low": low, "high": high})
+    for method, n in sorted((key for key in correct[0] if key[0] in ADAPTED), key=lambda key: (key[0], key[1])):
+        for against in ((other, 1 if other == "added" else n) for other in CONTROLS):
+            if against in correct[0]:
+                values = [by_key[method, n] - by_key[against] for by_key in correct]
+                mean, low, high = bootstrap([values], seed)
+                found.append({"method": method, "n": n, "against": against[0], "mean": mean, "low": low, "high": high})
     return found
 
 
@@ -109,11 +121,12 @@ def table(points: Sequence[CurvePoint], gains: Sequence[Gain], problems: int) ->
         markdown_table(lines, "lrrlrrr"),
     ]
     if gains:
-        lines = [["adapted minus", "N", "accuracy", "95%, paired"]]
+        lines = [["difference", "minus", "N", "accuracy", "95%, paired"]]
         for g in gains:
             interval = f"{g['low']:+.3f} to {g['high']:+.3f}"
-            lines.append([METHODS[g["against"]], str(g["n"]), f"{g['mean']:+.3f}", interval])
-        text += ["", markdown_table(lines, "lrrl")]
+            names = [METHODS[g.get("method", "adapted")], METHODS[g["against"]]]
+            lines.append([*names, str(g["n"]), f"{g['mean']:+.3f}", interval])
+        text += ["", markdown_table(lines, "llrrl")]
     if remark := few_records({"": problems}, "problems"):
         text += ["", *remark]
     return "\n".join(text)

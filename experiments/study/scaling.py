@@ -29,6 +29,10 @@ class Scaling:
             kl=settings.kl,
             reward=settings.reward,
             max_new_tokens=resources.evaluate.max_new_tokens,
+            signal="reward",
+            baseline="group",
+            units="absolute",
+            norm_cap=10.0,
         )
         optimizer = with_adjustable_rate(optax.adam(1.0, eps=EPSILON))
         self._program = make_program(resources.student.lm.model, self.config, optimizer)

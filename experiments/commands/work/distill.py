@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.build import load_model
-from experiments.config.commands import Distill
+from experiments.config.distill import Distill
 from experiments.config.overrides import UsageError
 from experiments.config.schema import resolved
 from experiments.data.jsonl import hold_out, read_pairs
@@ -97,10 +97,9 @@ def compile_prompt(config: Distill, lm: LanguageModel, prompt: str) -> Compiled:
 
 def fit(config: Distill, lm: LanguageModel, exact: State, start: State, texts: Sequence[Tokens]) -> State:
     """S_0 from `start`, so that texts read from it get the logits that they get from `exact`."""
-    steps = config.tune.steps
-    tune = train.TuneConfig(
-        learning_rate=config.tune.learning_rate, steps=steps, warmup=min(10, steps), tune_shifts=config.keep_shifts
-    )
+    steps, rate = config.tune.steps, config.tune.learning_rate
+    assert rate is not None
+    tune = train.TuneConfig(learning_rate=rate, steps=steps, warmup=min(10, steps), tune_shifts=config.keep_shifts)
     method = distill.method(lm.model, start, tune, config.rank)
     optimizer = train.make_optimizer(tune)
     step = distill.make_step(lm.model, optimizer, tune, method)

@@ -141,3 +141,78 @@ def test_an_empty_prompt_is_refused(words: list[str], tmp_path: Path, capsys):
     (tmp_path / "system.txt").write_text("")
     assert distill.main(words) == 2
     assert "the prompt is empty" in capsys.readouterr().err
+
+
+def preferences(path: Path, count: int = 12) -> str:
+    lines = (f'{{"prompt": "say {i}:", "chosen": " yes {i}", "rejected": " no"}}\n' for i in range(count))
+    path.write_text("".join(lines))
+    return str(path)
+
+
+def rows(output: str) -> dict[str, list[float]]:
+    lines = [line.split() for line in output.splitlines() if line.startswith("  ")]
+    return {" ".join(line[:-2]): [float(line[-2]), float(line[-1])] for line in lines}
+
+
+@pytest.fixture
+def texts(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    found = ["--model.checkpoint", str(tiny_checkpoint), "--system.compilation_cache", "no", "--batch-size", "4"]
+    return [*found, "--tune.steps", "12", "--output", str(tmp_path / "state.safetensors")]
+
+
+def test_a_larger_model_is_compiled_into_a_state(texts: list[str], tiny_checkpoint: Path, tmp_path: Path, capsys):
+    """The larger model is the same one, from another state: what a state can reach."""
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(f'{{"prompt": "say {i}:", "completion": " {i}{i}"}}\n' for i in range(12)))
+    pairs = preferences(tmp_path / "pref.jsonl")
+    teacher_state = str(tmp_path / "teacher.safetensors")
+    assert distill.main([*texts, "--preferences", pairs, "--output", teacher_state, "--tune.learning_rate", "1"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["loss"][1] < found["loss"][0] == pytest.approx(np.log(2), abs=1e-3)
+    assert found["share preferred"] == [0.0, 1.0]
+    teacher = ["--teacher.checkpoint", str(tiny_checkpoint), "--teacher.state", teacher_state]
+    assert distill.main([*texts, *teacher, "--data.train", str(data), "--tune.hard", "0.1"]) == 0
+    found = rows(capsys.readouterr().out)
+    before, after = found["divergence, nats per token"]
+    assert after < 0.7 * before
+    loaded = load_state(tmp_path / "state.safetensors")
+    assert loaded.metadata["method"] == "distill"
+    assert '"records": 12' in loaded.metadata["metrics"]
+    again = [*texts, *teacher, "--data.train", str(data), "--state", str(tmp_path / "state.safetensors")]
+    assert distill.main([*again, "--tune.steps", "0", "--output", str(tmp_path / "second.safetensors")]) == 0
+    assert rows(capsys.readouterr().out)["divergence, nats per token"] == pytest.approx([after, after], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([], "nothing to compile: give --prompt_file FILE"),
+        (["--preferences", "p.jsonl", "--teacher.checkpoint", "t.pth"], "teacher.checkpoint and preferences exclude"),
+        (["--teacher.checkpoint", "t.pth"], "teacher.checkpoint needs --data.train FILE"),
+        (["--teacher.checkpoint", "http://x/v1", "--data.train", "d.jsonl"], "teacher.model: name the model"),
+        (["--preferences", "p.jsonl", "--tune.beta", "0"], "tune.beta above 0"),
+        (["--preferences", "nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["--prompt-file", "p.txt", "--state", "s.st"], "state goes with a teacher or preferences"),
+    ],
+)
+def test_what_is_compiled_is_said_once(texts: list[str], extra: list[str], message: str, capsys):
+    assert distill.main([*texts, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "chosen": "b"}', 'a preference is {"prompt", "chosen", "rejected"}, three strings'),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "chosen and rejected are the same text"),
+    ],
+)
+def test_lines_that_are_no_preferences_are_told(texts: list[str], line: str, message: str, tmp_path: Path, capsys):
+    data = tmp_path / "pref.jsonl"
+    data.write_text(f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{line}\n')
+    assert distill.main([*texts, "--preferences", str(data)]) == 2
+    error = capsys.readouterr().err
+    assert f"{data}:2: {message}" in error
+    assert error.count("\n") == 1

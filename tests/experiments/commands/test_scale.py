@@ -7,9 +7,9 @@ import pytest
 
 from experiments.commands import scale as command
 from experiments.commands.work import scale as work
-from experiments.config.commands import Scale
 from experiments.config.loading import parse
 from experiments.config.overrides import UsageError
+from experiments.config.scale import Scale
 from experiments.evaluation import problems, scaling
 from experiments.pocket import benchmarks
 from experiments.reporting import accuracy_curve, jsonl_store
@@ -45,17 +45,18 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path
     printed, whole = capsys.readouterr().out, rows(out)
     assert [row["index"] for row in whole] == [0, 1, 2, 3]
     methods = {(line["method"], line["n"]) for line in whole[0]["lines"]}
-    assert methods == {("greedy", 1), ("adapted", 3), ("self_consistency", 3), ("best_of_n", 3), ("larger", 1)}
+    alike = ("adapted", "adapted_vote", "self_consistency", "best_of_n", "weighted_vote")
+    assert methods == {("greedy", 1), ("larger", 1), *((name, 3) for name in alike)}
     assert "| best-of-N, same scorer | 3 |" in printed
     assert (out / "curve.png").stat().st_size > 1000
     points = json.loads((out / "curve.json").read_text())["points"]
-    assert [p["method"] for p in points] == list(accuracy_curve.METHODS)
+    assert [p["method"] for p in points] == [name for name in accuracy_curve.METHODS if name not in ("added", "search")]
     log = out / "answers.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:2]) + lines[2][:20])
     asked = []
     real = scaling.answer
-    monkeypatch.setattr(scaling, "answer", lambda s, items: asked.append(len(items)) or real(s, items))
+    monkeypatch.setattr(scaling, "answer", lambda s, items, search: asked.append(len(items)) or real(s, items, search))
     assert command.main(words) == 0
     assert asked == [2]
     assert rows(out) == whole
@@ -71,6 +72,20 @@ def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(words, tmp_path
     assert "holds other files" in capsys.readouterr().err
 
 
+def test_a_search_and_settings_of_chains_are_part_of_the_run(words, tmp_path, capsys):
+    extra = ["--search.beams", "2", "--search.span", "2", "--limit", "2", "--adapt.signal", "reward"]
+    assert command.main([*words, *extra]) == 0
+    assert "| search in state space, weighted vote | 2 |" in capsys.readouterr().out
+    line = next(line for line in rows(tmp_path / "out")[0]["lines"] if line["method"] == "search")
+    assert 0 < line["student_tokens"] <= 2 * 3
+    assert line["teacher_tokens"] > line["student_tokens"]
+    config = parse(
+        Scale(), ["--teacher.checkpoint", "t.pth", *extra, "--data.chain", "took", "--teacher.state", "s.st"]
+    )
+    found = work.identity_settings(config)
+    assert (found["chain"], found["teacher_state"], found["search"]["beams"]) == ("took", "s.st", 2)
+
+
 def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     out.mkdir()
@@ -80,7 +95,7 @@ def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, 
     (out / "curve.md").write_text("old")
     before = {path: path.read_text() for path in out.iterdir()}
 
-    def refuse(session, items):
+    def refuse(session, items, search):
         raise ValueError("the server knows no such model")
 
     with monkeypatch.context() as patch:
@@ -90,7 +105,7 @@ def test_a_run_that_got_no_answer_changes_nothing(words, tmp_path, monkeypatch, 
     assert {path: path.read_text() for path in out.iterdir()} == before
     (out / "answers.jsonl").unlink()
     line = {"n": 1, "correct": 1.0, "student_tokens": 1, "teacher_tokens": 1, "seconds": 0.5}
-    monkeypatch.setattr(scaling, "answer", lambda session, items: [[{"method": "greedy", **line}]] * len(items))
+    monkeypatch.setattr(scaling, "answer", lambda session, items, search: [[{"method": "greedy", **line}]] * len(items))
     assert command.main(words) == 0
     assert (out / "my_notes.txt").read_text() == "dear"
     assert len(rows(out)) == 4
@@ -149,8 +164,8 @@ def test_the_curve_averages_and_pairs():
     points = {p["method"]: p for p in accuracy_curve.curve(found)}
     assert points["adapted"]["mean"] == 0.75
     assert points["best_of_n"]["student_tokens"] == 10
-    gains = {g["against"]: g["mean"] for g in accuracy_curve.differences(found, 0)}
-    assert gains == {"self_consistency": 0.0, "best_of_n": 0.5}
+    gains = {(g["method"], g["against"]): g["mean"] for g in accuracy_curve.differences(found, 0)}
+    assert gains == {("adapted", "self_consistency"): 0.0, ("adapted", "best_of_n"): 0.5}
 
 
 def test_the_legend_hides_nothing_of_the_curve(tmp_path, monkeypatch):
@@ -193,16 +208,17 @@ def test_wrong_settings_are_told_in_one_line(words: list[str], extra: list[str],
     assert error.count("\n") == 1
 
 
-def test_the_identity_of_runs_that_were_begun_before_stays():
-    """The settings by the names that they had when 90e92f9 was committed."""
+def test_the_identity_of_a_run_has_every_setting_that_its_answers_depend_on():
     words = "--data.tasks pocket:gsm8k --teacher.checkpoint t.pth --model.checkpoint c.pth --adapt.steps 2"
     found = work.identity_settings(parse(Scale(), [*words.split(), "--adapt.rate", "0.02"]))
     assert found == {
-        "batch_size": 16, "chain_steps": 0, "checkpoint": "c.pth", "clip_norm": 1.0, "data": None, "kl": 0.05,
-        "match": "text", "max_new_tokens": 96, "max_records": 100, "norm_cap": 10.0, "rate": 0.02,
+        "batch_size": 16, "chain_steps": 0, "checkpoint": "c.pth", "clip_norm": 1.0, "data": None, "kl": 0.0,
+        "match": "text", "max_new_tokens": 96, "max_records": 100, "norm_cap": 1.0, "rate": 0.02,
         "reward": "log_probability", "samples": 8, "seed": 0, "split": "test", "state": None, "steps": 2,
         "task": "gsm8k", "teacher": "t.pth", "teacher_api": "completions", "teacher_model": None,
-        "teacher_tokenizer": "auto", "temperature": 1.0, "tokenizer": "auto",
+        "teacher_tokenizer": "auto", "temperature": 1.0, "tokenizer": "auto", "signal": "auto", "units": "state",
+        "floor": 0.1, "divergence": "reverse", "mixture": 0.5, "baseline": "leave_one_out", "vote": 4.0,
+        "choice_weight": 0.5, "agreement": 0.0,
     }  # fmt: skip
     real = ["--data.tasks", "gsm8k", "--data.dir", "data", "--model.dtype", "bfloat16"]
     other = work.identity_settings(parse(Scale(), [*words.split(), "--adapt.rate", "0.02", *real]))
