@@ -9,7 +9,7 @@ import pytest
 
 from experiments import cli
 from experiments.cli.moved import MOVED
-from experiments.config import commands
+from experiments.config import commands, distill, scale
 from experiments.config.bench import BenchTokenizer
 from experiments.config.loading import load_config, parse
 from experiments.config.old_names import OLD
@@ -167,8 +167,8 @@ TREES = {
     "tune": RunConfig(),
     "evaluate": commands.Evaluate(),
     "generate": commands.Generate(),
-    "distill": commands.Distill(),
-    "scale": commands.Scale(),
+    "distill": distill.Distill(),
+    "scale": scale.Scale(),
     "pretrain": PretrainConfig(),
     "state": commands.StateConvert(),
 }
