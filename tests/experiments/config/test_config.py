@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import build, run
-from experiments.config import commands
+from experiments.config import commands, scale
 from experiments.config.loading import config_names, load_config, split_config
 from experiments.config.overrides import UsageError, apply_overrides, leaves, suggest
 from experiments.config.schema import OUTSIDE, PretrainConfig, RunConfig, check, config_hash, identified, resolved
@@ -62,8 +62,8 @@ def test_settings_that_make_no_sense_are_refused(word, told):
         (RunConfig(), "model.checkpoint=gs://bucket/model.pth"),
         (PretrainConfig(), "output=s3://bucket/run"),
         (commands.Evaluate(), "states=none,gs://bucket/state.safetensors"),
-        (commands.Scale(), "teacher.checkpoint=gs://bucket/model.pth"),
-        (commands.Scale(), "model.checkpoint=http://host/model.pth"),
+        (scale.Scale(), "teacher.checkpoint=gs://bucket/model.pth"),
+        (scale.Scale(), "model.checkpoint=http://host/model.pth"),
         (commands.Convert(), "gs://bucket/model.pth"),
         (commands.PocketText(), "output=gs://bucket/x.txt"),
     ],
@@ -76,8 +76,8 @@ def test_an_address_in_the_place_for_a_path_is_one_line(config, word):
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        (commands.Scale(), "adapt.rate"),
-        (commands.Scale(), "teacher.timeout"),
+        (scale.Scale(), "adapt.rate"),
+        (scale.Scale(), "teacher.timeout"),
         (commands.Generate(), "top_p"),
         (commands.Sweep(), "tune.learning_rate"),
         (PretrainConfig(), "muon_rate"),
@@ -93,7 +93,7 @@ def test_no_setting_of_any_command_is_infinite(config, key):
 
 def test_a_teacher_may_have_an_address_and_a_prompt_may_hold_one():
     words = ["teacher.checkpoint=https://host/v1"]
-    assert apply_overrides(commands.Scale(), words).teacher.checkpoint == "https://host/v1"
+    assert apply_overrides(scale.Scale(), words).teacher.checkpoint == "https://host/v1"
     assert apply_overrides(commands.Generate(), ["prompt=gs://bucket", "stop=http://"]).stop == ("http://",)
 
 
