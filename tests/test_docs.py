@@ -114,7 +114,7 @@ SMALL = {
     "pretrain": "--steps 2 --batch_size 2 --length 16 --n_layer 2 --n_embd 64 --validate_every 2",
 }
 """Settings that make a command small."""
-LONG = ("study", "plan", "bench", "sweep", "pretrain", "serve", "chat")
+LONG = ("study", "plan", "bench", "sweep", "pretrain", "observe", "serve", "chat")
 """Commands that are parsed alone, unless all of them are wanted: the tests of their folders run them."""
 NEEDS = ("lm_eval:", "http://", "--mesh.", "mmlu,gsm8k", "python -m pallas_kernels", "tfds_mmlu", "bench gpu")
 """What a machine may lack: optional packages, a server, several devices, MMLU's own files, a GPU."""

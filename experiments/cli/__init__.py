@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "says what is in a checkpoint",
     "state": "shows, subtracts, mixes, scales, truncates and converts state files",
     "distill": "compiles a prompt into a state",
+    "observe": "trains a small model to observe a larger one, and carries states between them",
     "scale": "answers problems with test-time scaling, guided by a larger model",
     "sweep": "compares learning rates on the validation split",
     "pretrain": "trains an RWKV-7 from scratch",

@@ -3,7 +3,10 @@ r"""Continues a text with an RWKV-7, from the zero state or a tuned one, streami
     rwkv7 generate --prompt "Mira has 3 red stones"
     rwkv7 generate --model.checkpoint model.pth --state state.safetensors --prompt - < prompt.txt
 
-Without --model.checkpoint it is the embedded student. Ctrl-C ends the text.
+Without --model.checkpoint it is the embedded student. Ctrl-C ends the text. A smaller model of the same tokenizer that
+proposes tokens makes it faster; greedy text stays as it is, sampled text keeps its distribution:
+
+    rwkv7 generate --model.checkpoint large.pth --draft.checkpoint small.pth --draft.tokens 4
 
 In --prompt and --stop the escapes \n \t \r \\ \xHH \uHHHH \UHHHHHHHH are understood, other backslashes stay:
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from experiments.config.observe import NO_DRAFT, DraftConfig
 from experiments.config.overrides import option
 from experiments.config.schema import ModelConfig
 
@@ -37,6 +38,7 @@ class Generate:
     stop: tuple[str, ...] = option(
         (), "stop before this text, with escapes; may be repeated", repeat=True, escapes=True
     )
+    draft: DraftConfig = NO_DRAFT
     quiet: bool = option(False, "no report about the checkpoint on standard error")
     system: CacheConfig = CacheConfig()
 

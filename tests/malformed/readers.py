@@ -8,12 +8,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from rwkv7_jax import RWKV7Config, State
 from rwkv7_jax.checkpoint import export_state, load, load_state, pth, rwkv_cpp, safetensors, save, save_state
 from rwkv7_jax.checkpoint.names import VECTOR, expected_shapes, flat_to_params
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
+from state_tuning.observer import Maps, Observer, load_observer, save_observer
 from tests.malformed import mutate, run_files
 from tests.malformed.mutate_torch import SEALED, TORCH
 from tests.malformed.sandbox import Reader, bytes_of
@@ -68,6 +70,20 @@ def finite(value: object) -> None:
     """No state has numbers that are not finite."""
     state = value if isinstance(value, State) else value[0]
     assert all(np.isfinite(np.asarray(part)).all() for part in state), "a state that is not finite"
+
+
+def an_observer() -> Observer:
+    """Returns random maps between states of `SMALL` and of another model."""
+    rng = np.random.default_rng(2)
+    shapes = ((2, 2, 4, 3, 2), (2, 2, 4, 3, 2), (2, 2, 3, 3), (2, 2)), ((2, 2, 2, 2, 3), (2, 2, 2, 2, 3))
+    up, down = ([rng.standard_normal(shape).astype(np.float32) for shape in one] for one in shapes)
+    return Observer(Maps(np.asarray([0, 1], np.int32), *up), Maps(np.asarray([0, 1], np.int32), *down))
+
+
+def finite_maps(value: object) -> None:
+    """No observer has numbers that are not finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(value) if leaf is not None]
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves), "maps that are not finite"
 
 
 def model_at(name: str) -> Callable[[Path], object]:
@@ -175,6 +191,19 @@ def states() -> Iterator[Reader]:
             others,
             finite,
         )
+    yield Reader(
+        "observer",
+        lambda folder: [leaf for maps in load_observer(folder / "o.safetensors").observer for leaf in maps],
+        {
+            "o.safetensors": bytes_of(
+                "o.safetensors", lambda path: save_observer(path, an_observer(), "a", "b", every=4)
+            )
+        },
+        {"o.safetensors": mutate.SAFETENSORS},
+        SEALED,
+        others,
+        finite_maps,
+    )
     for layout in LAYOUTS:
         for suffix, mutators in ((".pth", TORCH), (".st", mutate.SAFETENSORS)):
             name = f"s{suffix}"

@@ -101,7 +101,7 @@ def test_learning_lowers_both_terms_on_text_that_it_has_not_seen(pair):
     _, tuned, metrics = stepped(pair, config, optimizer, batches)
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
     found = learnt(jax.device_get(tuned.trainable), pair)
-    assert found.down is pair.down, "without a gain the maps back are not trained"
+    assert found.down.u is pair.down.u, "without a gain the maps back are not trained"
     after = SMALL.replace(params=tuned.trainable["small"])
     held_out = random_batch(9, 8, 16)
     first, last = (
@@ -147,8 +147,6 @@ def test_settings_out_of_range_are_told():
     for wrong in ({"every": 0}, {"gain": -1.0}, {"state": 0.0, "kl": 0.0}, {"kl": float("nan")}):
         with pytest.raises(ValueError, match="must be"):
             LearnConfig(**wrong)
-    with pytest.raises(ValueError, match="paired or all"):
-        ObserverConfig(reads="some")
 
 
 def test_the_step_is_compiled_once(pair):
