@@ -1,6 +1,6 @@
 """Pictures of a study of curves (PNG)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.reporting.plots import pyplot, save_figure
@@ -14,7 +14,7 @@ STEPS, SECONDS = "accuracy.png", "speed.png"
 def draw(study: Study, folder: Path, prefix: str = "") -> list[str]:
     """Draws accuracy against steps and, where steps were timed, against seconds; returns the names."""
     names = [f"{prefix}{STEPS}"]
-    _curves(study, folder / names[0], "steps", lambda row, task: 1.0)
+    _curves(study, folder / names[0], "steps", lambda row, task: 1.0, [budget for budget in study.budgets if budget])
     if study.seconds:
         names.append(f"{prefix}{SECONDS}")
         _curves(study, folder / names[1], "seconds, without compilation", _seconds(study))
@@ -25,7 +25,9 @@ def _seconds(study: Study) -> Callable[[str, str], float | None]:
     return lambda row, task: study.seconds.get(row, {}).get(task)
 
 
-def _curves(study: Study, path: Path, label: str, scale: Callable[[str, str], float | None]) -> None:
+def _curves(
+    study: Study, path: Path, label: str, scale: Callable[[str, str], float | None], ticks: Sequence[int] = ()
+) -> None:
     """Draws a panel a benchmark, a line a row with its intervals; the untuned model as a dotted line."""
     plt = pyplot()
     tasks = [task for task in study.tasks if any(place.task == task for place in study.found)]
@@ -48,6 +50,11 @@ def _curves(study: Study, path: Path, label: str, scale: Callable[[str, str], fl
             colour = colours[index % len(colours)]
             axis.errorbar(x, y, error, color=colour, marker="o", markersize=3, capsize=2, linewidth=1, label=row)
         axis.set(title=task, xscale="log", xlabel=label, ylabel=f"{metric}, % (95%)")
+        axis.set_ylim(-2, 102)
+        axis.minorticks_off()
+        if ticks:
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
         axis.grid(alpha=0.3)
     handles = {
         text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
