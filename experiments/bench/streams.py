@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from experiments.reporting.json_text import json_text
+
 PATIENCE = 600.0
 """Seconds that a client waits for the next part of an answer."""
 Table = Mapping[str, object]
@@ -114,7 +116,7 @@ class Served:
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=PATIENCE)
         try:
             headers = {"Content-Type": "application/json", "Connection": "close"}
-            connection.request("POST", "/v1/completions", json.dumps(table).encode(), headers)
+            connection.request("POST", "/v1/completions", json_text(table).encode(), headers)
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 raise RuntimeError(f"answers {response.status}: {response.read(400)!r:.200}")

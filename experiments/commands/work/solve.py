@@ -1,6 +1,5 @@
 """A model's own verified solutions as a file of records."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from experiments.data.jobs import find_task
 from experiments.data.jsonl import read_lines, to_pair
 from experiments.evaluation import problems, solving
 from experiments.evaluation.problems import Item
+from experiments.reporting.json_text import json_text
 from rwkv7_jax import load_state, zero_state
 from rwkv7_jax.checkpoint.files import write_text
 from rwkv7_jax.compile_cache import use_compilation_cache
@@ -51,7 +51,7 @@ def run(config: DataSolve) -> int:
         return 1
     lines = [{"prompt": one.prompt, "completion": one.completion} for one in found.solutions]
     path = Path(config.output).expanduser()
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path, "".join(json_text(line, ensure_ascii=False) + "\n" for line in lines))
     print(f"written: {path}; tune on it with rwkv7 tune --config jsonl --data.train {path} --tune.steps 50")
     return 0
 
