@@ -11,7 +11,7 @@ from experiments.config.schema import Json, digest
 from experiments.reinforcement.passes import Passes, PassSummary, change, summarise
 from experiments.reporting import json_file, plots
 from experiments.reporting.json_text import json_text
-from experiments.reporting.run_report import sample_text
+from experiments.reporting.run_report import are_samples, sample_text
 from experiments.reporting.statistics import Interval, few_records
 from experiments.reporting.tables import markdown_table
 from experiments.training.metrics_log import Row
@@ -71,10 +71,7 @@ def _checked(outcome: Outcome) -> Outcome:
         if not all(isinstance(text, str) for text in side.texts):
             raise ValueError("texts")
         sizes.add(sampled.shape)
-    texts = all(
-        isinstance(sample["prompt"], str) and all(isinstance(text, str) for text in sample.values())
-        for sample in outcome.samples
-    )
+    texts = are_samples(outcome.samples)
     if len(sizes) != 1 or not texts or not isinstance(outcome.name, str) or not isinstance(outcome.skipped, int):
         raise ValueError("not an outcome")
     return outcome

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -89,14 +89,22 @@ def _checked(outcome: Outcome) -> Outcome:
     records = {len(column) for side in (before, after) for column in (side.nll, side.tokens)}
     scored = before.scores.keys() == after.scores.keys() and (outcome.headline in before.scores or not outcome.headline)
     items = {len(column) for side in (before, after) for column in side.scores.values()}
-    texts = all(
-        isinstance(sample["prompt"], str) and all(isinstance(text, str) for text in sample.values())
-        for sample in outcome.samples
-    )
+    texts = are_samples(outcome.samples)
     plain = isinstance(outcome.name, str) and isinstance(outcome.skipped, int)
     if not (numbers and len(records) == 1 and scored and len(items) <= 1 and texts and plain):
         raise ValueError("not an outcome")
     return outcome
+
+
+def are_samples(found: Sequence[Mapping[str, object]]) -> bool:
+    """Returns whether samples that were read from a file are texts, each with its prompt.
+
+    Raises:
+      KeyError, AttributeError, TypeError: they have another form.
+    """
+    return all(
+        isinstance(sample["prompt"], str) and all(isinstance(text, str) for text in sample.values()) for sample in found
+    )
 
 
 def _all_within(column: Sequence[object], low: float, high: float) -> bool:

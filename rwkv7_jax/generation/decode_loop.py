@@ -61,8 +61,12 @@ class Decoding(NamedTuple):
     """What speculation has beside, see `rwkv7_jax.generation.speculative.Ahead`."""
 
 
-def _apply(
-    model: RWKV7, params: Params, tokens: Int[Array, "B T"], state: State | list[State], valid: Bool[Array, "B T"]
+def read(
+    model: RWKV7,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    state: State | list[State],
+    valid: Bool[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B vocab"], State | list[State]]:
     """Returns (logits after each row's last valid token, state there); logits of rows without one are undefined."""
     if isinstance(state, list):
@@ -83,7 +87,7 @@ def _prefill(
     """Reads the prompts. window: tokens that the longest stop sequence has."""
     batch = tokens.shape[0]
     split = state if model.config.scan_layers else split_layers(state)
-    logits, after = _apply(model, params, tokens, split, valid)
+    logits, after = read(model, params, tokens, split, valid)
     wrong = not_finite(logits)
     counts = jnp.zeros(batch, jnp.int32)
     return Decoding(
@@ -133,7 +137,7 @@ def _accept(
     recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
     stop_length = jnp.where(written, matched(recent, rules.stops), 0)
     feed = written & (stop_length == 0)
-    logits, state = _apply(model, params, token[:, None], now.state, feed[:, None])
+    logits, state = read(model, params, token[:, None], now.state, feed[:, None])
     wrong = feed & not_finite(logits)
     return Decoding(
         logits=jnp.where(feed[:, None], logits, now.logits),
@@ -226,7 +230,7 @@ def replay(
 
     The third result is `Decoding.wrong` of these logits.
     """
-    logits, state = _apply(model, params, tokens, start.state, valid)
+    logits, state = read(model, params, tokens, start.state, valid)
     logits = jnp.where(valid.any(1)[:, None], logits, start.logits)
 
     def pick(again: Array, before: Array) -> Array:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from rwkv7_jax import functional
 from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
-from rwkv7_jax.generation import rollback
+from rwkv7_jax.generation import decode_loop, rollback
 from rwkv7_jax.generation.acceptance import check_greedy, check_sampled, counted, log_probabilities, penalised_places
 from rwkv7_jax.generation.decode_loop import NO_TOKEN, Decoding, Rules, join, matched
 from rwkv7_jax.generation.rollback import Layers
@@ -178,18 +178,13 @@ def finish(
       valid: False marks padding.
       again: rows that are read from `start` on, since they keep less than was chosen.
     """
-    large = models.large
     axis = 0 if isinstance(end.state, list) else 1
 
     def pick(a: Array, b: Array) -> Array:
         return jnp.where(again.reshape(*(1,) * axis, -1, *(1,) * (a.ndim - axis - 1)), a, b)
 
     before = jax.tree.map(pick, start.state, end.state)
-    if isinstance(before, list):
-        logits, state = functional.step(large, weights.large, tokens, before, valid=valid)
-    else:
-        logits, state = functional.forward(large, weights.large, tokens, before, valid=valid, last_only=True)
-        logits = logits[:, 0]
+    logits, state = decode_loop.read(models.large, weights.large, tokens, before, valid)
     count = jnp.where(again, valid.sum(1, dtype=jnp.int32) - 1, end.ahead.count)
     return logits, join(state), jnp.where(not_finite(logits), count, NONE)
 
@@ -266,11 +261,7 @@ def _propose(
 
     def step(carry: tuple[Array, Layers, Occurrences], key: Array) -> tuple[PyTree, PyTree]:
         token, state, seen = carry
-        if isinstance(state, list):
-            logits, state = functional.step(model, params, token[:, None], state)
-        else:
-            logits, state = functional.forward(model, params, token[:, None], state, last_only=True)
-            logits = logits[:, 0]
+        logits, state = decode_loop.read(model, params, token[:, None], state)
         bad = not_finite(logits)
         logits = penalise(logits, seen, rules.arrays) if flags.penalised else logits
         if flags.greedy:
