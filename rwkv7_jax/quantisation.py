@@ -185,16 +185,20 @@ def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, 
     parts = x.astype(jnp.float32).reshape(len(x), groups, -1)
     unit = jnp.maximum(jnp.max(jnp.abs(parts), axis=-1), jnp.float32(1e-30)) / 127
     scaled = parts / unit[..., None]
-    first = jnp.round(scaled)
-    digits = jnp.concatenate([first, jnp.round((scaled - first) * DIGIT)]).astype(jnp.int8)
+    # On a CPU one select over both digits takes a third of the time of a concatenation that is converted.
+    both = jnp.broadcast_to(scaled, (2, *scaled.shape))
+    first = jnp.round(both)
+    second = jax.lax.broadcasted_iota(jnp.int32, both.shape, 0) == 1
+    chosen = jnp.where(second, jnp.round((both - first) * DIGIT), first)
+    digits = chosen.astype(jnp.int32).astype(jnp.int8).reshape(-1, *scaled.shape[1:])
     matrix = integers(weight).reshape(-1, groups, parts.shape[-1])
 
     def of_group(group: int | Array) -> Float[Array, "N O"]:
         a, b = (jax.lax.dynamic_index_in_dim(z, group, 1, keepdims=False) for z in (digits, matrix))
         counted = jnp.einsum("nk,ok->no", a, b, preferred_element_type=jnp.int32).astype(jnp.float32)
-        both = counted[: len(x)] + counted[len(x) :] / DIGIT
+        product = counted[: len(x)] + counted[len(x) :] / DIGIT
         scale = jax.lax.dynamic_index_in_dim(jnp.asarray(weight.scales), group, 1, keepdims=False)
-        return both * jax.lax.dynamic_index_in_dim(unit, group, 1) * scale[None]
+        return product * jax.lax.dynamic_index_in_dim(unit, group, 1) * scale[None]
 
     if groups == 1:
         return of_group(0)

@@ -1,7 +1,8 @@
 """Decoding of one sequence and of many, against peers and the machine's bandwidth (`rwkv7 bench decode`).
 
 As in `rwkv7 bench model` every measurement is a process of its own, timed in turn. One number of sequences comes after
-the other. A step reads every weight but the embedding once, and reads and writes the states: that traffic, divided by
+the other. `generate` is timed from its first token on: the time of a call for that token, which reads the prompt, is
+taken off. A step reads every weight but the embedding once, and reads and writes the states: that traffic, divided by
 the time, stands beside the bandwidth of a sum over a large array, measured in the same rounds.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.bench import gguf_file
-from experiments.bench.inputs import GREEDY, SAMPLED, SHAPES, STEP, Shape, decoded
+from experiments.bench.inputs import FIRST, GREEDY, SAMPLED, SHAPES, STEP, Shape, decoded
 from experiments.bench.model import TOLERANCE, difference
 from experiments.bench.weights import make_checkpoint, make_gguf
 from experiments.bench.worker import Job, Worker
@@ -140,6 +141,8 @@ class Run:
         try:
             for kind in kinds(self.job):
                 self.worker.measure(kind)
+            if self.job.who == "ours":
+                self.worker.measure(FIRST)
         except RuntimeError as error:
             self.problem = str(error)
 
@@ -151,7 +154,10 @@ class Run:
             if self.problem or self.worker is None or seconds is None:
                 found.append(Row(self.job.rows, self.job.who, kind, self.job.dtype, 0.0, 0, 0, self.problem))
                 continue
-            speed = decoded(kind, self.job.rows) * self.job.rows / seconds
+            timed = decoded(kind, self.job.rows)
+            if kind != STEP:
+                timed, seconds = timed - 1, seconds - self.worker.seconds[FIRST]
+            speed = timed * self.job.rows / seconds
             traffic = self.worker.weights + 2 * state_bytes(shape, self.job.rows)
             found.append(Row(self.job.rows, self.job.who, kind, self.job.dtype, speed, traffic, self.worker.peak))
         return found

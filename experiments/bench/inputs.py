@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 PREFILL, TUNE, PROMPT = 512, 512, 16
-STEP, GREEDY, SAMPLED = "step", "greedy", "top_p 0.85"
-"""What decoding does: the bare step on one token, or `generate`, its prompt of PROMPT tokens included."""
+STEP, GREEDY, SAMPLED, FIRST = "step", "greedy", "top_p 0.85", "first token"
+"""What decoding does: the bare step on one token, `generate`, or `generate` of the first token alone."""
 
 
 class Timed(NamedTuple):

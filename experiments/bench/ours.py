@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.inputs import GREEDY, PREFILL, PROMPT, SAMPLED, STEP, Timed, decoded, tokens
+from experiments.bench.inputs import FIRST, GREEDY, PREFILL, PROMPT, SAMPLED, STEP, Timed, decoded, tokens
 from rwkv7_jax import RWKV7, SamplingParams, functional, generate, unstack_blocks, zero_state
 from rwkv7_jax import checkpoint as files
 from rwkv7_jax.dtypes import BITS, Quantise, on_device, placed, quantised
@@ -78,7 +78,8 @@ def decoding(dtype: str, rows: int, checkpoint: Path) -> Timed:
     greedy = SamplingParams(temperature=0, max_new_tokens=decoded(GREEDY, rows))
     temperature = float(np.std(logits[0])) / PEAKED
     sampled = SamplingParams(temperature=temperature, top_p=0.85, max_new_tokens=decoded(SAMPLED, rows))
-    calls = {STEP: steps, GREEDY: lambda: text(greedy), SAMPLED: lambda: text(sampled)}
+    first = SamplingParams(temperature=0, max_new_tokens=1)
+    calls = {STEP: steps, FIRST: lambda: text(first), GREEDY: lambda: text(greedy), SAMPLED: lambda: text(sampled)}
     return Timed(calls, logits[0].tolist(), weight_bytes(params))
 
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 
 from experiments.bench import decoding, evaluation, inputs, ours, steps, tokenizer, tuning, weights
@@ -90,6 +93,18 @@ def test_the_decoding_table_shows_traffic_and_bandwidth():
     assert "| 8 | ours | step | float32 | 100.0 | 1.00 | 400 MB | 50% | 1.00 GiB |" in text
     assert "| 8 | ours | greedy | bfloat16 | 200.0 | 2.00 | 200 MB | 50% | 0.50 GiB |" in text
     assert "not measured: no module" in text
+
+
+def test_generation_is_timed_from_its_first_token_on(tmp_path: Path):
+    run = decoding.Run(Job("ours", "decoding", "float32", 8), tmp_path / "a.pth", "tiny", "not started")
+    tokens = inputs.decoded(inputs.GREEDY, 8)
+    seconds = {inputs.STEP: 64 / 100, inputs.GREEDY: 0.5 + (tokens - 1) / 80, inputs.SAMPLED: 0.5 + (tokens - 1) / 40}
+    run.problem, run.worker = (
+        "",
+        cast(Worker, SimpleNamespace(seconds={**seconds, inputs.FIRST: 0.5}, weights=0, peak=0)),
+    )
+    assert inputs.decoded(inputs.STEP, 8) == 64
+    np.testing.assert_allclose([line.tokens_per_s for line in run.lines(inputs.SHAPES["tiny"])], [800, 640, 320])
 
 
 def test_only_pypi_rwkv_is_left_out_for_many_sequences():
