@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 
 from pallas_kernels import decode, gpu, tpu
 from pallas_kernels.chunked import op as chunked
-from pallas_kernels.chunked import parallel, sequential
 from pallas_kernels.chunked.layout import OpInputs, Saved
 
 Rule = Callable[..., PyTree]
@@ -31,6 +30,14 @@ class Kernels(NamedTuple):
     rules: Rules
 
 
+class Family(NamedTuple):
+    """All ways to compute the op for one range of decays: kernels, and the schedules of `chunked`."""
+
+    kernels: tuple[Kernels, ...]
+    cpu: Rules
+    default: Rules
+
+
 class Choice(NamedTuple):
     """Residuals: what the op took, and what `Saved` has beside that, (states, u), of each way to compute it."""
 
@@ -44,44 +51,49 @@ class Choice(NamedTuple):
 
 
 KERNELS = (
-    Kernels("tpu", tpu.supports, partial(getattr, tpu.rules)),
+    Kernels("tpu", tpu.supports, tpu.rule),
     Kernels("cuda", gpu.supports, gpu.rule),
 )
+WIDE_KERNELS = (Kernels("tpu", tpu.supports, partial(tpu.rule, wide=True)),)
+
+NARROW = Family(KERNELS, chunked.cpu_rule, chunked.accelerator_rule)
+WIDE = Family(WIDE_KERNELS, partial(chunked.cpu_rule, wide=True), partial(chunked.accelerator_rule, wide=True))
+"""For log_w down to -20."""
 
 
-def make_op(kernels: tuple[Kernels, ...] = KERNELS) -> Callable[..., tuple[Array, Array]]:
+def make_op(family: Family = NARROW) -> Callable[..., tuple[Array, Array]]:
     """Returns the op, see `chunked.make_op`: the kernels of the platform if they support the heads, else `chunked`."""
-    return chunked.make_op(lambda rule: partial(_RULES[rule], kernels), partial(_saved_for_state, kernels))
+    return chunked.make_op(lambda rule: partial(_RULES[rule], family), partial(_saved_for_state, family))
 
 
-def _fitting(kernels: tuple[Kernels, ...], x: OpInputs) -> dict[str, Rules]:
+def _fitting(family: Family, x: OpInputs) -> dict[str, Rules]:
     """Rules by platform, those of the fallback first."""
-    own = {k.platform: k.rules for k in kernels if k.supports(x.r.shape[3], x.v.shape[3])}
-    return {"default": partial(getattr, parallel), **own}
+    own = {k.platform: k.rules for k in family.kernels if k.supports(x.r.shape[3], x.v.shape[3])}
+    return {"default": family.default, **own}
 
 
-def _by_platform(rules: dict[str, Rules], rule: str, *args: PyTree) -> PyTree:
-    branches = {platform: own(rule) for platform, own in rules.items()}
-    return lax.platform_dependent(*args, cpu=getattr(sequential, rule), **branches)
+def _by_platform(family: Family, rule: str, x: OpInputs, *args: PyTree) -> PyTree:
+    branches = {platform: own(rule) for platform, own in _fitting(family, x).items()}
+    return lax.platform_dependent(x, *args, cpu=family.cpu(rule), **branches)
 
 
-def _forward(kernels: tuple[Kernels, ...], x: OpInputs, s0: Array) -> tuple[Array, Array]:
+def _forward(family: Family, x: OpInputs, s0: Array) -> tuple[Array, Array]:
     if x.v.shape[1] == 1:
         return decode.forward(x, s0)
-    return _by_platform(_fitting(kernels, x), "forward", x, s0)
+    return _by_platform(family, "forward", x, s0)
 
 
-def _state_backward(kernels: tuple[Kernels, ...], x: OpInputs, dy: Array, ds: Array) -> Array:
-    return _by_platform(_fitting(kernels, x), "state_backward", x, dy, ds)
+def _state_backward(family: Family, x: OpInputs, dy: Array, ds: Array) -> Array:
+    return _by_platform(family, "state_backward", x, dy, ds)
 
 
-def _saved_for_state(kernels: tuple[Kernels, ...], x: OpInputs) -> Choice:
+def _saved_for_state(family: Family, x: OpInputs) -> Choice:
     """Residuals of the gradient of s0 alone."""
-    return Choice(x, ((jnp.zeros((0,)), jnp.zeros((0,))),) * len(_fitting(kernels, x)))
+    return Choice(x, ((jnp.zeros((0,)), jnp.zeros((0,))),) * len(_fitting(family, x)))
 
 
-def _forward_saving(kernels: tuple[Kernels, ...], x: OpInputs, s0: Array) -> tuple[Array, Array, Choice]:
-    rules = _fitting(kernels, x)
+def _forward_saving(family: Family, x: OpInputs, s0: Array) -> tuple[Array, Array, Choice]:
+    rules = _fitting(family, x)
     shapes = {platform: jax.eval_shape(own("forward_saving"), x, s0)[2][1:] for platform, own in rules.items()}
 
     def run(platform: str, function: Rule, x: OpInputs, s0: Array) -> tuple:
@@ -90,19 +102,19 @@ def _forward_saving(kernels: tuple[Kernels, ...], x: OpInputs, s0: Array) -> tup
         return y, s_last, tuple((unused | {platform: tuple(saved[1:])}).values())
 
     branches = {platform: partial(run, platform, own("forward_saving")) for platform, own in rules.items()}
-    cpu = partial(run, "default", sequential.forward_saving)
+    cpu = partial(run, "default", family.cpu("forward_saving"))
     y, s_last, parts = lax.platform_dependent(x, s0, cpu=cpu, **branches)
     return y, s_last, Choice(x, parts)
 
 
-def _backward(kernels: tuple[Kernels, ...], choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
-    rules = _fitting(kernels, choice.inputs)
+def _backward(family: Family, choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
+    rules = _fitting(family, choice.inputs)
 
     def run(part: int, function: Rule, choice: Choice, dy: Array, ds: Array) -> tuple[Array, ...]:
         return tuple(function(Saved(choice.inputs, *choice.parts[part]), dy, ds))
 
     branches = {platform: partial(run, i, own("backward")) for i, (platform, own) in enumerate(rules.items())}
-    return lax.platform_dependent(choice, dy, ds, cpu=partial(run, 0, sequential.backward), **branches)
+    return lax.platform_dependent(choice, dy, ds, cpu=partial(run, 0, family.cpu("backward")), **branches)
 
 
 _RULES: dict[str, Rule] = {
@@ -113,3 +125,5 @@ _RULES: dict[str, Rule] = {
 }
 
 wkv7_auto = make_op()
+wkv7_auto_wide = make_op(WIDE)
+"""The same for log_w down to -20."""

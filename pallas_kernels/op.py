@@ -8,11 +8,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from pallas_kernels.chunked.layout import varying
-from pallas_kernels.chunked.op import wkv7_chunked
-from pallas_kernels.dispatch import wkv7_auto
+from pallas_kernels.chunked.op import wkv7_chunked, wkv7_chunked_wide
+from pallas_kernels.dispatch import wkv7_auto, wkv7_auto_wide
 from pallas_kernels.gpu import wkv7_gpu
 from pallas_kernels.reference import wkv7_scan
-from pallas_kernels.tpu import wkv7_tpu
+from pallas_kernels.tpu import wkv7_tpu, wkv7_tpu_wide
 from pallas_kernels.triton.launch import wkv7_triton
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
@@ -24,10 +24,22 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
 }
 """The implementations of `wkv7` by name, each (r, log_w, k, v, a, b, s0, reset) -> (y, s_T)."""
 
+WIDE: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "scan": IMPLEMENTATIONS["scan"],
+    "chunked": jax.jit(wkv7_chunked_wide),
+    "tpu": jax.jit(wkv7_tpu_wide),
+}
+"""The same for log_w down to `LOWEST_LOG_W`."""
+
+NARROW_LOG_W = -2.7
+"""What every implementation takes at its full speed; RWKV-7 stays above -0.6066."""
+LOWEST_LOG_W = -20.0
+"""A decay of 2e-9."""
+
 AUTO = "auto"
 NAMES = ("r", "log_w", "k", "v", "a", "b")
 
-_auto = jax.jit(wkv7_auto)
+_auto, _auto_wide = jax.jit(wkv7_auto), jax.jit(wkv7_auto_wide)
 
 
 def wkv7(
@@ -41,6 +53,7 @@ def wkv7(
     *,
     valid: ArrayLike | None = None,
     reset: ArrayLike | None = None,
+    min_log_w: float = NARROW_LOG_W,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Computes the RWKV-7 recurrence over T tokens, differentiable once in reverse mode.
@@ -54,8 +67,8 @@ def wkv7(
 
     Args:
       r: receptance [B, T, H, K], float32 or bfloat16; the query of linear attention.
-      log_w: natural logarithm of the decay [B, T, H, K], in (-0.6066, 0) in RWKV-7. Below -2.7 the kernels for TPU
-        overflow, below -5 the chunked form.
+      log_w: natural logarithm of the decay [B, T, H, K], from `min_log_w` to 0; in (-0.6066, 0) in RWKV-7. Below
+        `min_log_w` results may overflow: nothing looks at the values.
       k: keys [B, T, H, K].
       v: values [B, T, H, V].
       a: what is read from the state to be replaced [B, T, H, K]; minus the normalised key in RWKV-7.
@@ -64,6 +77,8 @@ def wkv7(
       valid: bool [B, T]; False marks padding, anywhere in a sequence: the state passes through unchanged, y is 0,
         whatever the inputs hold there (NaN too), and their gradients there are 0. None: all tokens are valid.
       reset: bool [B, T]; True makes the state zero before that token, be the token valid or not. None: no resets.
+      min_log_w: the lowest log_w that may occur, a Python number, down to -20. Below -2.7 the program is another one,
+        exact for strong decays and slower, see docs/kernels.md.
       implementation: a key of `IMPLEMENTATIONS`, which runs or raises; "auto" picks by K, V and the platform that the
         program is compiled for, be it attached or not, see `pallas_kernels.dispatch`; None is "auto" where JAX's
         default backend is a GPU or TPU, else "chunked", which is traced faster.
@@ -72,7 +87,7 @@ def wkv7(
       (y, s_T): outputs [B, T, H, V] in the dtype of v, and the state after the last token [B, H, V, K], float32.
 
     Raises:
-      ValueError: a shape or dtype that does not fit, or an unknown implementation.
+      ValueError: a shape or dtype that does not fit, an unknown implementation, or a `min_log_w` that it cannot take.
 
     Example:
       Two tokens with the keys (1, 0) and (0, 1) store the values (1, 2) and (3, 4) as columns of the state, and each
@@ -94,7 +109,7 @@ def wkv7(
         raise ValueError(f"unknown wkv7 implementation {implementation!r}: choose one of {known}")
     inputs, state, flags = _arrays((r, log_w, k, v, a, b), s0, valid, reset)
     _check("wkv7", "[B, T, H, N]", inputs, state, flags)
-    return _apply(_auto if name == AUTO else IMPLEMENTATIONS[name], inputs, state, **flags)
+    return _apply(_named(name, min_log_w), inputs, state, **flags)
 
 
 def wkv7_step(
@@ -146,6 +161,24 @@ def wkv7_step(
     inputs = {n: x[:, None] for n, x in inputs.items()}
     y, s_next = _apply(_auto, inputs, state, **{n: None if x is None else x[:, None] for n, x in flags.items()})
     return y[:, 0], s_next
+
+
+def _named(name: str, min_log_w: float) -> Callable[..., tuple[Array, Array]]:
+    """The implementation for this range of decays."""
+    if not LOWEST_LOG_W <= min_log_w <= 0:
+        raise ValueError(
+            f"wkv7: min_log_w must be in {LOWEST_LOG_W}..0, got {min_log_w}: take jnp.maximum(log_w, {LOWEST_LOG_W}), "
+            "a decay of 2e-9, where log_w is lower"
+        )
+    wide = min_log_w < NARROW_LOG_W
+    if name == AUTO:
+        return _auto_wide if wide else _auto
+    if wide and name not in WIDE:
+        raise ValueError(
+            f"wkv7: implementation {name!r} takes log_w down to {NARROW_LOG_W}, min_log_w is {min_log_w}: "
+            "leave `implementation` out to get one that takes it"
+        )
+    return (WIDE if wide else IMPLEMENTATIONS)[name]
 
 
 def _arrays(

@@ -9,7 +9,7 @@ the one at the start of their chunk. Within a chunk, with c the inclusive cumula
 
 where A_xy[t, s] = x_t e^(c_t - c_s) y_s for s < t (A_a., with c-_t for c_t) or s <= t (A_r.). The exponents are centred
 in the middle of the chunk, so that every factor stays far inside float32: e^5 for the strongest decay of RWKV-7, log_w
-= -0.607, at C = 16, e^10 at C = 32. At C = 32, log_w below -5 overflows.
+= -0.607, at C = 16, e^10 at C = 32. At C = 32, log_w below -5 overflows: for decays of any strength there is `levels`.
 """
 
 from typing import NamedTuple
@@ -58,13 +58,19 @@ class Scale(NamedTuple):
     leave: Array
 
 
-class Terms(NamedTuple):
-    """What a chunk needs besides its state: operands scaled to the middle, the start or the end, and masked scores."""
+class Middle(NamedTuple):
+    """Operands scaled to the middle of the chunk, and the factors that did it."""
 
-    r_mid: Array
-    a_mid: Array
-    b_mid: Array
-    k_mid: Array
+    r: Array
+    a: Array
+    b: Array
+    k: Array
+    scale: Scale
+
+
+class Terms(NamedTuple):
+    """What a chunk needs besides its state: operands scaled to the start or the end, and masked scores."""
+
     r_in: Array
     a_in: Array
     b_out: Array
@@ -75,7 +81,6 @@ class Terms(NamedTuple):
     rb: Array
     rk: Array
     masks: Masks
-    scale: Scale
 
 
 def mm(x: Array, y: Array) -> Array:
@@ -160,52 +165,69 @@ def make_scale(log_w: Array, masks: Masks) -> tuple[Scale, Array]:
     return scale, where(masks.keep, jnp.exp(end))
 
 
-def make_terms(x: ChunkInputs) -> Terms:
+def make_terms(x: ChunkInputs) -> tuple[Terms, Middle]:
     """Everything in a chunk that does not depend on its state."""
     masks = make_masks(x.reset, x.r.shape[-2])
     scale, decay = make_scale(x.log_w, masks)
-    r_mid, a_mid, b_mid, k_mid = x.r * scale.r, x.a * scale.a, x.b * scale.bk, x.k * scale.bk
-    return Terms(
-        r_mid,
-        a_mid,
-        b_mid,
-        k_mid,
-        r_in=r_mid * scale.enter,
-        a_in=a_mid * scale.enter,
-        b_out=b_mid * scale.leave,
-        k_out=k_mid * scale.leave,
+    mid = Middle(x.r * scale.r, x.a * scale.a, x.b * scale.bk, x.k * scale.bk, scale)
+    terms = Terms(
+        r_in=mid.r * scale.enter,
+        a_in=mid.a * scale.enter,
+        b_out=mid.b * scale.leave,
+        k_out=mid.k * scale.leave,
         decay=decay,
-        inverse=unit_lower_inverse(where(masks.strict, mm_t(a_mid, b_mid))),
-        ak=where(masks.strict, mm_t(a_mid, k_mid)),
-        rb=where(masks.causal, mm_t(r_mid, b_mid)),
-        rk=where(masks.causal, mm_t(r_mid, k_mid)),
+        inverse=unit_lower_inverse(where(masks.strict, mm_t(mid.a, mid.b))),
+        ak=where(masks.strict, mm_t(mid.a, mid.k)),
+        rb=where(masks.causal, mm_t(mid.r, mid.b)),
+        rk=where(masks.causal, mm_t(mid.r, mid.k)),
         masks=masks,
-        scale=scale,
+    )
+    return terms, mid
+
+
+class ScoreGradients(NamedTuple):
+    """Gradients of the masked scores, and of v; dz is that of what the inverse is applied to."""
+
+    ab: Array
+    ak: Array
+    rb: Array
+    rk: Array
+    dz: Array
+    dv: Array
+
+
+def score_gradients(x: ChunkInputs, t: Terms, u: Array, dy: Array, ds: Array) -> ScoreGradients:
+    """Gradients of scores and values; arguments as for `gradients`."""
+    du = t_mm(t.rb, dy) + mm_t(t.b_out, ds)
+    dz = t_mm(t.inverse, du)
+    return ScoreGradients(
+        ab=where(t.masks.strict, mm_t(dz, u)),
+        ak=where(t.masks.strict, mm_t(dz, x.v)),
+        rb=where(t.masks.causal, mm_t(dy, u)),
+        rk=where(t.masks.causal, mm_t(dy, x.v)),
+        dz=dz,
+        dv=t_mm(t.rk, dy) + mm_t(t.k_out, ds) + t_mm(t.ak, dz),
     )
 
 
-def gradients(x: ChunkInputs, t: Terms, s: Array, u: Array, dy: Array, ds: Array) -> tuple[tuple[Array, ...], Array]:
+def gradients(
+    x: ChunkInputs, t: Terms, mid: Middle, s: Array, u: Array, dy: Array, ds: Array
+) -> tuple[tuple[Array, ...], Array]:
     """Gradients of chunks from that of their outputs, `dy` [B, H, n, C, V], and of their last states, `ds`.
 
     `s` is the first state and `u` row by row S_{t-1} a_t. Returns ((dr, dlog_w, dk, dv, da, db), first state's).
     """
-    du = t_mm(t.rb, dy) + mm_t(t.b_out, ds)
-    dz = t_mm(t.inverse, du)
-    dv = t_mm(t.rk, dy) + mm_t(t.k_out, ds) + t_mm(t.ak, dz)
-    d_rb, d_rk = where(t.masks.causal, mm_t(dy, u)), where(t.masks.causal, mm_t(dy, x.v))
-    d_ab, d_ak = where(t.masks.strict, mm_t(dz, u)), where(t.masks.strict, mm_t(dz, x.v))
+    d, scale = score_gradients(x, t, u, dy, ds), mid.scale
     # Gradients of the operands relative to the middle: scores first, then what goes through the states.
-    leave_b, leave_k = mm(u, ds) * t.scale.leave, mm(x.v, ds) * t.scale.leave
-    g_r = mm(d_rb, t.b_mid) + mm(d_rk, t.k_mid) + mm(dy, s) * t.scale.enter
-    g_a = mm(d_ab, t.b_mid) + mm(d_ak, t.k_mid) + mm(dz, s) * t.scale.enter
-    g_b = t_mm(d_ab, t.a_mid) + t_mm(d_rb, t.r_mid) + leave_b
-    g_k = t_mm(d_ak, t.a_mid) + t_mm(d_rk, t.r_mid) + leave_k
+    leave_b, leave_k = mm(u, ds) * scale.leave, mm(x.v, ds) * scale.leave
+    g_r = mm(d.rb, mid.b) + mm(d.rk, mid.k) + mm(dy, s) * scale.enter
+    g_a = mm(d.ab, mid.b) + mm(d.ak, mid.k) + mm(d.dz, s) * scale.enter
+    g_b = t_mm(d.ab, mid.a) + t_mm(d.rb, mid.r) + leave_b
+    g_k = t_mm(d.ak, mid.a) + t_mm(d.rk, mid.r) + leave_k
     # Decay: made of the operands that the products above used, so that what pairs of tokens add cancels exactly.
-    through_a = t.a_mid * g_a
-    total = jnp.sum(s * ds, -2, keepdims=True) * t.decay + jnp.sum(
-        t.b_mid * leave_b + t.k_mid * leave_k, -2, keepdims=True
-    )
-    terms = t.r_mid * g_r - t.b_mid * g_b - t.k_mid * g_k + through_a
+    through_a = mid.a * g_a
+    total = jnp.sum(s * ds, -2, keepdims=True) * t.decay + jnp.sum(mid.b * leave_b + mid.k * leave_k, -2, keepdims=True)
+    terms = mid.r * g_r - mid.b * g_b - mid.k * g_k + through_a
     dlog_w = row_sums(terms, reverse=True) - through_a + total
-    ds_first = ds * t.decay + t_mm(dy, t.r_in) + t_mm(dz, t.a_in)
-    return (g_r * t.scale.r, dlog_w, g_k * t.scale.bk, dv, g_a * t.scale.a, g_b * t.scale.bk), ds_first
+    ds_first = ds * t.decay + t_mm(dy, t.r_in) + t_mm(d.dz, t.a_in)
+    return (g_r * scale.r, dlog_w, g_k * scale.bk, d.dv, g_a * scale.a, g_b * scale.bk), ds_first

@@ -16,6 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import PyTree
 
 from pallas_kernels.chunked import parallel, sequential
+from pallas_kernels.chunked.forms import LEVELS
 from pallas_kernels.chunked.layout import OpInputs, saved_for_state, varying
 
 
@@ -34,9 +35,21 @@ class Residuals(Protocol):
         ...
 
 
-def by_platform(rule: str) -> Callable[..., PyTree]:
+def cpu_rule(rule: str, *, wide: bool = False) -> Callable[..., PyTree]:
+    """Returns the function called `rule` of the schedule for CPU. wide: for log_w down to -20."""
+    function = getattr(sequential, rule)
+    return partial(function, form=LEVELS) if wide and rule == "backward" else function
+
+
+def accelerator_rule(rule: str, *, wide: bool = False) -> Callable[..., PyTree]:
+    """Returns the function called `rule` of the schedule for accelerators. wide: for log_w down to -20."""
+    function = getattr(parallel, rule)
+    return partial(function, form=LEVELS) if wide else function
+
+
+def by_platform(rule: str, *, wide: bool = False) -> Callable[..., PyTree]:
     """Returns the function called `rule` of the schedule for the platform that the program is lowered for."""
-    return partial(lax.platform_dependent, cpu=getattr(sequential, rule), default=getattr(parallel, rule))
+    return partial(lax.platform_dependent, cpu=cpu_rule(rule, wide=wide), default=accelerator_rule(rule, wide=wide))
 
 
 def make_op(
@@ -84,3 +97,5 @@ def _dense(cotangent: Array | SymbolicZero) -> Array:
 
 
 wkv7_chunked = make_op(by_platform)
+wkv7_chunked_wide = make_op(partial(by_platform, wide=True))
+"""The same for log_w down to -20."""

@@ -11,8 +11,9 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from pallas_kernels.chunked import sequential
+from pallas_kernels.chunked.forms import MIDDLE, Form
 from pallas_kernels.chunked.layout import OpInputs, Saved, chunk_size, pad_time, split, split_inputs, unsplit
-from pallas_kernels.chunked.math import ChunkInputs, Terms, gradients, make_terms, mm, mm_t, t_mm
+from pallas_kernels.chunked.math import ChunkInputs, Terms, mm, mm_t, t_mm
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
@@ -48,11 +49,11 @@ def _over_chunks(body, s: State, *per_chunk: Array, reverse: bool = False) -> tu
     return s_last, jnp.moveaxis(states, 0, 2)
 
 
-def forward_saving(x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
+def forward_saving(x: OpInputs, s0: State, *, form: Form = MIDDLE) -> tuple[Values, State, Saved]:
     """(y, s_T, what the full backward needs)."""
     length = x.v.shape[1]
     chunks = _padded(x)
-    terms = make_terms(chunks)
+    terms, _ = form.make_terms(chunks)
     w, d = _transition(terms)
     u_rest = mm(terms.inverse, mm(terms.ak, chunks.v))
     n = t_mm(chunks.v, terms.k_out) + t_mm(u_rest, terms.b_out)
@@ -63,27 +64,28 @@ def forward_saving(x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
     return unsplit(y)[:, :length].astype(x.v.dtype), s_last, saved
 
 
-def forward(x: OpInputs, s0: State) -> tuple[Values, State]:
+def forward(x: OpInputs, s0: State, *, form: Form = MIDDLE) -> tuple[Values, State]:
     """(y, s_T); a single token takes the recurrence."""
     if x.v.shape[1] == 1:
         return sequential.forward(x, s0)
-    return forward_saving(x, s0)[:2]
+    return forward_saving(x, s0, form=form)[:2]
 
 
-def backward(saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
+def backward(saved: Saved, dy: Values, ds: State, *, form: Form = MIDDLE) -> tuple[Array, ...]:
     """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
     length = dy.shape[1]
     chunks, dy = _padded(saved.inputs), _split(dy)
-    terms = make_terms(chunks)
+    terms, pairs = form.make_terms(chunks)
     ds, ds_ends = _state_gradients(terms, dy, ds)
-    grads, _ = gradients(chunks, terms, jnp.moveaxis(saved.states, 0, 2), _split(saved.u), dy, ds_ends)
+    states = jnp.moveaxis(saved.states, 0, 2)
+    grads, _ = form.gradients(chunks, terms, pairs, states, _split(saved.u), dy, ds_ends)
     grads = (unsplit(g)[:, :length].astype(z.dtype) for g, z in zip(grads, saved.inputs[:6], strict=True))
     return (*grads, ds)
 
 
-def state_backward(x: OpInputs, dy: Values, ds: State) -> State:
+def state_backward(x: OpInputs, dy: Values, ds: State, *, form: Form = MIDDLE) -> State:
     """The gradient of s0 alone. It depends on neither k nor v: the compiler drops what they enter."""
-    return _state_gradients(make_terms(_padded(x)), _split(dy), ds)[0]
+    return _state_gradients(form.make_terms(_padded(x))[0], _split(dy), ds)[0]
 
 
 def _state_gradients(terms: Terms, dy: Array, ds: State) -> tuple[State, Float[Array, "B H n V K"]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from pallas_kernels.chunked import math as chunk_math
+from pallas_kernels.chunked.forms import MIDDLE, Form
 from pallas_kernels.chunked.layout import OpInputs, Saved, Tree, chunk_size, pad_time, split, split_inputs, unsplit
 from pallas_kernels.reference import Token, cleared, matvec, step
 
@@ -57,7 +57,7 @@ def forward_saving(x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
     return y, s_last, Saved(x, states, u)
 
 
-def backward(saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
+def backward(saved: Saved, dy: Values, ds: State, *, form: Form = MIDDLE) -> tuple[Array, ...]:
     """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
     length = dy.shape[1]
     size = chunk_size(length)
@@ -69,8 +69,8 @@ def backward(saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
 
         part, u_part, dy_part = jax.tree.map(lambda z: lax.dynamic_slice_in_dim(z, start, size, 1), (x, u, dy))
         part = split_inputs(part, size)
-        terms = chunk_math.make_terms(part)
-        grads, ds = chunk_math.gradients(part, terms, s[:, :, None], split(u_part, size), split(dy_part, size), ds)
+        terms, pairs = form.make_terms(part)
+        grads, ds = form.gradients(part, terms, pairs, s[:, :, None], split(u_part, size), split(dy_part, size), ds)
         buffers = (
             lax.dynamic_update_slice_in_dim(z, unsplit(g).astype(z.dtype), start, 1)
             for z, g in zip(buffers, grads, strict=True)

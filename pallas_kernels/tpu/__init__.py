@@ -10,6 +10,7 @@ from functools import partial
 
 from jax import Array
 from jax.experimental.pallas import tpu as pallas_tpu
+from jaxtyping import PyTree
 
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.support import for_sizes
@@ -23,14 +24,28 @@ def supports(key: int, value: int) -> bool:
     return key == value and key in HEAD_SIZES
 
 
-def make_op(interpret: bool | pallas_tpu.InterpretParams = False) -> Callable[..., tuple[Array, Array]]:
-    """Makes the op, see `chunked.make_op`. interpret: as `pallas_call` takes it, to run the kernels without a TPU.
+def rule(name: str, *, wide: bool = False) -> Callable[..., PyTree]:
+    """Returns `forward`, `forward_saving`, `backward` or `state_backward` for `chunked.make_op`.
+
+    wide: for log_w down to -20 instead of -2.7.
+    """
+    return partial(getattr(rules, name), wide=wide)
+
+
+def make_op(
+    interpret: bool | pallas_tpu.InterpretParams = False, *, wide: bool = False
+) -> Callable[..., tuple[Array, Array]]:
+    """Makes the op, see `chunked.make_op`.
+
+    interpret: as `pallas_call` takes it, to run the kernels without a TPU; wide: for log_w down to -20 instead of -2.7.
 
     Raises (the op):
         ValueError: heads of a size that has no kernel; when compiled for anything but a TPU, unless interpreted.
     """
-    op = chunked.make_op(lambda rule: partial(getattr(rules, rule), interpret=interpret))
+    op = chunked.make_op(lambda name: partial(rule(name, wide=wide), interpret=interpret))
     return for_sizes(op, "tpu", supports, "K = V = 64 or 128")
 
 
 wkv7_tpu = make_op()
+wkv7_tpu_wide = make_op(wide=True)
+"""The same for log_w down to -20."""

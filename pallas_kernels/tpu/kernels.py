@@ -17,7 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.chunked.layout import shape_like
-from pallas_kernels.tpu.chunk import Setting
+from pallas_kernels.tpu import chunk, wide
+from pallas_kernels.tpu.levels import make_spans
 from pallas_kernels.tpu.packing import CHUNK, LANES, make_masks
 from pallas_kernels.tpu.schedule import Stages, interleave
 
@@ -25,13 +26,15 @@ VMEM_LIMIT = 48 << 20
 """Bytes that a kernel may take, of 64 MiB on the smallest chip; the compiler's own limit is 16 MiB."""
 MAX_PACKS = {"bfloat16": 16, "float32": 8}
 """Packs per program, by the dtype of the operands: more fill the gaps better but take longer to compile."""
+MAX_WIDE_PACKS = {"bfloat16": 8, "float32": 4}
+"""The same of the kernels for log_w down to -20, which hold more."""
 
 
 class Plan(NamedTuple):
     """What a kernel needs to know beside its arrays.
 
     rule: its name; head: N; operand: dtype of the operands of products; reverse: chunks from the last to the first;
-    interpret: as `pallas_call` takes it.
+    interpret: as `pallas_call` takes it; wide: for log_w down to -20.
     """
 
     rule: str
@@ -39,6 +42,7 @@ class Plan(NamedTuple):
     operand: np.dtype
     reverse: bool
     interpret: bool | pltpu.InterpretParams
+    wide: bool
 
     @property
     def pack(self) -> int:
@@ -64,7 +68,10 @@ def _kernel(*refs, body: Callable[..., Stages], plan: Plan, resets: bool, counts
         state[...] = first[0]
 
     masks = make_masks(None if segment is None else segment[0, 0], plan.pack, plan.operand)
-    at = Setting(masks, plan.pack, plan.operand)
+    if plan.wide:
+        at = wide.Setting(masks, make_spans(plan.pack, plan.operand), plan.pack, plan.operand)
+    else:
+        at = chunk.Setting(masks, plan.pack, plan.operand)
 
     def one_pack(i: int) -> Stages[None]:
         lanes = slice(i * LANES, (i + 1) * LANES)
@@ -83,9 +90,10 @@ def _kernel(*refs, body: Callable[..., Stages], plan: Plan, resets: bool, counts
         last[0] = state[...]
 
 
-def packs_per_program(packs: int, operand: DTypeLike) -> int:
-    """Returns the largest divisor of `packs` up to MAX_PACKS."""
-    return max(n for n in range(1, MAX_PACKS[jnp.dtype(operand).name] + 1) if packs % n == 0)
+def packs_per_program(packs: int, operand: DTypeLike, *, wide: bool = False) -> int:
+    """Returns the largest divisor of `packs` up to MAX_PACKS or MAX_WIDE_PACKS."""
+    most = (MAX_WIDE_PACKS if wide else MAX_PACKS)[jnp.dtype(operand).name]
+    return max(n for n in range(1, most + 1) if packs % n == 0)
 
 
 def call(
@@ -111,7 +119,7 @@ def call(
     """
     batch, length, width = tokens[0].shape
     packs, chunks = width // LANES, length // CHUNK
-    here = packs_per_program(packs, plan.operand)
+    here = packs_per_program(packs, plan.operand, wide=plan.wide)
 
     def at(t):
         return chunks - 1 - t if plan.reverse else t
@@ -134,6 +142,6 @@ def call(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=plan.interpret,
-        name=f"wkv7_{plan.rule}",
+        name=f"wkv7_{plan.rule}{'_wide' if plan.wide else ''}",
     )(*tokens, *saved, state, *resets)
     return results[: len(out)], results[len(out) :], last

@@ -1,5 +1,6 @@
 """What `chunked.make_op` needs, on top of the kernels: op arrays to and from the layout of the kernels."""
 
+from types import ModuleType
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from pallas_kernels import decode
 from pallas_kernels.chunked.layout import OpInputs, Saved, pad_time
 from pallas_kernels.support import only_on
 from pallas_kernels.tpu import chunk
+from pallas_kernels.tpu import wide as wide_chunk
 from pallas_kernels.tpu.kernels import Plan, call
 from pallas_kernels.tpu.packing import CHUNK, LANES
 
@@ -25,11 +27,16 @@ def _on_tpu(s: State, interpret: Interpret) -> State:
     return s if interpret else only_on(s, "tpu", "tpu")
 
 
-def _plan(rule: str, x: OpInputs, interpret: Interpret) -> Plan:
+def _plan(rule: str, x: OpInputs, interpret: Interpret, wide: bool) -> Plan:
     """Products of bfloat16 operands if that is what all vectors are, else of float32."""
     half = all(z.dtype == jnp.bfloat16 for z in (x.r, x.k, x.v, x.a, x.b))
     operand = jnp.dtype(jnp.bfloat16 if half else jnp.float32)
-    return Plan(rule, x.r.shape[3], operand, rule.endswith("backward"), interpret)
+    return Plan(rule, x.r.shape[3], operand, rule.endswith("backward"), interpret, wide)
+
+
+def _bodies(wide: bool) -> ModuleType:
+    """What computes a chunk. wide: for log_w down to -20."""
+    return wide_chunk if wide else chunk
 
 
 def _pack_heads(x: Array, axis: int, pack: int) -> Array:
@@ -74,26 +81,27 @@ def _segments(reset: Array | None, pack: int) -> Array | None:
     return jnp.concatenate([counts] * pack, -1)
 
 
-def forward(x: OpInputs, s0: State, *, interpret: Interpret = False) -> tuple[Values, State]:
+def forward(x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False) -> tuple[Values, State]:
     """(y, s_T); a single token is a step of decoding."""
     s0 = _on_tpu(s0, interpret)
     if x.v.shape[1] == 1:
         return decode.forward(x, s0)
-    plan = _plan("forward", x, interpret)
+    plan = _plan("forward", x, interpret, wide)
     tokens = [_tokens(z, plan.pack) for z in x[:6]]
-    (y,), _, last = call(
-        chunk.forward, plan, tokens, _states(s0, plan.pack), _segments(x.reset, plan.pack), out=[x.v.dtype]
-    )
+    first, segments = _states(s0, plan.pack), _segments(x.reset, plan.pack)
+    (y,), _, last = call(_bodies(wide).forward, plan, tokens, first, segments, out=[x.v.dtype])
     return _from_tokens(y, x.v), _from_states(last, s0.shape[1], plan.pack)
 
 
-def forward_saving(x: OpInputs, s0: State, *, interpret: Interpret = False) -> tuple[Values, State, Saved]:
+def forward_saving(
+    x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False
+) -> tuple[Values, State, Saved]:
     """(y, s_T, what the full backward needs): the states before all chunks, packed, and u as it lies in memory."""
     s0 = _on_tpu(s0, interpret)
-    plan = _plan("forward_saving", x, interpret)
+    plan = _plan("forward_saving", x, interpret, wide)
     tokens = [_tokens(z, plan.pack) for z in x[:6]]
     (y, u), (states,), last = call(
-        chunk.forward,
+        _bodies(wide).forward,
         plan,
         tokens,
         _states(s0, plan.pack),
@@ -105,13 +113,15 @@ def forward_saving(x: OpInputs, s0: State, *, interpret: Interpret = False) -> t
     return _from_tokens(y, x.v), _from_states(last, s0.shape[1], plan.pack), saved
 
 
-def backward(saved: Saved, dy: Values, ds: State, *, interpret: Interpret = False) -> tuple[Array, ...]:
+def backward(
+    saved: Saved, dy: Values, ds: State, *, interpret: Interpret = False, wide: bool = False
+) -> tuple[Array, ...]:
     """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
     x, ds = saved.inputs, _on_tpu(ds, interpret)
-    plan = _plan("backward", x, interpret)
+    plan = _plan("backward", x, interpret, wide)
     tokens = [_tokens(z, plan.pack) for z in (*x[:6], saved.u, dy)]
     grads, _, first = call(
-        chunk.backward,
+        _bodies(wide).backward,
         plan,
         tokens,
         _states(ds, plan.pack),
@@ -125,12 +135,11 @@ def backward(saved: Saved, dy: Values, ds: State, *, interpret: Interpret = Fals
     )
 
 
-def state_backward(x: OpInputs, dy: Values, ds: State, *, interpret: Interpret = False) -> State:
+def state_backward(x: OpInputs, dy: Values, ds: State, *, interpret: Interpret = False, wide: bool = False) -> State:
     """The gradient of s0 alone, from r, log_w, a, b and dy."""
     ds = _on_tpu(ds, interpret)
-    plan = _plan("state_backward", x, interpret)
+    plan = _plan("state_backward", x, interpret, wide)
     tokens = [_tokens(z, plan.pack) for z in (x.r, x.log_w, x.a, x.b, dy)]
-    _, _, first = call(
-        chunk.state_backward, plan, tokens, _states(ds, plan.pack), _segments(x.reset, plan.pack), out=[]
-    )
+    last, segments = _states(ds, plan.pack), _segments(x.reset, plan.pack)
+    _, _, first = call(_bodies(wide).state_backward, plan, tokens, last, segments, out=[])
     return _from_states(first, ds.shape[1], plan.pack)

@@ -43,6 +43,13 @@ def test_no_tokens(inputs):
         call({n: x if n == "s0" else x[:, :0] for n, x in inputs.items()})
 
 
+@pytest.mark.parametrize("lowest", [-20.5, 0.1, float("nan"), float("-inf")])
+def test_decays_out_of_range(inputs, lowest):
+    with pytest.raises(ValueError, match=r"^wkv7: min_log_w must be in -20.0..0, got .*: take jnp.maximum") as caught:
+        call(inputs, min_log_w=lowest)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("flag", ["valid", "reset"])
 @pytest.mark.parametrize("value", [np.ones((2, 3), np.int32), np.ones((3, 2), bool)])
 def test_wrong_flag(inputs, flag, value):
