@@ -4,16 +4,15 @@ Parameters carry the released names and orientation: a linear weight is [out, in
 [rank, out], vectors are [D]. Norms, decays and the state are float32; products run in `dtype` or `product_dtype`.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from rwkv7_jax import init, quantisation
 from rwkv7_jax.products import product
 from rwkv7_jax.quantisation import QuantisedWeight
+from rwkv7_jax.token_shift import token_shift
 from rwkv7_jax.wkv_state import WKV, Streams, WKVState, attend
 
 LOG_DECAY_FLOOR = -0.6065306597126334
@@ -58,58 +57,6 @@ class LayerNorm(nn.Module):
         return (normal * weight.astype(jnp.float32).reshape(ndim) + bias.astype(jnp.float32).reshape(ndim)).astype(
             self.dtype
         )
-
-
-def token_shift(
-    x: Float[Array, "B T D"],
-    last: Float[Array, "B D"],
-    valid: Bool[Array, "B T"] | None = None,
-    reset: Bool[Array, "B T"] | None = None,
-) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
-    """Returns (valid token before each token, last valid token of all).
-
-    `last` stands before the first token; at a reset the token before is zero, even if the reset token is padding.
-    """
-    extended = jnp.concatenate([last[:, None], x], axis=1)
-    if valid is None:
-        before = extended[:, :-1]
-        return before if reset is None else jnp.where(reset[:, :, None], jnp.zeros_like(x), before), extended[:, -1]
-    time = x.shape[1]
-    position = jnp.arange(1, time + 1, dtype=jnp.int32)[None]
-    pad = functools.partial(jnp.pad, pad_width=((0, 0), (1, 0)))
-    before = pad(jax.lax.cummax(jnp.where(valid, position, 0), axis=1))
-    after = jax.lax.cummin(jnp.where(valid, position - 1, time), axis=1, reverse=True)
-    after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=time)
-    shifted = take_previous(extended, before, after, pad(valid, constant_values=True))
-    if reset is not None:
-        start = jax.lax.cummax(jnp.where(reset, position, 0), axis=1)
-        alive = jnp.concatenate([start, start[:, -1:]], axis=1) <= before
-        shifted = jnp.where(alive[:, :, None], shifted, jnp.zeros_like(shifted))
-    return shifted[:, :-1], shifted[:, -1]
-
-
-@jax.custom_vjp
-def take_previous(
-    extended: Float[Array, "B S D"], before: Int[Array, "B S"], after: Int[Array, "B S"], used: Bool[Array, "B S"]
-) -> Float[Array, "B S D"]:
-    """Returns extended[before]; its gradient is a gather too: row j gets that of its next reader `after[j]`, if `used`.
-
-    Readers in between are padding and carry no gradient. The scatter that autodiff would make is slow everywhere.
-    """
-    return jnp.take_along_axis(extended, before[:, :, None], axis=1)
-
-
-def _take_previous_forward(extended, before, after, used):
-    return take_previous(extended, before, after, used), (after, used)
-
-
-def _take_previous_backward(residuals, cotangent):
-    after, used = residuals
-    gathered = jnp.take_along_axis(cotangent, after[:, :, None], axis=1)
-    return jnp.where(used[:, :, None], gathered, jnp.zeros_like(gathered)), None, None, None
-
-
-take_previous.defvjp(_take_previous_forward, _take_previous_backward)
 
 
 class TimeMix(nn.Module):

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pallas_kernels.sequence import BOUNDARY
 from rwkv7_jax import init
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
-from rwkv7_jax.sharding import by_rows, gathered
+from rwkv7_jax.sharding import by_tokens, gathered, missing_tokens
 from rwkv7_jax.state import State, zero_state
 
 
@@ -43,12 +44,12 @@ class Block(nn.Module):
             out, att_shift, wkv, v_first = time_mix(
                 LayerNorm(dtype=dtype, name="ln1")(x), state.att_shift, state.wkv, v_first, valid=valid, reset=reset
             )
-        x = by_rows(x + out)
+        x = by_tokens(x + out)
         with jax.named_scope("channel_mix"):
             out, ffn_shift = channel_mix(
                 LayerNorm(dtype=dtype, name="ln2")(x), state.ffn_shift, valid=valid, reset=reset
             )
-        return by_rows(x + out), state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
+        return by_tokens(x + out), state._replace(att_shift=att_shift, ffn_shift=ffn_shift, wkv=wkv), v_first
 
 
 class RWKV7(nn.Module):
@@ -92,6 +93,20 @@ class RWKV7(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], State]:
         """Returns (final normalised activations in the compute dtype, state after the last valid token)."""
+        length = tokens.shape[1]
+        if extra := missing_tokens(length):
+            tokens, valid, reset = padded(tokens, valid, reset, extra)
+        x, state = self.padded_hidden(tokens, state, valid, reset)
+        return (x[:, :length] if extra else x), state
+
+    def padded_hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State,
+        valid: Bool[Array, "B T"] | None,
+        reset: Bool[Array, "B T"] | None,
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """Computes `hidden` of rows that the mesh divides."""
         c = self.config
         if not c.scan_layers or c.n_layer == 1:
             x, layers = self.one_by_one(tokens, split_layers(state), valid, reset)
@@ -111,7 +126,7 @@ class RWKV7(nn.Module):
     def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns the normalised embeddings of tokens."""
         table = gathered({"emb": self.emb})["emb"]["weight"]
-        return self.ln0(by_rows(jnp.take(table, tokens, axis=0).astype(self.config.activation_dtype)))
+        return self.ln0(by_tokens(jnp.take(table, tokens, axis=0).astype(self.config.activation_dtype)))
 
     def one_by_one(
         self,
@@ -177,6 +192,15 @@ def _block(
     return apply({"params": params}, x, state, v_first, valid, reset)
 
 
+def padded(
+    tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | None, reset: Bool[Array, "B T"] | None, extra: int
+) -> tuple[Int[Array, "B S"], Bool[Array, "B S"], Bool[Array, "B S"] | None]:
+    """Returns tokens, `valid` and `reset` with tokens of padding at the end."""
+    valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+    longer = partial(jnp.pad, pad_width=((0, 0), (0, extra)))
+    return longer(tokens), longer(valid), None if reset is None else longer(reset)
+
+
 def last_valid(x: Float[Array, "B T D"], valid: Bool[Array, "B T"] | None) -> Float[Array, "B 1 D"]:
     """Returns the activations of each row's last valid token; of the last token in rows that have none."""
     last = x.shape[1] - 1 - (jnp.argmax(valid[:, ::-1], axis=1) if valid is not None else 0)
@@ -190,10 +214,16 @@ def init_params(model: RWKV7, key: Array) -> dict[str, PyTree]:
 
 
 def rematerialised(body: Callable, policy: str) -> Callable:
-    """Returns the body of a scan over blocks with its activations stored as `RWKV7Config.remat` says."""
+    """Returns the body of a scan over blocks with its activations stored as `RWKV7Config.remat` says.
+
+    What crosses from device to device along the tokens is always stored: it is small, and dear to compute again.
+    """
     if policy == "none":
         return body
-    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    policies = jax.checkpoint_policies
+    kept = policies.save_only_these_names(BOUNDARY)
+    if policy == "dots":
+        kept = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, kept)
     return jax.checkpoint(body, policy=kept)
 
 

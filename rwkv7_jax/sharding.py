@@ -1,13 +1,15 @@
-"""Sharding: a mesh of axes data, fsdp and tensor, and one ordered table from names to partitions.
+"""Sharding: a mesh of axes data, fsdp, tensor and sequence, and one ordered table from names to partitions.
 
-Rows of a batch are cut over data and fsdp, heads, channels and vocabulary over tensor; fsdp also cuts the other axis of
-each matrix, which is gathered when it is used. Everything here does nothing where no mesh is set (`jax.set_mesh`), so
-that the same program runs on one device.
+Rows of a batch are cut over data and fsdp, heads, channels and vocabulary over tensor, the tokens of a row over
+sequence; fsdp also cuts the other axis of each matrix, which is gathered when it is used. Everything here does nothing
+where no mesh is set (`jax.set_mesh`), so that the same program runs on one device. A mesh without the axis sequence
+will do.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import EllipsisType
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -19,11 +21,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from pallas_kernels import wkv7
+from pallas_kernels.sequence import wkv7_sequence_parallel
 
 Tree = TypeVar("Tree")
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 ROWS = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are cut."""
+TOKENS = "sequence"
+"""The mesh axis over which the tokens of a row are cut; weights and states are whole along it."""
 
 RULES: tuple[tuple[str, tuple[str | EllipsisType | None, ...]], ...] = (
     (r"(^|/)(emb|head)/weight(/(values|scales))?$", ("tensor", "fsdp")),
@@ -43,14 +48,21 @@ axes, else the first. Optimisers' moments and DBP's matrices carry the path of w
 so its partition; wkv is what states hold, [L,H,...]."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """Makes a mesh of devices.
 
     Args:
       data: size of the axis over which rows of a batch are cut.
       fsdp: size of the axis over which rows and weights are cut.
-      tensor: size of the axis over which heads, channels and vocabulary are cut. One of the sizes may be -1:
-        what is left.
+      tensor: size of the axis over which heads, channels and vocabulary are cut.
+      sequence: size of the axis over which the tokens of each row are cut. One of the sizes may be -1: what is left.
       devices: the devices; None takes all.
 
     Returns:
@@ -60,14 +72,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
       ValueError: one line, if the product of the sizes is not the number of devices.
     """
     count = len(jax.devices() if devices is None else devices)
-    sizes = resolve_sizes((data, fsdp, tensor), count)
+    *outer, tensor, sequence = resolve_sizes((data, fsdp, tensor, sequence), count)
     if devices is None:
         devices = jax.devices()
+    sizes = (*outer, sequence, tensor)  # devices of one tensor group next to each other: they send most
     if devices[0].platform == "cpu":
         grid = np.asarray(devices).reshape(sizes)
     else:
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.swapaxes(grid, -1, -2), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def resolve_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
@@ -76,13 +89,18 @@ def resolve_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     Raises:
       ValueError: one line, if there are none.
     """
-    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    text = ", ".join(f"{axis}={size}" for axis, size in named(sizes).items())
     if any(size < 1 and size != -1 for size in sizes) or list(sizes).count(-1) > 1:
         raise ValueError(f"mesh: {text}: sizes are at least 1, and one of them at most is -1 (what is left)")
     known = math.prod(size for size in sizes if size != -1)
     if count % known or (-1 not in sizes and known != count):
         raise ValueError(f"mesh: {text} does not fit {count} devices: the product must be their number")
     return tuple(count // known if size == -1 else size for size in sizes)
+
+
+def named(sizes: Sequence[int]) -> dict[str, int]:
+    """Returns the sizes of a mesh by axis; `sequence` only where it cuts anything."""
+    return {axis: size for axis, size in zip(AXES, sizes, strict=True) if axis != TOKENS or size != 1}
 
 
 def partition(path: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) -> PartitionSpec:
@@ -153,7 +171,7 @@ def place(leaf: Sliceable, sharding: NamedSharding | None, dtype: DTypeLike | No
 def _mesh() -> AbstractMesh | None:
     """Returns the mesh in whose context a program is traced; None if there is none or its axes are cut by hand."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.manual_axes or not set(AXES) <= set(mesh.axis_names) else mesh
+    return None if mesh.empty or mesh.manual_axes or not set(AXES) - {TOKENS} <= set(mesh.axis_names) else mesh
 
 
 def pin(tree: Tree) -> Tree:
@@ -189,19 +207,56 @@ def gathered(tree: Tree) -> Tree:
     return jax.tree.map(one, tree, specs)
 
 
-def by_rows(x: Array) -> Array:
-    """Constrains an activation [B, ...] to have its rows cut over the mesh and all else whole."""
+def token_devices(mesh: Mesh | AbstractMesh | None) -> int:
+    """Returns the number of devices over which the tokens of each row are cut."""
+    return 1 if mesh is None else mesh.shape.get(TOKENS, 1)
+
+
+def missing_tokens(length: int) -> int:
+    """Returns how many tokens of padding let rows of `length` be cut over the mesh; shorter rows than it stay whole."""
+    count = token_devices(_mesh())
+    return -length % count if length >= count else 0
+
+
+def token_partition(rows: int, length: int) -> PartitionSpec | None:
+    """Returns the partition of activations [B, T, ...] whose tokens are cut over the mesh; None if they are not."""
+    mesh = _mesh()
+    count = token_devices(mesh)
+    return None if mesh is None or count == 1 or length % count else PartitionSpec(_rows(mesh, rows), TOKENS)
+
+
+def by_tokens(x: Array) -> Array:
+    """Constrains an activation [B, T, ...] to have its rows and tokens cut over the mesh and all else whole."""
     mesh = _mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_rows(mesh, x.shape[0]), *[None] * (x.ndim - 1)))
+    spec = token_partition(x.shape[0], x.shape[1]) or PartitionSpec(_rows(mesh, x.shape[0]))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec, *[None] * (x.ndim - len(spec))))
+
+
+def chunks_as_rows(tree: Tree) -> tuple[Tree, int]:
+    """Returns arrays [B, T, ...] as [n * B, T / n, ...], and n: each chunk of a row on its device is one, padded with
+    zeros; n is 1 where the tokens are not cut. Row b's chunks are rows b, B + b, ..."""
+    mesh = _mesh()
+    count = token_devices(mesh)
+    if mesh is None or count == 1:
+        return tree, 1
+
+    def one(x: Array) -> Array:
+        x = jax.numpy.pad(x, ((0, 0), (0, -x.shape[1] % count)) + ((0, 0),) * (x.ndim - 2))
+        rows = _rows(mesh, x.shape[0]) or ()
+        x = jax.numpy.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+        x = x.reshape(count * x.shape[1], *x.shape[2:])
+        return jax.lax.with_sharding_constraint(x, PartitionSpec((TOKENS, *rows), *[None] * (x.ndim - 1)))
+
+    return jax.tree.map(one, tree), count
 
 
 def _rows(mesh: AbstractMesh, count: int) -> tuple[str, ...] | None:
     return ROWS if count % math.prod(mesh.shape[axis] for axis in ROWS) == 0 else None
 
 
-def wkv7_by_rows_and_heads(
+def wkv7_on_mesh(
     r: Float[Array, "B T H K"],
     log_w: Float[Array, "B T H K"],
     k: Float[Array, "B T H K"],
@@ -214,24 +269,29 @@ def wkv7_by_rows_and_heads(
     reset: Bool[Array, "B T"] | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-    """Runs `pallas_kernels.wkv7` with each device at its own rows and heads.
+    """Runs `pallas_kernels.wkv7` with each device at its own rows, heads and tokens.
 
-    Rows and heads are independent, so nothing is exchanged.
-    Rows or heads that the mesh does not divide are computed by all its devices.
+    Rows and heads are independent, so nothing is exchanged; along `sequence` states are handed on, see
+    `pallas_kernels.wkv7_sequence_parallel`. Rows, heads or tokens that the mesh does not divide are computed by all its
+    devices.
     """
     mesh = _mesh()
     if mesh is None:
         return wkv7(r, log_w, k, v, a, b, s0, valid=valid, reset=reset, implementation=implementation)
     rows = _rows(mesh, r.shape[0])
     heads = "tensor" if r.shape[2] % mesh.shape["tensor"] == 0 else None
-    tokens, states = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
+    cut = token_partition(*r.shape[:2])
+    flat, states = cut or PartitionSpec(rows, None), PartitionSpec(rows, heads)
+    tokens = PartitionSpec(*flat, heads)
     flags = {name: flag for name, flag in (("valid", valid), ("reset", reset)) if flag is not None}
+    op = partial(wkv7_sequence_parallel, axis_name=TOKENS) if cut else wkv7
 
     def local(inputs: tuple[Array, ...], s0: Array, flags: dict[str, Array]) -> tuple[Array, Array]:
         r, log_w, k, v, a, b = inputs
-        return wkv7(r, log_w, k, v, a, b, s0, **flags, implementation=implementation)
+        valid, reset = flags.get("valid"), flags.get("reset")
+        return op(r, log_w, k, v, a, b, s0, valid=valid, reset=reset, implementation=implementation)
 
-    specs = ((tokens,) * 6, states, dict.fromkeys(flags, PartitionSpec(rows)))
+    specs = ((tokens,) * 6, states, dict.fromkeys(flags, flat))
     return jax.shard_map(local, in_specs=specs, out_specs=(tokens, states))((r, log_w, k, v, a, b), s0, flags)
 
 

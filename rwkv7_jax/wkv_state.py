@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from rwkv7_jax.sharding import wkv7_by_rows_and_heads
+from rwkv7_jax.sharding import wkv7_on_mesh
 
 
 class Streams(NamedTuple):
@@ -38,7 +38,7 @@ class WKV(NamedTuple):
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
         """Returns (outputs, state after the last token)."""
         r, log_w, k, v, kk, iclr = x
-        return wkv7_by_rows_and_heads(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
+        return wkv7_on_mesh(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
 
 
 Query = Callable[[Streams], Array]

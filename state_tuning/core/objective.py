@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from rwkv7_jax.sharding import chunks_as_rows
 from rwkv7_jax.tokenizer import Tokenizer
 from rwkv7_jax.tokenizer.abilities import encode_after
 
@@ -262,6 +263,7 @@ def chunked_losses(
     Returns:
       The sums [B].
     """
+    (hidden, targets, mask), parts = chunks_as_rows((hidden, targets, mask))
     chunk = min(chunk, hidden.shape[1])
     pieces = _compact(hidden, targets, mask, chunk)
 
@@ -269,11 +271,17 @@ def chunked_losses(
         return loss(jnp.where(m[..., None] > 0, x, jnp.zeros((), x.dtype)), y, m)
 
     if frozen_head:
-        return _precomputed(piece_loss, pieces)
+        return _of_rows(_precomputed(piece_loss, pieces), parts)
     # The inner remat keeps logits out of the branch's residuals, the outer one a copy of the head for each chunk.
     step = jax.checkpoint(_if_any_counts(jax.checkpoint(piece_loss)))
     zero = jnp.zeros(hidden.shape[0], jnp.float32)
-    return jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)[0]
+    total = jax.lax.scan(lambda total, piece: (total + step(*piece), None), zero, pieces)[0]
+    return _of_rows(total, parts)
+
+
+def _of_rows(sums: Array, parts: int) -> Float[Array, "B"]:
+    """The sums of whole rows from those of their parts, see `chunks_as_rows`."""
+    return sums if parts == 1 else sums.reshape(parts, -1).sum(0)
 
 
 def cut(x: Array | np.ndarray, length: int) -> Array:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rwkv7_jax.sharding import wkv7_by_rows_and_heads
+from rwkv7_jax.sharding import wkv7_on_mesh
 
 
 def state_queries(
@@ -38,5 +38,5 @@ def state_queries(
     batch, _, heads, size = r.shape
     identity = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (batch, heads, size, size))
     vectors = (r, log_w, k, jnp.zeros_like(r), a, b)
-    q, _ = wkv7_by_rows_and_heads(*vectors, identity, valid=valid, reset=reset, implementation=implementation)
+    q, _ = wkv7_on_mesh(*vectors, identity, valid=valid, reset=reset, implementation=implementation)
     return q
