@@ -123,7 +123,7 @@ def run(config: RunConfig) -> int:
         resumed = distributed.lead_first(lambda lead: lead and run_folder.check(folder, identity, **keep))
         devices = distributed.describe(mesh) + ("; resuming" if resumed else "")
         print(f"{config.model.checkpoint}: {lm.summary}, {devices}", flush=True)
-        check_loop(config.system, config.data.batch_size, mesh)
+        check_loop(config.system, config.data, mesh)
         if config.tune.warmup > config.tune.steps and distributed.is_lead():
             limits = f"tune.warmup ({config.tune.warmup}) is above tune.steps ({config.tune.steps})"
             print(f"warning: {limits}: the learning rate never reaches its peak", file=sys.stderr)
@@ -155,13 +155,14 @@ def run_parts(lm: LanguageModel, jobs: Sequence[Job], tuner: Tuner) -> dict[str,
     return parts | ({} if tuner.start is None else {"start (tune.init)": tuner.start})
 
 
-def check_loop(settings: SystemConfig, batch_size: int, mesh: Mesh | None) -> None:
+def check_loop(settings: SystemConfig, data: DataConfig, mesh: Mesh | None) -> None:
     """Checks what the training loop would refuse, before anything is measured or thrown away.
 
     Raises:
       UsageError: rows that cannot be cut over the devices, an unknown best_metric, no writer for TensorBoard.
     """
-    distributed.Spread(mesh, batch_size)
+    distributed.Spread(mesh, data.batch_size)
+    distributed.check_length(mesh, "data.max_length", data.max_length)
     loop.check_best_metric(settings, (*VALUES, VALIDATION) if settings.validate_every else VALUES)
     with tempfile.TemporaryDirectory() as scratch:
         Board(Path(scratch), settings.tensorboard and distributed.is_lead()).close()

@@ -188,6 +188,7 @@ class MeshConfig:
     data: int = option(-1, "devices over which the rows of a batch are cut; -1: those that are left")
     fsdp: int = option(1, "the same, and the weights are cut over them too")
     tensor: int = option(1, "devices over which heads, channels and vocabulary are cut")
+    sequence: int = option(1, "devices over which the tokens of each row are cut, for rows longer than one holds")
     coordinator: str | None = option(None, "host:port of the first process; none: found by itself on a TPU pod")
     processes: int | None = option(None, "number of processes, with coordinator")
     process_id: int | None = option(None, "number of this process, with coordinator")

@@ -62,9 +62,11 @@ def _fewer_tokens(plan: Plan, step: Step) -> Iterator[Advice]:
 
 def _more_memory(plan: Plan, step: Step) -> Iterator[Advice]:
     """More chips of this kind, each with the whole weights or with a part of them, and larger chips."""
-    chips, (data, fsdp, tensor) = plan.topology.chips, plan.mesh
+    chips, (data, fsdp, tensor, along) = plan.topology.chips, plan.mesh
     for times in _powers(plan.topology.chip.most // chips):
-        found = [_on(plan, step, sizes) for sizes in ((data * times, fsdp, tensor), (data, fsdp * times, tensor))]
+        cut = [(data * times, fsdp, tensor, along), (data, fsdp * times, tensor, along)]
+        cut += [(data, fsdp, tensor, along * times)] if step.length >= along * times * LEAST_TOKENS else []
+        found = [_on(plan, step, sizes) for sizes in cut]
         fitting = [one for one in found if one.needed is not None and one.needed <= plan.limit]
         if fitting:
             yield fitting[0]
@@ -76,11 +78,11 @@ def _more_memory(plan: Plan, step: Step) -> Iterator[Advice]:
             return
 
 
-def _on(plan: Plan, step: Step, sizes: tuple[int, int, int]) -> Advice:
-    """The step on a slice that holds a mesh; each chip has a row at least."""
+def _on(plan: Plan, step: Step, sizes: tuple[int, int, int, int]) -> Advice:
+    """The step on a slice that holds a mesh; each chip has a row at least, or a part of one."""
     parts = sizes[0] * sizes[1]
     rows = max(step.batch_size, parts)
-    share = (rows / parts) / (step.batch_size / _parts(plan))
+    share = (rows / parts) / (step.batch_size / _parts(plan)) * plan.mesh[3] / sizes[3]
     needed = held(step.groups, dict(zip(sharding.AXES, sizes, strict=True))) + _rest(plan, share)
     words = [f"--topology {topology.name(plan.topology.kind, math.prod(sizes))}"]
     words += [f"--mesh.{axis} {size}" for axis, size in zip(sharding.AXES[1:], sizes[1:], strict=True) if size > 1]

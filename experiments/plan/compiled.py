@@ -101,7 +101,7 @@ def compile_step(
     Args:
       make: mesh -> the step; called with the mesh set.
       topology: of `devices`, for the memory and the compiler's options.
-      sizes: of the mesh's axes data, fsdp and tensor; one may be -1.
+      sizes: of the mesh's axes data, fsdp, tensor and sequence; one may be -1.
 
     Returns:
       (the plan, the step).
@@ -196,14 +196,14 @@ class Option(NamedTuple):
 
 
 def options(plan: Plan, step: Step) -> list[Option]:
-    """Returns meshes that should fit, those that cut the weights least first.
+    """Returns meshes that should fit and cut a row's tokens as the plan does, those that cut the weights least first.
 
     Arguments are counted exactly. Temporaries are taken to go with the sequences of a chip, which overstates those of
     meshes with a larger tensor axis and understates those of meshes with a smaller one.
     """
-    data, fsdp, _ = plan.mesh
+    data, fsdp, _, along = plan.mesh
     found = []
-    for sizes in _factors(plan.topology.chips):
+    for sizes in ((*outer, along) for outer in _factors(plan.topology.chips // along)):
         if step.batch_size % (sizes[0] * sizes[1]) or step.model.n_head % sizes[2]:
             continue
         axis_sizes: dict[str, int] = dict(zip(sharding.AXES, sizes, strict=True))

@@ -3,7 +3,7 @@ counted as often as they run."""
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -17,11 +17,14 @@ _CALLED = re.compile(
 )
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_PAIRS = re.compile(r"source_target_pairs=\{([\d,{}]*)\}")
+_TARGET = re.compile(r"\{\d+,(\d+)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Moved(NamedTuple):
-    """A kind of operation: how many run in one step, and bytes of their results on one chip."""
+    """A kind of operation: how many run in one step, and bytes of their results on one chip. A permutation counts for
+    the chips that it sends to; the figures are those of the chip that gets most."""
 
     kind: str
     count: int
@@ -39,32 +42,41 @@ class Largest(NamedTuple):
 def collectives(text: str) -> tuple[list[Moved], list[Largest]]:
     """Returns the operations of an optimised HLO module, and the largest of each kind.
 
-    An asynchronous operation stands, with one channel, in the computation that starts it and in those that go on with
-    it beside other work or end it; it counts where it starts, which comes first.
+    An asynchronous operation stands, with one channel, in the fusion that starts it and in those that go on with it
+    beside other work or end it; it counts where it starts, which comes first. Elsewhere a channel may be used again: a
+    function of JAX that is called twice has one.
     """
     bodies, entry = _computations(text)
-    counts: dict[str, int] = defaultdict(int)
-    totals: dict[str, int] = defaultdict(int)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
     largest: dict[str, Largest] = {}
     starts: dict[str, str] = {}
 
-    def visit(name: str, times: int) -> None:
+    def visit(name: str, times: int, fused: bool = False) -> None:
         for line in bodies.get(name, ()):
             found, channel = _OPERATION.search(line), _CHANNEL.search(line)
-            if found and (channel is None or starts.setdefault(channel[1], name) == name):
+            if found and (not fused or channel is None or starts.setdefault(channel[1], name) == name):
                 shape, kind = found[1], found[2]
                 size = _size(shape, bool(found[3]))
-                counts[kind] += times
-                totals[kind] += times * size
+                for chip in _receivers(line):
+                    counts[kind][chip] += times
+                    totals[kind][chip] += times * size
                 if size > largest.get(kind, Largest(kind, "", -1)).bytes:
                     largest[kind] = Largest(kind, shape, size)
             trips = _trips(line, bodies) if " while(" in line else 1
             for group in _CALLED.findall(line):
                 for called in group.replace("%", "").split(","):
-                    visit(called.strip(), times * trips)
+                    visit(called.strip(), times * trips, fused or " fusion(" in line)
 
     visit(entry, 1)
-    return [Moved(kind, counts[kind], totals[kind]) for kind in KINDS if counts[kind]], list(largest.values())
+    moved = [Moved(kind, max(counts[kind].values()), max(totals[kind].values())) for kind in KINDS if counts[kind]]
+    return moved, list(largest.values())
+
+
+def _receivers(line: str) -> list[str]:
+    """The chips that get a result: those that a permutation sends to, else all of them as one."""
+    pairs = _PAIRS.search(line)
+    return _TARGET.findall(pairs[1]) if pairs else [""]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -55,7 +55,7 @@ def text(plan: Plan, step: Step, better: Sequence[Option], changes: Sequence[Adv
         lines.append(f"  {moved.kind:<20} {moved.count:>6} x  {gib(moved.bytes):>12}   largest {gib(largest.bytes)}")
     lines += [] if plan.collectives else ["  nothing"] if plan.read else [f"  {_unread(plan)}"]
     lines += ["", "partitions:"]
-    lines += [f"  {line}" for line in partition_lines(step, dict(zip(sharding.AXES, plan.mesh, strict=True)))]
+    lines += [f"  {line}" for line in partition_lines(step, sharding.named(plan.mesh))]
     named = [option for option in better if option.mesh != plan.mesh][:3]
     if named:
         lines += ["", "meshes that should fit, those that cut the weights least first (estimates):"]
@@ -93,7 +93,7 @@ def as_json(plan: Plan, step: Step, label: Label) -> dict[str, object]:
         **label._asdict(),
         "topology": plan.topology.name,
         "chips": plan.topology.chips,
-        "mesh": dict(zip(sharding.AXES, plan.mesh, strict=True)),
+        "mesh": sharding.named(plan.mesh),
         "tokens": plan.tokens,
         "fits": plan.fits,
         "chip_memory": plan.topology.chip.memory,
@@ -141,4 +141,4 @@ def gib(count: float) -> str:
 
 def mesh(sizes: tuple[int, ...]) -> str:
     """Formats a mesh as "data 4 x fsdp 1 x tensor 2"."""
-    return " x ".join(f"{axis} {size}" for axis, size in zip(sharding.AXES, sizes, strict=True))
+    return " x ".join(f"{axis} {size}" for axis, size in sharding.named(sizes).items())

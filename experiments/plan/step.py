@@ -16,6 +16,7 @@ from experiments.config.methods import MethodConfig, RewardMethod, UpscaleMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import DataConfig, ModelConfig, PretrainConfig, TuneConfig
 from experiments.training import pretraining as pretrain
+from experiments.training.distributed import check_length
 from rwkv7_jax import RWKV7, RWKV7Config, checkpoint, flops, sharding
 from rwkv7_jax.bucketing import padded_length
 from rwkv7_jax.dtypes import BITS, Quantise, is_linear, is_matrix
@@ -98,6 +99,7 @@ def tuning(
         not divide.
     """
     _check_batch("data.batch_size", data.batch_size, mesh)
+    check_length(mesh, "data.max_length", data.max_length)
     if isinstance(method, UpscaleMethod):
         raise UsageError(NEEDS_TEXT)
     if isinstance(method, RewardMethod):
@@ -125,6 +127,7 @@ def pretraining(config: PretrainConfig, size: str | None, mesh: Mesh) -> Step:
       UsageError: an unknown size, or a batch that the mesh does not divide.
     """
     _check_batch("batch_size", config.batch_size, mesh)
+    check_length(mesh, "length", config.length)
     own = pretrain.make_model(config).config
     model = dimensions(size, config.dtype, config.remat, "auto") if size else own
     program = pretrain.make_program(RWKV7(model), config)
@@ -168,7 +171,8 @@ def _check_batch(setting: str, batch_size: int, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise UsageError(
-            f"a batch of {batch_size} sequences cannot be cut over data x fsdp = {parts} chips: change --{setting}"
+            f"a batch of {batch_size} sequences cannot be cut over data x fsdp = {parts} chips: "
+            f"change --{setting}, or cut the tokens of each with --mesh.sequence"
         )
 
 

@@ -9,7 +9,8 @@ from experiments.reporting.tables import Line, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 HEAD = (
-    "step", "model", "slice", "mesh (data x fsdp x tensor)", "tokens", "a chip needs", "of", "fits", "largest gather",
+    "step", "model", "slice", "mesh (data x fsdp x tensor x sequence)", "tokens", "a chip needs", "of", "fits",
+    "largest gather",
 )  # fmt: skip
 SCALING = (
     "slice", "chips", "tokens a step", "model FLOPs a chip", "compiler's FLOPs", "gathered a chip", "reduced a chip",
@@ -71,7 +72,7 @@ def line(record: Record) -> Line:
     kind = "state tuning"
     if record["config"].startswith("pretrain"):
         kind = "pre-training, Adam" if "adam" in record["settings"] else "pre-training, Muon"
-    mesh = " x ".join(str(size) for size in record["mesh"].values())
+    mesh = " x ".join(str(record["mesh"].get(axis, 1)) for axis in ("data", "fsdp", "tensor", "sequence"))
     gather = next((one["bytes"] for one in record["largest"] if one["kind"] == "all-gather"), 0)
     none = "in sums" if record["mesh"]["fsdp"] * record["mesh"]["tensor"] > 1 else "none"
     largest = "not known" if not record["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
@@ -94,7 +95,8 @@ def scaling(found: Sequence[Record]) -> list[Line]:
 def text() -> str:
     """Returns both tables: all plans, and the weak scaling of the 2.9B model."""
     found = records()
-    series = [record for record in found if record["size"] == "2.9B" and record["config"] == "quickstart"]
+    tuning = [one for one in found if one["size"] == "2.9B" and one["config"] == "quickstart"]
+    series = [one for one in tuning if "sequence" not in one["mesh"]]
     return f"{markdown_table([HEAD, *map(line, found)])}\n\n{markdown_table([SCALING, *scaling(series)])}"
 
 

@@ -34,15 +34,31 @@ def session(config: MeshConfig) -> Iterator[Mesh | None]:
     """
     start(config)
     try:
-        mesh = sharding.make_mesh(config.data, config.fsdp, config.tensor, devices())
+        mesh = sharding.make_mesh(config.data, config.fsdp, config.tensor, config.sequence, devices=devices())
     except ValueError as error:
-        raise UsageError(f"{error}; change --mesh.data, --mesh.fsdp or --mesh.tensor") from None
+        raise UsageError(f"{error}; change --mesh.data, --mesh.fsdp, --mesh.tensor or --mesh.sequence") from None
     with silent(unless=is_lead()), connection.while_all_live():
         if mesh.size == 1:
             yield None
         else:
             with jax.set_mesh(mesh):
                 yield mesh
+
+
+@contextmanager
+def asked_for(config: MeshConfig) -> Iterator[Mesh | None]:
+    """Sets the mesh within `with` for commands of one process, which take one device unless a size says otherwise.
+
+    Raises:
+      UsageError: the sizes do not fit the devices, or there are other processes.
+    """
+    if (config.data, config.fsdp, config.tensor, config.sequence) == (1, 1, 1, 1):
+        yield None
+        return
+    if any(value is not None for value in (config.coordinator, config.processes, config.process_id)):
+        raise UsageError("mesh: this command runs in one process: leave coordinator, processes and process_id out")
+    with session(config) as mesh:
+        yield mesh
 
 
 def devices() -> Sequence[object]:
@@ -131,12 +147,26 @@ class Spread:
         return jax.tree.map(one, batch)
 
 
+def check_length(mesh: Mesh | None, setting: str, length: int) -> None:
+    """Checks that each device gets tokens of the longest rows.
+
+    Raises:
+      UsageError: rows of `length` tokens are shorter than the mesh; it names their setting.
+    """
+    count = sharding.token_devices(mesh)
+    if length < count:
+        raise UsageError(
+            f"rows of {length} tokens cannot be cut over sequence = {count} devices: "
+            f"change --{setting} or --mesh.sequence"
+        )
+
+
 def _rows_here(mesh: Mesh, batch_size: int) -> list[int]:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise UsageError(
             f"a batch of {batch_size} rows cannot be cut over data x fsdp = {parts} devices: "
-            "change data.batch_size (batch_size) or the mesh"
+            "change data.batch_size (batch_size) or the mesh (--mesh.sequence cuts the tokens of each row)"
         )
     places = sharding.row_sharding(mesh).addressable_devices_indices_map((batch_size,))
     slices = [index[0] for index in places.values() if index]
@@ -147,6 +177,6 @@ def describe(mesh: Mesh | None) -> str:
     """Returns the devices in words, for the line that a run begins with."""
     if mesh is None:
         return "1 device"
-    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    sizes = " x ".join(f"{axis} {size}" for axis, size in sharding.named(tuple(mesh.shape.values())).items())
     hosts = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"{mesh.size} devices ({sizes}){hosts}"

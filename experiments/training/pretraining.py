@@ -185,6 +185,7 @@ def pretrain(
     folder, model = config.folder, make_model(config)
     program = make_program(model, config)
     spread = distributed.Spread(mesh, config.batch_size)
+    distributed.check_length(mesh, "length", config.length)
     stream = Batches(config, config.seed + HELD_OUT_SEED, spread.rows)
     held_out = [spread.put(next(stream)) for _ in range(HELD_OUT_BATCHES)]
     folder.mkdir(parents=True, exist_ok=True)

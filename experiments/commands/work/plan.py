@@ -35,7 +35,7 @@ def run(
     Raises:
       UsageError: in one line, whatever is wrong with the settings.
     """
-    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor, mesh.sequence)
     made, parts = compiled.compile_step(make, target, compiled.devices(target), sizes)
     changes = [] if made.fits else advice.advice(made, parts)
     print(report.text(made, parts, compiled.options(made, parts), changes))

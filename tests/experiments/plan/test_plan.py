@@ -69,6 +69,27 @@ def test_what_is_sent_is_counted_with_its_loops():
     assert {one.kind: one.bytes for one in largest}["all-gather"] == 128
 
 
+CHAIN = """HloModule c
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %one = f32[8]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1}}
+  %two = f32[8]{0} collective-permute(%one), channel_id=2, source_target_pairs={{1,2}}
+  %all = f32[4]{0} collective-permute(%y), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3}}
+  %none = f32[8]{0} collective-permute(%two), channel_id=4, source_target_pairs={}
+  ROOT %loop = (s32[], f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %again = f32[8]{0} collective-permute(%z), channel_id=2, source_target_pairs={{1,2}}
+}
+"""
+
+
+def test_a_permutation_counts_for_the_chips_that_it_sends_to():
+    ((kind, count, size),), _ = hlo.collectives(CHAIN)
+    assert (kind, count, size) == ("collective-permute", 2 + 5, 6 * 32 + 16)
+
+
 ASYNCHRONOUS = """HloModule a
 
 %first (x: bf16[8]) -> bf16[16] {
@@ -116,13 +137,13 @@ def tuning(mesh, **data):
 def planned():
     slice_ = topology.Topology("v5e-8", "v5e", 8, (2, 4))
     make = partial(tuning, batch_size=8, max_length=32)
-    return compiled.compile_step(make, slice_, jax.devices(), (4, 1, 2))
+    return compiled.compile_step(make, slice_, jax.devices(), (4, 1, 2, 1))
 
 
 def test_a_step_of_the_student(planned):
     plan, parts = planned
     assert plan.fits
-    assert plan.mesh == (4, 1, 2)
+    assert plan.mesh == (4, 1, 2, 1)
     assert plan.tokens == 256
     axis_sizes = {"data": 4, "fsdp": 1, "tensor": 2}
     held = sum(compiled.part_bytes(leaf, leaf.sharding.spec, axis_sizes) for leaf in jax.tree.leaves(parts.arguments))
@@ -143,8 +164,38 @@ def test_without_fsdp_no_weight_is_gathered(planned):
 def test_other_meshes_fit_by_their_own_sizes(planned):
     plan, parts = planned
     found = compiled.options(plan, parts)
-    assert [option.mesh for option in found[:2]] == [(8, 1, 1), (4, 2, 1)]
+    assert [option.mesh for option in found[:2]] == [(8, 1, 1, 1), (4, 2, 1, 1)]
     assert all(option.mesh[2] in (1, 2) for option in found)
+
+
+@pytest.fixture(scope="module")
+def long_row():
+    slice_ = topology.Topology("v5e-8", "v5e", 8, (2, 4))
+    return compiled.compile_step(partial(tuning, batch_size=1, max_length=64), slice_, jax.devices(), (1, 1, 1, 8))
+
+
+def test_a_row_cut_along_its_tokens(long_row):
+    """Each chip gets one state a layer forward and one backward, and the last tokens of others."""
+    plan, parts = long_row
+    assert plan.mesh == (1, 1, 1, 8)
+    assert report.mesh(plan.mesh) == "data 1 x fsdp 1 x tensor 1 x sequence 8"
+    assert report.as_json(plan, parts, report.Label("x"))["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 8}
+    model = parts.model
+    state = model.n_head * model.head_size**2 * 4
+    moved = {one.kind: one for one in plan.collectives}["collective-permute"]
+    assert moved.bytes == 2 * model.n_layer * state
+    assert {option.mesh[3] for option in compiled.options(plan, parts)} == {8}
+
+
+def test_a_longer_row_is_cut_over_more_chips(long_row):
+    plan, parts = long_row
+    large = plan._replace(
+        memory=compiled.asked_for(NEW, compiled.held(parts.groups, {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 8})),
+        refused=True,
+    )
+    longer = parts._replace(length=1 << 14)
+    found = [change.settings for change in advice.advice(large, longer)]
+    assert "--topology v5e-16 --mesh.sequence 16" in found
 
 
 OLD = "Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G."
@@ -181,7 +232,8 @@ def test_another_refusal_is_one_line(message):
 
 
 def refused(plan, parts, message=NEW):
-    memory = compiled.asked_for(message, compiled.held(parts.groups, {"data": 4, "fsdp": 1, "tensor": 2}))
+    held = compiled.held(parts.groups, {"data": 4, "fsdp": 1, "tensor": 2, "sequence": 1})
+    memory = compiled.asked_for(message, held)
     return plan._replace(memory=memory, refused=True, read=False, collectives=[], largest=[])
 
 
@@ -261,6 +313,9 @@ def test_sizes_and_batches_are_checked():
         tuning(mesh, batch_size=12)
     with pytest.raises(UsageError, match="'9B'"):
         step.dimensions("9B", "bfloat16", "none", None)
+    along = jax.sharding.AbstractMesh((1, 1, 1, 8), ("data", "fsdp", "tensor", "sequence"))
+    with pytest.raises(UsageError, match=r"4 tokens .* --data\.max_length or --mesh\.sequence"):
+        tuning(along, batch_size=1, max_length=4)
     with pytest.raises(UsageError, match=r"6 sequences .* --batch_size"):
         step.pretraining(PretrainConfig(batch_size=6), None, mesh)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="fitted to text"):

@@ -3,6 +3,7 @@
 `RWKV7_ALL_MESHES=1` tries every method on every mesh shape; by default some meet one shape each.
 """
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -17,11 +18,20 @@ from experiments.config.methods import BaselineMethod, DBPMethod, StandardMethod
 from experiments.config.overrides import UsageError
 from experiments.config.schema import MeshConfig, PretrainConfig
 from experiments.data.packing import Batches
+from experiments.evaluation import evaluator
 from experiments.training import distributed, pretraining
 from rwkv7_jax import RWKV7, RWKV7Config, sharding, zero_state
 from state_tuning.core import objective, train
 
-SHAPES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+SHAPES = {
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "tensor": (1, 1, 8),
+    "all": (2, 2, 2),
+    "sequence": (1, 1, 1, 8),
+    "sequence and data": (4, 1, 1, 2),
+    "sequence and all": (1, 2, 2, 2),
+}
 METHODS = {
     "standard": StandardMethod(),
     "residual": UpscaleMethod(size=6, tokens=64),
@@ -36,7 +46,15 @@ METHODS = {
     "lora": BaselineMethod(name="lora", rank=2),
 }
 ALL = bool(os.environ.get("RWKV7_ALL_MESHES"))
-SOME = [("standard", "fsdp"), ("standard", "all"), ("residual", "tensor"), ("both", "all"), ("lora", "data")]
+SOME = [
+    ("standard", "fsdp"),
+    ("standard", "all"),
+    ("residual", "tensor"),
+    ("both", "all"),
+    ("lora", "data"),
+    ("standard", "sequence"),
+    ("both", "sequence and all"),
+]
 PAIRS = [(method, shape) for method in METHODS for shape in SHAPES] if ALL else SOME
 CONFIG = RWKV7Config(
     vocab_size=64, n_layer=2, n_embd=32, head_size=4, dim_ffn=64, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8
@@ -76,14 +94,14 @@ def batch_of(seed: int) -> dict[str, Any]:
     return dict(objective.collate(examples, 16))
 
 
-def tuned(method: str, mesh: Any) -> tuple[list[float], Any]:
+def tuned(method: str, mesh: Any, settings: train.TuneConfig = TUNE) -> tuple[list[float], Any]:
     params = weights()
     places = jax.tree.map(lambda leaf: None, params) if mesh is None else sharding.shardings(params, mesh)
     params = jax.tree.map(sharding.place, params, places, is_leaf=lambda leaf: leaf is None)
-    chosen = methods.build(METHODS[method], RWKV7(CONFIG), params, TUNE, lambda tokens: batch_of(9), 0)
-    step = train.make_train_step(chosen.model, chosen.optimizer, TUNE, chosen.method, chosen.correlate)
+    chosen = methods.build(METHODS[method], RWKV7(CONFIG), params, settings, lambda tokens: batch_of(9), 0)
+    step = train.make_train_step(chosen.model, chosen.optimizer, settings, chosen.method, chosen.correlate)
     state, losses = train.init(chosen.optimizer, chosen.method.init()), []
-    for index in range(TUNE.steps):
+    for index in range(settings.steps):
         state, metrics = step(params, state, distributed.Spread(mesh, 8).put(batch_of(index)))
         losses.append(float(metrics["loss"]))
     assert step._cache_size() <= 2  # pyright: ignore[reportFunctionMemberAccess]
@@ -95,14 +113,39 @@ def tuned_on_one_device(method: str) -> tuple[list[float], Any]:
     return tuned(method, None)
 
 
-@pytest.mark.parametrize(("method", "shape"), PAIRS)
-def test_a_method_on_a_mesh(method, shape):
-    with distributed.session(MeshConfig(*SHAPES[shape])) as mesh:
-        losses, state = tuned(method, mesh)
+def assert_as_on_one_device(method: str, losses: list[float], state: Any) -> None:
     wanted, wanted_state = tuned_on_one_device(method)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     for got, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(wanted_state), strict=True):
         np.testing.assert_allclose(got, leaf, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "shape"), PAIRS)
+def test_a_method_on_a_mesh(method, shape):
+    with distributed.session(MeshConfig(*SHAPES[shape])) as mesh:
+        losses, state = tuned(method, mesh)
+    assert_as_on_one_device(method, losses, state)
+
+
+def test_rows_in_segments_that_the_mesh_does_not_divide():
+    """Segments of 11 tokens, each cut over four devices; two micro-batches."""
+    with distributed.session(MeshConfig(2, 1, 1, 4)) as mesh:
+        losses, state = tuned("standard", mesh, dataclasses.replace(TUNE, segment=11, accumulate=2, loss_chunk=2))
+    assert_as_on_one_device("standard", losses, state)
+
+
+def test_held_out_losses_of_rows_cut_along_their_tokens():
+    examples = [objective.Example(np.arange(1, n, dtype=np.int32), 1, 0) for n in (9, 20, 33, 3, 14)]
+    params, state = weights(), zero_state(CONFIG, None)
+    state = state._replace(wkv=jnp.asarray(np.random.default_rng(3).normal(size=state.wkv.shape), jnp.float32))
+
+    def losses(params: Any) -> np.ndarray:
+        return evaluator.make_scorer(RWKV7(CONFIG)).nll(params, state, objective.collate(examples, 37))[0]
+
+    wanted = losses(params)
+    with distributed.session(MeshConfig(1, 1, 2, 4)) as mesh:
+        places = sharding.shardings(params, mesh)  # pyright: ignore[reportArgumentType]
+        np.testing.assert_allclose(losses(jax.tree.map(sharding.place, params, places)), wanted, rtol=1e-5)
 
 
 def pretrained(mesh: Any, config: PretrainConfig = PRETRAIN) -> list[float]:
@@ -122,7 +165,7 @@ def pretrained_on_one_device() -> list[float]:
     return pretrained(None)
 
 
-@pytest.mark.parametrize("shape", SHAPES if ALL else ["all"])
+@pytest.mark.parametrize("shape", SHAPES if ALL else ["all", "sequence"])
 def test_pre_training_on_a_mesh(shape):
     with distributed.session(MeshConfig(*SHAPES[shape])) as mesh:
         np.testing.assert_allclose(pretrained(mesh), pretrained_on_one_device(), rtol=1e-5)
@@ -131,6 +174,14 @@ def test_pre_training_on_a_mesh(shape):
 def test_rows_that_the_mesh_does_not_divide_are_refused():
     with distributed.session(MeshConfig(8, 1, 1)) as mesh, pytest.raises(UsageError, match="12 rows cannot be cut"):
         distributed.Spread(mesh, 12)
+
+
+def test_rows_shorter_than_the_mesh_are_refused():
+    with distributed.session(MeshConfig(sequence=8)) as mesh:
+        distributed.check_length(mesh, "length", 8)
+        with pytest.raises(UsageError, match=r"7 tokens .* sequence = 8 .* --length or --mesh.sequence"):
+            distributed.check_length(mesh, "length", 7)
+    assert distributed.describe(mesh) == "8 devices (data 1 x fsdp 1 x tensor 1 x sequence 8)"
 
 
 def test_sizes_that_do_not_fit_are_one_line():
