@@ -15,7 +15,7 @@ def run(*words):
 
 def test_names():
     assert set(pallas_kernels.__all__) <= set(dir(pallas_kernels))
-    own = {"gated_delta_rule", "gpu", "reference", "tpu", "wkv7", "wkv7_step"}
+    own = {"gated_delta_rule", "gpu", "reference", "tpu", "wkv7", "wkv7_sequence_parallel", "wkv7_step"}
     assert dir(pallas_kernels) == sorted(["IMPLEMENTATIONS", "__version__", *own])
     assert all(hasattr(pallas_kernels, name) for name in dir(pallas_kernels))
 
