@@ -1,6 +1,7 @@
 """The arguments of one generation, checked and as arrays."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +21,26 @@ from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import WKVState
 
 
+class Arguments(NamedTuple):
+    """Those of `generate`, but the draft."""
+
+    model: RWKV7
+    params: Params
+    prompts: Sequence[Sequence[int]]
+    state: State | None
+    key: Key[Array, "*B"]
+    config: SamplingParams = SamplingParams()
+    stop: Sequence[Sequence[int]] = ()
+    eos_id: int | None = None
+    uncounted: Sequence[int] = ()
+
+
 class GenerationBatch:
     """Checked arguments of one generation, as arrays."""
 
-    def __init__(
-        self,
-        model: RWKV7,
-        params: Params,
-        prompts: Sequence[Sequence[int]],
-        state: State | None,
-        key: Key[Array, "*B"],
-        config: SamplingParams,
-        stop: Sequence[Sequence[int]],
-        eos_id: int | None,
-        uncounted: Sequence[int],
-    ):
-        self.model, self.params, self.flags = model, params, SamplingFlags.of(config)
+    def __init__(self, given: Arguments):
+        model, self.params, prompts, state, key, config, stop, eos_id, uncounted = given
+        self.model, self.flags = model, SamplingFlags.of(config)
         self.start = state
         vocab = model.config.vocab_size
         rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]

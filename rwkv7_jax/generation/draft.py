@@ -1,18 +1,16 @@
 """A small model beside the large one, and a generation with both; see `rwkv7_jax.generation.speculative`."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import speculative
-from rwkv7_jax.generation.batch import GenerationBatch, fit_state
+from rwkv7_jax.generation.batch import Arguments, GenerationBatch, fit_state
 from rwkv7_jax.generation.decode_loop import Decoding, pad_left
-from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.generation.speculative import Drafted, Models, Weights
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
@@ -62,27 +60,16 @@ class SpeculativeBatch(GenerationBatch):
       ValueError: as `GenerationBatch`; the two models have different vocabularies.
     """
 
-    def __init__(
-        self,
-        draft: Draft,
-        model: RWKV7,
-        params: Params,
-        prompts: Sequence[Sequence[int]],
-        state: State | None,
-        key: Key[Array, "*B"],
-        config: SamplingParams,
-        stop: Sequence[Sequence[int]],
-        eos_id: int | None,
-        uncounted: Sequence[int],
-    ):
-        super().__init__(model, params, prompts, state, key, config, stop, eos_id, uncounted)
+    def __init__(self, draft: Draft, given: Arguments):
+        super().__init__(given)
+        model, params = self.model, self.params
         sizes = [one.config.vocab_size for one in (draft.model, model)]
         if sizes[0] != sizes[1]:
             text = f"draft: its vocabulary has {sizes[0]} tokens, that of the model {sizes[1]}"
             raise ValueError(f"{text}; give a draft with the same tokenizer")
         self._models, self._weights = Models(model, draft.model), Weights(params, draft.params)
-        self._start, self._width = fit_state(draft.model, draft.state, len(prompts)), draft.tokens
-        self._most = jax.device_put(np.asarray(config.max_new_tokens, np.int32))
+        self._start, self._width = fit_state(draft.model, draft.state, len(given.prompts)), draft.tokens
+        self._most = jax.device_put(np.asarray(self.limit, np.int32))
 
     def prefill(self) -> Decoding:
         """Reads the prompts, but their last token."""
@@ -134,22 +121,10 @@ class SpeculativeBatch(GenerationBatch):
         return Drafted(passes.tolist(), accepted.tolist())
 
 
-def make_batch(
-    draft: Draft | None,
-    model: RWKV7,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    state: State | None,
-    key: Key[Array, "*B"],
-    config: SamplingParams,
-    stop: Sequence[Sequence[int]],
-    eos_id: int | None,
-    uncounted: Sequence[int],
-) -> GenerationBatch:
+def make_batch(draft: Draft | None, given: Arguments) -> GenerationBatch:
     """Returns the arguments of one generation, with a draft or without.
 
     Raises:
       ValueError: as `SpeculativeBatch`.
     """
-    given = (model, params, prompts, state, key, config, stop, eos_id, uncounted)
-    return GenerationBatch(*given) if draft is None else SpeculativeBatch(draft, *given)
+    return GenerationBatch(given) if draft is None else SpeculativeBatch(draft, given)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
-from rwkv7_jax.generation.batch import GenerationBatch
+from rwkv7_jax.generation.batch import Arguments, GenerationBatch
 from rwkv7_jax.generation.draft import Draft, make_batch
 from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.speculative import Drafted
@@ -121,7 +121,7 @@ def generate(
       >>> len(result.tokens[0])
       5
     """
-    batch = make_batch(draft, model, params, prompts, state, key, config, stop, eos_id, uncounted)
+    batch = make_batch(draft, Arguments(model, params, prompts, state, key, config, stop, eos_id, uncounted))
     start, end = batch.run()
     tokens, length, stopped, active = jax.device_get((end.tokens, end.length, end.stop_length, end.active))
     kept = [row[: n - s].tolist() for row, n, s in zip(tokens, length, stopped, strict=True)]
@@ -290,7 +290,7 @@ def _batch(
         raise ValueError("generate: prompts is one text; give a list of texts")
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     uncounted = uncounted_ids(tokenizer) if SamplingFlags.of(config).penalised else ()
-    return make_batch(draft, model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted)
+    return make_batch(draft, Arguments(model, params, encoded, state, key, config, (), tokenizer.eos_id, uncounted))
 
 
 def _text_pieces(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
-from rwkv7_jax.generation.batch import GenerationBatch
+from rwkv7_jax.generation.batch import Arguments, GenerationBatch
 from rwkv7_jax.generation.generate import uncounted_ids
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.generation.stop_strings import StopText
@@ -181,7 +181,7 @@ class TextReader:
     ) -> GenerationBatch:
         """The next tokens after the last mark."""
         state, eos = self._marks[-1].state, self._tokenizer.eos_id
-        return GenerationBatch(self._model, self._params, [ids], state, key, config, (), eos, uncounted)
+        return GenerationBatch(Arguments(self._model, self._params, [ids], state, key, config, (), eos, uncounted))
 
     def _read_to(self, ids: Sequence[int], now: decode_loop.Decoding) -> None:
         self.fed += len(ids) - len(self.ids)
