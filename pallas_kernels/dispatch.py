@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from pallas_kernels import decode, gpu, tpu
 from pallas_kernels.chunked import op as chunked
-from pallas_kernels.chunked.layout import OpInputs, Saved
+from pallas_kernels.chunked.layout import OpInputs, Saved, varying
 
 Rule = Callable[..., PyTree]
 Rules = Callable[[str], Rule]
@@ -99,7 +99,9 @@ def _forward_saving(family: Family, x: OpInputs, s0: Array) -> tuple[Array, Arra
     def run(platform: str, function: Rule, x: OpInputs, s0: Array) -> tuple:
         y, s_last, saved = function(x, s0)
         unused = {p: tuple(jnp.zeros_like(s0, z.dtype, z.shape) for z in shape) for p, shape in shapes.items()}
-        return y, s_last, tuple((unused | {platform: tuple(saved[1:])}).values())
+        axes = jax.typeof(s0).manual_axis_type.varying
+        used = tuple(varying(z, axes) for z in saved[1:])
+        return y, s_last, tuple((unused | {platform: used}).values())
 
     branches = {platform: partial(run, platform, own("forward_saving")) for platform, own in rules.items()}
     cpu = partial(run, "default", family.cpu("forward_saving"))
