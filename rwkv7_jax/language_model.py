@@ -18,6 +18,7 @@ from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.dtypes import Quantise, compute_name, on_device, placed, quantised, quantised_bits
 from rwkv7_jax.finite import NonFiniteLogitsError, not_finite
 from rwkv7_jax.functional import Params
+from rwkv7_jax.generation import forced
 from rwkv7_jax.generation import generate as generation
 from rwkv7_jax.generation.arguments import random_key, sampling_params, text_list, token_ids
 from rwkv7_jax.generation.generate import Draft, TextResult
@@ -27,6 +28,7 @@ from rwkv7_jax.model import RWKV7, repeated_layers
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
+from rwkv7_jax.tokenizer.loading import find_tokenizer
 from rwkv7_jax.wkv_state import WKVState
 
 
@@ -223,6 +225,7 @@ class LanguageModel:
         *,
         state: State | TunedState | None = None,
         batch_size: int = 32,
+        as_decoded: bool = False,
     ) -> list[float]:
         """Computes log P(continuation | context) of each pair, tokens as lm-evaluation-harness splits them.
 
@@ -230,6 +233,7 @@ class LanguageModel:
           pairs: (context, continuation) each; equal beginnings are read once.
           state: the initial state, unbatched; None is the zero state.
           batch_size: sequences at once.
+          as_decoded: read them as `generate` does so many prompts, token by token: slow, and the same bits on a CPU.
 
         Returns:
           Summed log-probabilities in nats.
@@ -242,6 +246,9 @@ class LanguageModel:
             raise TypeError("score: give a list of (context, continuation) pairs")
         encoder = Encoder(self.tokenizer)
         sequences = [encoder.pair(context, continuation) for context, continuation in pairs]
+        if as_decoded:
+            parts = [(one.tokens[: one.start], one.tokens[one.start :]) for one in sequences]
+            return forced.scores(*self._for_rows(batch_size), parts, self._initial(state), batch_size)
         scorer = PrefixScorer(self.model, self.params, batch_size)
         return [answer.log_likelihood for answer in scorer.score(sequences, [self._initial(state)])]
 
@@ -341,9 +348,3 @@ def _plain(state: State | TunedState | None) -> State | None:
     if not isinstance(state, State | TunedState | None):
         raise TypeError(f"state: give a State, or what load_state returns, not {type(state).__name__}")
     return state.state if isinstance(state, TunedState) else state
-
-
-def find_tokenizer(name: str, path: Path) -> str:
-    """Returns the tokenizer's name for a checkpoint: "auto" is the tokenizer.json beside it, if there is one."""
-    beside = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
-    return str(beside) if name == "auto" and beside.is_file() else name

@@ -46,6 +46,12 @@ def load_tokenizer(
     return tokenizer
 
 
+def find_tokenizer(name: str, path: Path) -> str:
+    """Returns the tokenizer's name for a checkpoint: "auto" is the tokenizer.json beside it, if there is one."""
+    beside = path.parent / "tokenizer.json" if path.is_file() else path / "tokenizer.json"
+    return str(beside) if name == "auto" and beside.is_file() else name
+
+
 def _folder(place: str | Path) -> Path:
     path = Path(place)
     return path if path.is_dir() else path.parent
