@@ -24,10 +24,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pallas_kernels import decode
 from pallas_kernels.aot import nvidia, triton
 from pallas_kernels.aot.table import COMPILED, Row, from_json
-from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.launch import Launch
 from pallas_kernels.reference import Token
 
+LAUNCHED = re.compile(r"\b(wkv7_\w+) .*shared_memory: (\d+)")
+"""Name and shared memory of a kernel in XLA's record of what it launches."""
 PACKAGES = ("jax_plugins.xla_cuda13", "nvidia.cu13")
 
 
@@ -43,12 +44,12 @@ def missing() -> str | None:
     return None if nvidia.ptxas() else "no ptxas: compiling for NVIDIA GPUs needs `pip install nvidia-cuda-nvcc`"
 
 
-def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
+def rows(target: str, cases: Sequence[nvidia.Case]) -> list[Row]:
     """Compiles every kernel and dtype in a fresh process, those of Triton too if Triton is there.
 
     Args:
       target: a key of `nvidia.TARGETS`.
-      shape: (B, T, H, N) of the inputs.
+      cases: inputs to compile for.
 
     Raises:
       ValueError: an unknown target.
@@ -67,32 +68,30 @@ def rows(target: str, shape: tuple[int, ...]) -> list[Row]:
             "XLA_FLAGS": f"--xla_dump_to={folder}",
             "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *filter(None, sys.path)]),
         }
-        command = [sys.executable, "-m", "pallas_kernels.aot.gpu", target, folder, *map(str, shape)]
+        command = [sys.executable, "-m", "pallas_kernels.aot.gpu", target, folder, json.dumps(cases)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"compiling for {target} ended with: {done.stderr.strip().splitlines()[-1]}")
     return from_json(done.stdout.splitlines()[-1])
 
 
-def _programs(shape: tuple[int, ...], dtype: str) -> dict[str, tuple[Callable[..., object], tuple[object, ...]]]:
-    """Functions and abstract arguments by kernel name; log_w is of the same dtype as the rest."""
-    batch, _, heads, size = shape
-    launch = Launch()
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    inputs = OpInputs(x, x, x, x, x, x, None)  # type: ignore[arg-type]
+def _programs(case: nvidia.Case, dtype: str) -> dict[str, tuple[Callable[..., object], tuple[object, ...]]]:
+    """Functions and abstract arguments by kernel name."""
+    batch, _, heads, size = case.shape
+    launch, given = Launch(), triton.inputs(case, dtype)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
     one = jax.ShapeDtypeStruct((batch, heads, size), dtype)
-    saved = jax.eval_shape(launch.forward_saving, inputs, state)[2]
+    saved = jax.eval_shape(launch.forward_saving, given, state)[2]
     return {
-        "forward": (launch.forward, (inputs, state)),
-        "forward_saving": (launch.forward_saving, (inputs, state)),
-        "backward": (launch.backward, (saved, x, state)),
-        "state_backward": (launch.state_backward, (inputs, x, state)),
+        "forward": (launch.forward, (given, state)),
+        "forward_saving": (launch.forward_saving, (given, state)),
+        "backward": (launch.backward, (saved, given.v, state)),
+        "state_backward": (launch.state_backward, (given, given.v, state)),
         "decode": (decode.gpu_step, (Token(*[one] * 6, None), state)),  # type: ignore[arg-type]
     }
 
 
-def _compile(target: str, folder: str, shape: tuple[int, ...]) -> list[Row]:
+def _compile(target: str, folder: str, cases: Sequence[nvidia.Case]) -> list[Row]:
     """Compiles all kernels in the process whose XLA writes to `folder`."""
     jax.devices()
     facts = nvidia.TARGETS[target]
@@ -100,10 +99,10 @@ def _compile(target: str, folder: str, shape: tuple[int, ...]) -> list[Row]:
     topology = topologies.get_topology_desc("gpu", "cuda", target_config=config, topology="1x1x1")
     placed = NamedSharding(Mesh(np.array(topology.devices[:1]), ("x",)), PartitionSpec())
     out = []
-    for dtype in nvidia.DTYPES:
-        for name, (function, arguments) in _programs(shape, dtype).items():
-            floor_ms = 1e3 * nvidia.floor_bytes(name, shape, dtype) / facts.bandwidth
-            row = Row(name, target, shape, dtype, COMPILED, floor_ms=floor_ms)
+    for case, dtype in ((one, dtype) for one in cases for dtype in one.dtypes):
+        for name, (function, arguments) in _programs(case, dtype).items():
+            floor_ms = 1e3 * nvidia.floor_bytes(name, case.shape, dtype) / facts.bandwidth
+            row = Row(name, target, case.shape, dtype, COMPILED, floor_ms=floor_ms, resets=case.resets)
             for old in glob.glob(f"{folder}/*"):
                 os.remove(old)
             try:
@@ -113,27 +112,31 @@ def _compile(target: str, folder: str, shape: tuple[int, ...]) -> list[Row]:
             except Exception as error:  # the message is the result
                 out.append(row._replace(status=" ".join(str(error).split())[:200]))
                 continue
-            found = [
-                path
-                for path in glob.glob(f"{folder}/*.ptx")
-                if ".entry wkv7_" in pathlib.Path(path).read_text(encoding="utf-8")
-            ]
-            registers, spills = map(max, zip(*(nvidia.examine(path, facts.arch) for path in found), strict=True))
-            out.append(row._replace(registers=registers, spills=spills, memory=_shared_memory(folder)))
+            out += nvidia.joined(row, _kernels(folder, facts), facts)
     return out
 
 
-def _shared_memory(folder: str) -> int | None:
-    """Bytes of shared memory that the kernel is launched with, from XLA's record of the last compilation."""
+def _kernels(folder: str, facts: nvidia.Target) -> list[tuple[nvidia.Kernel, int]]:
+    """The kernels of the last compilation in the order in which they run, and the shared memory that each is launched
+    with, from XLA's record."""
+    found = {
+        kernel.name: kernel
+        for path in glob.glob(f"{folder}/*.ptx")
+        if ".entry wkv7_" in pathlib.Path(path).read_text(encoding="utf-8")
+        for kernel in nvidia.examine(path, facts.arch)
+    }
     records = (pathlib.Path(path).read_text(encoding="utf-8") for path in glob.glob(f"{folder}/*thunk_sequence*"))
-    return max((int(size) for text in records for size in re.findall(r"shared_memory: (\d+)", text)), default=None)
+    launched = max(map(LAUNCHED.findall, records), key=len)
+    return [(found[name]._replace(name=name.removeprefix("wkv7_")), int(memory)) for name, memory in launched]
 
 
 def _main(arguments: Sequence[str]) -> None:
-    """Prints the rows of one target as JSON. arguments: target, folder that XLA writes to, B, T, H, N."""
-    target, folder, *sizes = arguments
-    shape = tuple(map(int, sizes))
-    found = _compile(target, folder, shape) + (triton.rows(target, shape) if triton.missing() is None else [])
+    """Prints the rows of one target as JSON. arguments: target, folder that XLA writes to, cases as JSON."""
+    target, folder, text = arguments
+    cases = [nvidia.Case(tuple(shape), *rest) for shape, *rest in json.loads(text)]
+    found = _compile(target, folder, cases)
+    for case in cases if triton.missing() is None else ():
+        found += triton.rows(target, case)
     print(json.dumps([row._asdict() for row in found]))
 
 

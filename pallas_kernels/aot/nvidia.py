@@ -2,10 +2,18 @@
 
 import glob
 import os
+import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from pallas_kernels.aot.table import Row
 
 
 class Target(NamedTuple):
@@ -30,6 +38,26 @@ TARGETS = {
 DTYPES = ("bfloat16", "float32")
 
 
+class Case(NamedTuple):
+    """What kernels are compiled for: (B, T, H, N) of the inputs, whether there are resets, dtypes."""
+
+    shape: tuple[int, ...]
+    resets: bool = False
+    dtypes: tuple[str, ...] = DTYPES
+
+
+MAIN = Case((8, 4096, 32, 64))
+"""The size of the documentation."""
+CASES = (
+    MAIN,
+    MAIN._replace(resets=True),
+    Case((1, 4096, 12, 64)),
+    Case((8, 4095, 32, 64), resets=True),
+    Case((8, 4096, 32, 16)),
+)
+"""Those of the committed tables."""
+
+
 def description(name: str, target: Target) -> str:
     """Returns XLA's description of a GPU, as a text proto."""
     feature = "feature_extension: ACCELERATED_FEATURES" if target.major == 9 else ""
@@ -50,6 +78,13 @@ def description(name: str, target: Target) -> str:
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "NVIDIA {name.upper()}"
 """
+
+
+def named(target: str) -> AbstractContextManager[object]:
+    """Names the GPU that programs are compiled for to whatever chooses kernels by it."""
+    kind = AbstractDevice(f"NVIDIA {target.upper()}", TARGETS[target].multiprocessors, "gpu")
+    mesh = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=kind)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def floor_bytes(kernel: str, shape: tuple[int, ...], dtype: str) -> int:
@@ -73,10 +108,82 @@ def ptxas() -> str | None:
     return found[0] if found else None
 
 
-def examine(ptx: str, arch: str) -> tuple[int, int]:
-    """Returns (registers per thread, bytes spilled, stores and loads) that `ptxas` reports of a PTX file."""
+class Kernel(NamedTuple):
+    """What the assembler reports of one kernel, and what its PTX has, counted once wherever it stands.
+
+    registers: per thread; spills: bytes, stores and loads; shared_loads, shared_stores: instructions, those for whole
+    matrices among them; async_copies: instructions that copy to shared memory behind the program's back.
+    """
+
+    name: str
+    warps: int
+    registers: int
+    spills: int
+    barriers: int
+    shared_loads: int
+    shared_stores: int
+    async_copies: int
+
+    def blocks(self, target: Target, memory: int) -> int:
+        """Returns how many programs with this many bytes of shared memory a multiprocessor runs at once."""
+        by_registers = (1 << 16) // (32 * self.warps * (-(-self.registers // 8) * 8))
+        by_memory = (target.shared_memory + RESERVED) // (memory + RESERVED)
+        return min(by_registers, by_memory, 64 // self.warps, 32)
+
+
+RESERVED = 1024
+"""Bytes of shared memory that the system takes for each program."""
+COUNTED = {
+    "barriers": r"\b(?:bar|barrier)(?:\.cta)?\.sync\b",
+    "shared_loads": r"\bld\.shared\b|\bldmatrix\b",
+    "shared_stores": r"\bst\.shared\b|\bstmatrix\b",
+    "async_copies": r"\bcp\.async\.(?:ca|cg|bulk)\b",
+}
+"""Patterns of instructions in PTX."""
+
+
+def examine(ptx: str, arch: str) -> list[Kernel]:
+    """Returns what `ptxas` reports of each kernel of a PTX file, and what is counted in it."""
     command = [str(ptxas()), f"-arch={arch}", "-v", ptx, "-o", os.devnull]
     report = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stderr
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", report)))
-    registers = max(map(int, re.findall(r"Used (\d+) registers", report)))
-    return registers, spilled
+    reports = _named(r"Compiling entry function '(\w+)'", report)
+    bodies = _named(r"\.entry\s+(\w+)", pathlib.Path(ptx).read_text(encoding="utf-8"))
+    return [_kernel(name, body, reports[name]) for name, body in bodies.items()]
+
+
+def _named(pattern: str, text: str) -> dict[str, str]:
+    """What follows each match, by the name in the match."""
+    _, *parts = re.split(pattern, text)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def joined(row: Row, found: Sequence[tuple[Kernel, int]], target: Target) -> list[Row]:
+    """Returns the row of a rule with what was counted in all of its kernels, and a row for each if there are several.
+
+    found: each kernel, and its bytes of shared memory. Of registers, memory and blocks the worst kernel's count.
+    """
+    parts = [
+        row._replace(
+            kernel=f"{row.kernel}: {kernel.name}", floor_ms=None, memory=memory, registers=kernel.registers,
+            blocks=kernel.blocks(target, memory), warps=kernel.warps,
+            **{key: getattr(kernel, key) for key in ("spills", *COUNTED)},
+        )
+        for kernel, memory in found
+    ]  # fmt: skip
+    if len(parts) == 1:
+        return [parts[0]._replace(kernel=row.kernel, floor_ms=row.floor_ms)]
+    worst: dict[str, int] = {key: max(getattr(part, key) for part in parts) for key in ("memory", "registers")}
+    worst["blocks"] = min(part.blocks or 0 for part in parts)
+    total = {key: sum(getattr(part, key) for part in parts) for key in ("spills", *COUNTED)}
+    return [row._replace(**worst, **total), *parts]
+
+
+def _kernel(name: str, body: str, report: str) -> Kernel:
+    threads = re.search(r"\.(?:req|max)ntid (\d+)", body)
+    return Kernel(
+        name,
+        warps=int(threads[1]) // 32 if threads else 1,
+        registers=max(map(int, re.findall(r"Used (\d+) registers", report))),
+        spills=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        **{key: len(re.findall(pattern, body)) for key, pattern in COUNTED.items()},
+    )

@@ -12,7 +12,10 @@ class Row(NamedTuple):
 
     status: `COMPILED`, or the compiler's message in one line.
     memory: bytes of on-chip memory, VMEM on a TPU and shared memory on a GPU.
-    registers, spills: per thread, and bytes spilled, on a GPU.
+    registers, spills: per thread, and bytes spilled, on a GPU; barriers, shared_loads, shared_stores, async_copies:
+    instructions of its PTX, see `nvidia.Kernel`; warps of a program; blocks: programs that run at once on a
+    multiprocessor. A rule of several kernels has a row of its own, and one for each of them, "rule: kernel".
+    resets: whether the inputs have resets.
     bundles: instruction bundles in the static schedule of one step of a TPU kernel's grid.
     bound_ms: bundles of all steps over the clock, a lower bound of the time; floor_ms: bytes moved over the
     memory's bandwidth.
@@ -29,10 +32,19 @@ class Row(NamedTuple):
     bundles: int | None = None
     bound_ms: float | None = None
     floor_ms: float | None = None
+    resets: bool | None = None
+    warps: int | None = None
+    blocks: int | None = None
+    barriers: int | None = None
+    shared_loads: int | None = None
+    shared_stores: int | None = None
+    async_copies: int | None = None
 
 
 HEADINGS = {
     "kernel": "kernel", "dtype": "dtype", "memory": "memory KiB", "registers": "registers", "spills": "spills B",
+    "warps": "warps", "blocks": "blocks", "barriers": "barriers", "shared_loads": "shared loads",
+    "shared_stores": "shared stores", "async_copies": "async copies",
     "bundles": "bundles", "bound_ms": "bound ms", "floor_ms": "floor ms", "status": "status",
 }  # fmt: skip
 

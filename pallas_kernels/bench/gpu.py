@@ -1,27 +1,29 @@
-"""Check and time the GPU kernels on the GPU of this machine, against other libraries, in one call under 10 minutes.
+"""Check and time the GPU kernels on the GPU of this machine, against other libraries, in one call under 8 minutes.
 
-    python -m pallas_kernels.bench.gpu [--json PATH] [--seconds N] [--shape B,T,H,N ...]
+    python -m pallas_kernels.bench.gpu [--json PATH] [--seconds N] [--shape B,T,H,N ...] [--tiny]
 
-First the test suite with the compiled kernels, if the tests are here; then, for each shape, every implementation, every
-tuning and every peer that can be imported: its largest error against the scan in float32 on two heads, and, only if
-that is small, its best time and the fraction of the measured memory bandwidth that it reaches.
+First every kernel against the recurrence in float64; then, for each shape, every implementation and every peer that can
+be imported: its largest error against the scan in float32 on two heads, and, only if that is small, its best time and
+the fraction of the measured memory bandwidth that it reaches; decoding; at last the tunings. `rwkv7 bench gpu` adds
+whole models. Everything goes to one JSON file, written anew after each row. --tiny is a rehearsal on any machine: tiny
+shapes, kernels interpreted where there is no GPU; its times say nothing.
 """
 
+import argparse
 import itertools
-import os
 import pathlib
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NotRequired, TypeAlias, TypedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import IMPLEMENTATIONS, decode, gpu
-from pallas_kernels.bench import peers
+from pallas_kernels.bench import check, peers
 from pallas_kernels.bench.__main__ import Parser, check_output, parse_shape
 from pallas_kernels.bench.measure import (
     OURS,
@@ -32,17 +34,34 @@ from pallas_kernels.bench.measure import (
     best_seconds,
     expected,
     largest_error,
+    make_data,
     moved,
 )
 from pallas_kernels.bench.peers import Peer, of_jax
 from pallas_kernels.bench.report import report_text
 from pallas_kernels.bench.shapes import Shape, make_example
-from pallas_kernels.gpu.tuning import BFLOAT16, Tuning
+from pallas_kernels.gpu.tuning import BFLOAT16, Form, Tuning
 from pallas_kernels.reference import Token
 from pallas_kernels.triton import launch as triton
 
-SHAPES = (Shape(8, 4096, 32, 64, 64), Shape(1, 4096, 12, 64, 64))
-DECODE = Shape(1024, 1, 32, 64, 64)
+
+class Sizes(NamedTuple):
+    """What is checked and measured. checks: shapes of the float64 checks; shapes: of the op; step: of decoding."""
+
+    checks: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]
+    step: Shape
+    memory: int
+    """Numbers of the array whose reading and writing measures the bandwidth."""
+
+
+FULL = Sizes(
+    (Shape(2, 257, 2, 64, 64), Shape(1, 97, 3, 24, 40)),
+    (Shape(8, 4096, 32, 64, 64), Shape(1, 4096, 12, 64, 64)),
+    Shape(1024, 1, 32, 64, 64),
+    1 << 28,
+)
+TINY = Sizes((Shape(1, 70, 1, 16, 16),), (Shape(1, 70, 2, 16, 16),), Shape(4, 1, 2, 16, 16), 1 << 12)
 
 
 class Row(TypedDict):
@@ -57,27 +76,34 @@ class Row(TypedDict):
     failed: NotRequired[str]
 
 
-Candidates: TypeAlias = Callable[[Shape, float], Iterator[Row]]
-"""(shape, bytes per second of the memory) -> the rows of what is to be measured at that shape."""
+DEFAULTS = ("gpu default", "gpu small", "gpu sequential", "gpu divided", "triton", "chunked")
+"""Those of `ours` that are measured before anything is tuned."""
+Section: TypeAlias = Callable[[], Iterator[Mapping[str, object]]]
+"""A part of the report that yields its rows; what is not started in time is left out."""
 
 
 def tunings() -> Iterator[tuple[str, Tuning]]:
     """Yields the tunings worth trying, by the name of their differences from the default."""
-    changes: list[dict[str, int]] = [{}]
-    changes += [{"warps": w, "stages": s} for w, s in itertools.product((2, 4, 8), (1, 2, 3))]
-    changes += [{"chunk": 32, "warps": w} for w in (4, 8)]
-    changes += [{"checkpoint": c, "backward_warps": w} for c, w in itertools.product((16, 32, 64), (4, 8))]
-    changes += [{"value_block": v} for v in (16, 32)]
-    for change in changes:
-        yield "gpu " + (" ".join(f"{n}={v}" for n, v in change.items()) or "default"), BFLOAT16._replace(**change)
+    yield "gpu default", BFLOAT16
+    forms: tuple[Form, ...] = ("small", "sequential", "divided")
+    for form in forms:
+        yield f"gpu {form}", BFLOAT16._replace(form=form)
+    for warps, stages in itertools.product((2, 4, 8), (1, 2, 3)):
+        yield f"gpu warps={warps} stages={stages}", BFLOAT16._replace(form="sequential", warps=warps, stages=stages)
+    for block, stages in itertools.product((16, 32, 64), (2, 3, 4)):
+        changed = BFLOAT16.divided._replace(block=block, stages=stages)
+        yield f"gpu scan block={block} stages={stages}", BFLOAT16._replace(form="divided", divided=changed)
+    for name, warps in itertools.product(("prepare_warps", "output_warps", "gradient_warps"), (4, 8)):
+        changed = BFLOAT16.divided._replace(**{name: warps})
+        yield f"gpu {name}={warps}", BFLOAT16._replace(form="divided", divided=changed)
 
 
-def ours() -> list[Peer]:
-    """Returns our implementations as peers of themselves."""
-    found = [of_jax(name, gpu.make_op(tuning)) for name, tuning in tunings()]
+def ours(interpret: bool = False) -> list[Peer]:
+    """Returns our implementations as peers of themselves; interpreted, those alone that the defaults choose from."""
+    found = [of_jax(name, gpu.make_op(tuning, interpret)) for name, tuning in tunings()]
     if triton.missing() is None:
         found.append(of_jax("triton", triton.make_op()))
-    return [*found, of_jax("chunked", IMPLEMENTATIONS["chunked"])]
+    return [*(found[:4] if interpret else found), of_jax("chunked", IMPLEMENTATIONS["chunked"])]
 
 
 def measure(
@@ -102,12 +128,12 @@ def measure(
         yield row
 
 
-def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[Row]:
+def measure_decode(rate: float, shape: Shape, interpret: bool = False) -> Iterator[Row]:
     """Yields one row per way to take one step for many sequences, the states in place."""
     inputs = make_example(np.random.default_rng(0), shape).inputs
     token = Token(*(jnp.asarray(z[:, 0], jnp.bfloat16) for n, z in inputs.items() if n != "s0"), reset=None)
     y, s = jax.jit(decode.xla_step)(token, jnp.asarray(inputs["s0"]))
-    for name, step in (("gpu", decode.gpu_step), ("xla", decode.xla_step)):
+    for name, step in (("gpu", partial(decode.gpu_step, interpret=interpret)), ("xla", decode.xla_step)):
         run = jax.jit(step, donate_argnums=1)
         other_y, other_s = run(token, jnp.asarray(inputs["s0"]))
         errors = [float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in ((other_y, y), (other_s, s))]
@@ -126,86 +152,89 @@ def measure_decode(rate: float, shape: Shape = DECODE) -> Iterator[Row]:
         yield {**row, "seconds": seconds, "of_bandwidth": moved / seconds / rate}
 
 
-def suite(seconds: float) -> str:
-    """Returns the last line of the test suite with compiled kernels, or why there is none."""
-    folder = pathlib.Path(__file__).parents[2] / "tests" / "pallas_kernels"
-    if not folder.is_dir():
-        return "not run: the tests are not here"
-    command = [sys.executable, "-m", "pytest", "-x", str(folder / "test_wkv7.py"), "-k", "gpu or triton"]
-    command += ["-W", "ignore:The Pallas Triton backend is deprecated:DeprecationWarning"]
-    environment = os.environ | {"JAX_PLATFORMS": "cuda,cpu", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds, encoding="utf-8"
-        )
-    except subprocess.TimeoutExpired:
-        return f"not finished in {seconds:.0f} s"
-    lines = (done.stdout or done.stderr).strip().splitlines()
-    return lines[-1] if lines else f"exit status {done.returncode}"
+def show(row: Mapping[str, object]) -> None:
+    """Prints a row in one line: what it is of, then what was found."""
+    texts = [str(row[key]) for key in ("kernel", "name", "task", "dtype", "regime") if key in row]
+    shape = row.get("shape")
+    if isinstance(shape, Mapping):
+        texts.insert(0, ",".join(str(size) for size in shape.values()))
+    if "failed" in row:
+        texts.append(f"FAILED: {row['failed']}")
+    elif "wrong" in row:
+        texts.append(f"WRONG: {', '.join(map(str, row['wrong']))}" if row["wrong"] else "right")  # type: ignore[arg-type]
+    texts += [f"{key} {row[key]:.4g}" for key in NUMBERS if isinstance(row.get(key), int | float)]
+    print("  ".join(texts), flush=True)
 
 
-def show(row: Row) -> None:
-    """Prints one line of the table."""
-    shape = "{batch:>4} {length:>5} {heads:>3} {key:>3}".format(**row["shape"])
-    if "seconds" in row and "of_bandwidth" in row and "error" in row:
-        end = f"{1e3 * row['seconds']:9.3f} ms {row['of_bandwidth']:6.1%}  error {row['error']:.1e}"
-    else:
-        end = row.get("failed", "")
-    print(f"{shape}  {row['task']:<17}{row['name']:<36}{end}", flush=True)
+NUMBERS = ("seconds", "of_bandwidth", "error", "sequences", "tokens_per_second", "mfu", "times_published")
+"""Keys of rows whose values are printed."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints and writes the table; exit status 1 where there is no GPU."""
-    parser = Parser(prog="python -m pallas_kernels.bench.gpu", description="Check and time on a GPU.")
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("gpu_check.json"), help="where to write")
-    parser.add_argument("--seconds", type=float, default=570, help="start nothing new after this (default 570)")
-    parser.add_argument("--shape", type=parse_shape, action="append", help="B,T,H,N; may be given several times")
-    options = parser.parse_args(arguments)
-    check_output(parser, options.json)
-    begin = time.monotonic()
-    if jax.default_backend() != "gpu":
+def main(arguments: Sequence[str] | None = None, models: Callable[[bool], Sequence[Section]] | None = None) -> int:
+    """Prints and writes the report; exit status 1 where there is no GPU or a kernel is wrong.
+
+    models: from whether the rehearsal is meant to what else is measured, after the defaults and before the tunings.
+    """
+    options = _options(arguments)
+    if jax.default_backend() != "gpu" and not options.tiny:
         print(f"error: no GPU: this process computes on {jax.default_backend()}", file=sys.stderr)
         return 1
-    device, tested, rate = jax.devices()[0].device_kind, suite(0.4 * options.seconds), bandwidth()
-    others, absent = peers.available()
-    print(f"{device}, JAX {jax.__version__}; suite: {tested}; memory {rate / 1e12:.2f} TB/s")
-    print(*absent, sep="\n")
-    rows: list[Row] = []
+    begin, sizes = time.monotonic(), TINY if options.tiny else FULL
+    if options.shape:
+        sizes = sizes._replace(shapes=tuple(options.shape))
+    rate, (others, absent) = bandwidth(sizes.memory), peers.available()
+    device = jax.devices()[0].device_kind
+    print(f"{device}, JAX {jax.__version__}; memory {rate / 1e12:.2f} TB/s", *absent, sep="\n")
+    rows: list[Mapping[str, object]] = []
     report = {
-        "device": device, "jax": jax.__version__, "suite": tested, "bytes_per_second": rate, "absent": absent,
-        "rows": rows,
+        "device": device, "jax": jax.__version__, "rehearsal": options.tiny, "bytes_per_second": rate, "absent": absent,
+        "complete": False, "rows": rows,
     }  # fmt: skip
-    for shape, candidates in _work(options.shape or SHAPES, others):
-        for row in candidates(shape, rate):
-            rows.append(row)
-            show(row)
-            options.json.write_text(report_text(report), encoding="utf-8")
-            if time.monotonic() - begin > options.seconds:
-                print("out of time: what is missing was not started")
-                return 0
-    return 0
+    more = models(options.tiny) if models else ()
+    for row in itertools.chain.from_iterable(part() for part in sections(sizes, others, rate, more)):
+        rows.append(row)
+        show(row)
+        options.json.write_text(report_text(report), encoding="utf-8")
+        if time.monotonic() - begin > options.seconds:
+            print("out of time: what is missing was not started")
+            break
+    else:
+        report["complete"] = True
+    report["seconds"] = time.monotonic() - begin
+    options.json.write_text(report_text(report), encoding="utf-8")
+    return int(any(row.get("wrong") for row in rows))
 
 
-def _work(shapes: Sequence[Shape], others: list[Peer]) -> Iterator[tuple[Shape, Candidates]]:
-    """What to measure, most wanted first: defaults and peers at every shape, decoding, then tunings."""
-    everything = ours()
-    first = [p for p in everything if p.name in ("gpu default", "triton", "chunked")] + others
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m pallas_kernels.bench.gpu", description="Check and time on a GPU.")
+    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("gpu_check.json"), help="where to write")
+    parser.add_argument("--seconds", type=float, default=450, help="start nothing new after this (default 450)")
+    parser.add_argument("--shape", type=parse_shape, action="append", help="B,T,H,N; may be given several times")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal on any machine, in tiny shapes")
+    options = parser.parse_args(arguments)
+    check_output(parser, options.json)
+    return options
+
+
+def sections(sizes: Sizes, others: list[Peer], rate: float, more: Sequence[Section]) -> Iterator[Section]:
+    """Yields what to do, most wanted first: checks, defaults and peers at every shape, decoding, `more`, tunings."""
+    interpret = jax.default_backend() != "gpu"
+    yield lambda: check.checks(check.candidates(interpret), sizes.checks)  # type: ignore[return-value]
+    yield lambda: check.check_decode(sizes.step._replace(batch=4), interpret)  # type: ignore[return-value]
+    everything = ours(interpret)
+    first = [p for p in everything if p.name in DEFAULTS] + others
     rest = [p for p in everything if p not in first]
 
-    def of(peers: list[Peer]) -> Candidates:
-        def rows(shape: Shape, rate: float) -> Iterator[Row]:
-            example = make_example(np.random.default_rng(0), shape)
-            inputs = {n: jnp.asarray(z, jnp.float32 if n == "s0" else jnp.bfloat16) for n, z in example.inputs.items()}
-            data = inputs, jnp.asarray(example.dy, jnp.bfloat16), jnp.asarray(example.ds)
-            wanted = expected(*data)
-            for peer in peers:
-                yield from measure(shape, peer, data, wanted, rate)
+    def of(shape: Shape, peers: list[Peer]) -> Iterator[Row]:
+        data = make_data(shape, jnp.bfloat16)
+        wanted = expected(*data)
+        for peer in peers:
+            yield from measure(shape, peer, data, wanted, rate)
 
-        return rows
-
-    yield from ((shape, of(first)) for shape in shapes)
-    yield DECODE, lambda shape, rate: measure_decode(rate, shape)
-    yield from ((shape, of(rest)) for shape in shapes)
+    yield from (partial(of, shape, first) for shape in sizes.shapes)  # type: ignore[misc]
+    yield lambda: measure_decode(rate, sizes.step, interpret)  # type: ignore[return-value]
+    yield from more
+    yield from (partial(of, shape, rest) for shape in sizes.shapes)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

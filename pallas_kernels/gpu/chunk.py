@@ -8,6 +8,7 @@ tokens adds at one and takes away at the other then cancels exactly.
 
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -39,6 +40,20 @@ class Numerics(NamedTuple):
         """Keep the compiler from loading the operands of later products while those of earlier ones are still held."""
         if not self.interpret:
             pallas_triton.debug_barrier()
+
+    def pinned(self, x: Array) -> Array:
+        """x rounded for products, and kept so: the compiler would keep a float32 and round it before each use."""
+        x = x.astype(self.operand)
+        if self.interpret or self.operand == jnp.float32:
+            return x
+        (x,) = pallas_triton.elementwise_inline_asm(
+            "mov.b32 $0, $1;",
+            args=[x],
+            constraints="=r,r",
+            pack=2,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        )
+        return x
 
     def mm(self, x: Array, y: Array) -> Array:
         """x y."""

@@ -37,13 +37,13 @@ def _frame(tile: GridIndex) -> tuple[Scale, Array, Array]:
 
 
 def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) -> None:
-    """y and the last state; `saved`, if given, takes states [n, V, K] every `plan.every` chunks, and u."""
-    n, buffer = plan.numerics, make_tile_buffer(plan)
+    """y and the last state; `saved`, if given, takes states [n, V, K] every `plan.every` chunks, and perhaps u."""
+    n, buffer = plan.numerics, make_tile_buffer(plan, pl.program_id(1))
 
     def chunk(i: Array, s: Array) -> Array:
         tile = buffer.at(x, i)
         if saved:
-            pl.when((i & (plan.every - 1)) == 0)(lambda: buffer.store_state(saved[0].at[plan.saved_before(i)], s))
+            pl.when((i & (plan.every - 1)) == 0)(lambda: buffer.store_state(saved[0], s, plan.saved_before(i)))
         scale, strict, causal = _frame(tile)
         b, k = tile.load("b"), tile.load("k")
         storer = make_storer(n, b, k, scale)
@@ -51,7 +51,7 @@ def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) 
         ab, ak = (scores(n, a, z, strict) for z in storer)
         inverse, v = unit_lower_inverse(n, ab), tile.load("v")
         u = n.fine_dot(inverse, n.mm_t(a.entering, s) + n.mm(ak, v)).astype(n.operand)
-        if saved:
+        if len(saved) > 1:
             tile.put(saved[1], u, key=False)
         r = make_loader(n, tile.load("r"), scale.r, scale)
         rb, rk = (scores(n, r, z, causal) for z in storer)
@@ -63,7 +63,7 @@ def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) 
 
 def state_backward(x: OpInputs, dy: Ref, ds_last: Ref, ds0: Ref, *, plan: Plan) -> None:
     """The gradient of the first state; reads neither k nor v nor any state."""
-    n, buffer = plan.numerics, make_tile_buffer(plan)
+    n, buffer = plan.numerics, make_tile_buffer(plan, pl.program_id(1))
 
     def chunk(step: Array, ds: Array) -> Array:
         tile = buffer.at(x, plan.chunks - 1 - step)
@@ -87,7 +87,7 @@ def backward(x: OpInputs, states: Ref, u: Ref, dy: Ref, ds_last: Ref, *outputs: 
 
     Of r, log_w, k, a and b they are what this block of the value axis contributes.
     """
-    n, buffer = plan.numerics, make_tile_buffer(plan)
+    n, buffer = plan.numerics, make_tile_buffer(plan, pl.program_id(1))
     grads, ds0 = OpInputs(*outputs[:6], reset=None), outputs[6]
 
     def state_before(i: Array) -> Array:
@@ -99,7 +99,7 @@ def backward(x: OpInputs, states: Ref, u: Ref, dy: Ref, ds_last: Ref, *outputs: 
             return advance(n, scale, tile.load("b"), tile.load("k"), tile.get(u, key=False), tile.load("v"), s)
 
         saved = plan.saved_before(i)
-        s = buffer.load_state(states.at[saved])
+        s = buffer.load_state(states, saved)
         return s if plan.every == 1 else lax.fori_loop(saved * plan.every, i, chunk, s)
 
     def chunk(step: Array, ds: Array) -> Array:

@@ -1,32 +1,31 @@
-"""How the GPU programs are launched: tile sizes, the block of each array that a program sees, residuals."""
+"""How the GPU programs are launched: tile sizes, residuals, and which are divided over time."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pallas_triton
 from jaxtyping import Float
 
 from pallas_kernels import decode
-from pallas_kernels.chunked.layout import OpInputs, Saved, shape_like
-from pallas_kernels.gpu import kernels
+from pallas_kernels.chunked.layout import OpInputs, Saved
+from pallas_kernels.gpu import divided, kernels, sequential
+from pallas_kernels.gpu.blocks import Block, Schedule, call, make_specs
 from pallas_kernels.gpu.chunk import Numerics
 from pallas_kernels.gpu.tiles import Plan
-from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Tuning
+from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Divided, Form, Tuning, before_hopper
 from pallas_kernels.support import only_on
 
 MULTIPROCESSORS = 128
 """Below this many programs the value axis is divided; an A100 has 108 multiprocessors, an H100 132."""
+LONG = 256
+"""Tokens from which on dividing over time pays where there are few heads."""
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
-Block: TypeAlias = tuple[pl.BlockSpec, Array | jax.ShapeDtypeStruct]
-"""What one program sees of an array, and the array or its shape and dtype."""
 
 
 class Launch(NamedTuple):
@@ -42,25 +41,42 @@ class Launch(NamedTuple):
         """(y, s_T); a single token is a step of decoding."""
         if x.v.shape[1] == 1:
             return decode.forward(x, s0)
-        plan = self.plan(x)
-        spec = make_specs(plan)
-        outputs = [(spec.value, x.v), (spec.state, s0)]
-        y, s_last = self._run(kernels.forward, plan, x, [(spec.state, s0)], outputs)
+        if self.form("forward", x) == "divided":
+            y, s_last, _ = self.divided(x).forward(s0)
+            return y, s_last
+        y, s_last, *_ = self._forward(x, s0, saved=0)
         return y, s_last
 
     def forward_saving(self, x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
-        """(y, s_T, what the full backward needs): for bfloat16 inputs, states and u in bfloat16."""
-        plan = self.plan(x)
+        """(y, s_T, what the full backward needs): for bfloat16 inputs, states and u in bfloat16.
+
+        A backward that is divided over time computes u again, so none is saved.
+        """
+        batch, _, heads, value = x.v.shape
+        none = jnp.zeros((batch, 0, heads, value), self._operand(x))
+        divided = self.form("backward", x) == "divided"
+        if divided and self.form("forward", x) == "divided":
+            y, s_last, states = self.divided(x).forward(s0)
+            return y, s_last, Saved(x, states, none)
+        y, s_last, states, *u = self._forward(x, s0, saved=1 if divided else 2)
+        return y, s_last, Saved(x, states, u[0] if u else none)
+
+    def _forward(self, x: OpInputs, s0: State, saved: int) -> tuple[Array, ...]:
+        """(y, s_T) and as many as are to be saved of the states and u."""
+        sequential_form = self.form("forward", x) == "sequential"
+        plan = self.sequential_plan(x) if sequential_form else self.plan(x)
         spec = make_specs(plan)
         states = jax.ShapeDtypeStruct((plan.saved_states, *s0.shape), plan.numerics.operand)
         u = jax.ShapeDtypeStruct(x.v.shape, plan.numerics.operand)
-        outputs = [(spec.value, x.v), (spec.state, s0), (spec.states, states), (spec.value, u)]
-        y, s_last, states, u = self._run(kernels.forward, plan, x, [(spec.state, s0)], outputs)
-        return y, s_last, Saved(x, states, u)
+        outputs = [(spec.value, x.v), (spec.state, s0), *[(spec.states, states), (spec.value, u)][:saved]]
+        kernel = sequential.forward if sequential_form else kernels.forward
+        return self._run(kernel, plan, x, [(spec.state, s0)], outputs)
 
     def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
         x = saved.inputs
+        if self.form("backward", x) == "divided":
+            return self.divided(x).backward(saved.states, dy, ds)
         plan = self.plan(x)
         spec = make_specs(plan)
         inputs = [(spec.states, saved.states), (spec.value, saved.u), (spec.value, dy), (spec.state, ds)]
@@ -78,11 +94,44 @@ class Launch(NamedTuple):
 
     def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
         """The gradient of s0 alone."""
-        plan = self.plan(x)
+        form = self.form("state_backward", x)
+        if form == "divided":
+            return self.divided(x).state_backward(dy, ds)
+        plan = self.sequential_plan(x) if form == "sequential" else self.plan(x)
+        kernel = sequential.state_backward if form == "sequential" else kernels.state_backward
         spec = make_specs(plan)
         inputs = [(spec.value, dy), (spec.state, ds)]
         used = x._replace(k=None, v=None)
-        return self._run(kernels.state_backward, plan, used, inputs, [(spec.state, ds)])[0]
+        return self._run(kernel, plan, used, inputs, [(spec.state, ds)])[0]
+
+    def form(self, rule: str, x: OpInputs) -> Form:
+        """Returns the form of the kernels of `forward`, `backward` or `state_backward`.
+
+        float32 has the small one alone. In bfloat16 the backward is divided; the others are where there are fewer heads
+        than a GPU has multiprocessors. On Ampere what would spill decides: a divided forward would, and so would a
+        sequential state_backward with resets.
+        """
+        tuning, (batch, length, heads, _) = self.tuned(x), x.r.shape
+        form = tuning.form or ("sequential" if self._operand(x) == jnp.bfloat16 else "small")
+        if form == "small" or tuning.checkpoint != tuning.divided.chunk:
+            return "small"
+        few = batch * heads < MULTIPROCESSORS and length >= LONG
+        if tuning.form is None and before_hopper() and rule != "backward":
+            return "divided" if rule == "state_backward" and (few or x.reset is not None) else form
+        return "divided" if rule == "backward" or (tuning.form is None and few) else form
+
+    def divided(self, x: OpInputs) -> divided.Kernels:
+        """Returns the passes that are divided over time."""
+        plan, tuning = self.divided_plan(x)
+        return divided.Kernels(self._bound(x), plan, tuning)
+
+    def divided_plan(self, x: OpInputs) -> tuple[Plan, Divided]:
+        """Returns the sizes and choices of these passes."""
+        return self.sequential_plan(x)._replace(value_tile=tile(x.v.shape[3])), self.tuned(x).divided
+
+    def sequential_plan(self, x: OpInputs) -> Plan:
+        """Returns the sizes of the launch for kernels in the larger chunks that follow time."""
+        return self.plan(x)._replace(chunk=self.tuned(x).divided.chunk, every=1)
 
     def _operand(self, x: OpInputs) -> np.dtype:
         bf16 = all(z.dtype == jnp.bfloat16 for z in (x.r, x.k, x.v, x.a, x.b) if z is not None)
@@ -101,67 +150,33 @@ class Launch(NamedTuple):
             key=key,
             value=value,
             key_tile=tile(key),
-            value_tile=min(value_tile(batch * heads, value), tuning.value_block),
+            value_tile=min(value_tile(batch * heads, value), tuning.value_block, 32 if before_hopper() else 64),
             chunk=tuning.chunk,
             every=tuning.checkpoint // tuning.chunk,
             numerics=Numerics(self._operand(x), self.interpret),
         )
 
+    def _bound(self, x: OpInputs) -> OpInputs:
+        """The inputs as kernels take them, in a program for a GPU only unless interpreted."""
+        if x.reset is not None:
+            x = x._replace(reset=x.reset.astype(jnp.int32))
+        return x if self.interpret else x._replace(log_w=only_on(x.log_w, "cuda", "gpu"))
+
     def _run(
         self, kernel: Callable[..., None], plan: Plan, x: OpInputs, inputs: Sequence[Block], outputs: Sequence[Block]
     ) -> tuple[Array, ...]:
         """One program per head, block of values and sequence; refs in the order x, inputs, outputs."""
-        if x.reset is not None:
-            x = x._replace(reset=x.reset.astype(jnp.int32))
-        if not self.interpret:
-            x = x._replace(log_w=only_on(x.log_w, "cuda", "gpu"))
         tuning, batch, heads = self.tuned(x), x.r.shape[0], x.r.shape[2]
-        full = kernel is kernels.backward
-        call = pl.pallas_call(
-            functools.partial(kernel, plan=plan),
-            out_shape=tuple(shape_like(x.r, z.shape, z.dtype) for _, z in outputs),
-            grid=(heads, plan.blocks, batch),
-            in_specs=(make_specs(plan).inputs(x), *(spec for spec, _ in inputs)),
-            out_specs=tuple(spec for spec, _ in outputs),
-            interpret=self.interpret,
-            compiler_params=pallas_triton.CompilerParams(
-                num_warps=tuning.backward_warps if full else tuning.warps,
-                num_stages=tuning.backward_stages if full else tuning.stages,
-            ),
-            name=f"wkv7_{kernel.__name__}",
-        )
-        return call(x, *(z for _, z in inputs))
-
-
-class Specs(NamedTuple):
-    """The block of one program of each kind of array: [B, T, H, K], [B, T, H, V], [B, T], [B, H, V, K], [n, B, H, V, K]
-    and parts of a gradient, [blocks of V, B, T, H, K]."""
-
-    key: pl.BlockSpec
-    value: pl.BlockSpec
-    reset: pl.BlockSpec
-    state: pl.BlockSpec
-    states: pl.BlockSpec
-    part: pl.BlockSpec
-
-    def inputs(self, x: OpInputs) -> OpInputs:
-        """Returns one for each array in x."""
-        specs = OpInputs(self.key, self.key, self.key, self.value, self.key, self.key, self.reset)  # type: ignore
-        return OpInputs(*(None if z is None else spec for z, spec in zip(x, specs, strict=True)))  # type: ignore
-
-
-def make_specs(plan: Plan) -> Specs:
-    """The grid is (H, blocks of V, B); blocks may reach beyond the array, where the kernels mask."""
-    time = plan.chunks * plan.chunk
-    state = (None, None, plan.value_tile, plan.key_tile)
-    return Specs(
-        pl.BlockSpec((None, time, None, plan.key_tile), lambda h, j, b: (b, 0, h, 0)),
-        pl.BlockSpec((None, time, None, plan.value_tile), lambda h, j, b: (b, 0, h, j)),
-        pl.BlockSpec((None, time), lambda h, j, b: (b, 0)),
-        pl.BlockSpec(state, lambda h, j, b: (b, h, j, 0)),
-        pl.BlockSpec((plan.saved_states, *state), lambda h, j, b: (0, b, h, j, 0)),
-        pl.BlockSpec((None, None, time, None, plan.key_tile), lambda h, j, b: (j, b, 0, h, 0)),
-    )
+        schedule = Schedule(tuning.warps, tuning.stages)
+        if kernel is kernels.backward:
+            schedule = Schedule(tuning.backward_warps, tuning.backward_stages)
+        if kernel in (sequential.forward, sequential.state_backward) and x.reset is not None and not before_hopper():
+            schedule = schedule._replace(warps=tuning.divided.reset_warps)
+        x = self._bound(x)
+        return call(
+            functools.partial(kernel, plan=plan), kernel.__name__, (heads, plan.blocks, batch),
+            [(make_specs(plan).inputs(x), x), *inputs], outputs, schedule, self.interpret,
+        )  # fmt: skip
 
 
 def tile(size: int) -> int:

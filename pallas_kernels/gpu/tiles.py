@@ -56,7 +56,7 @@ class TileBuffer(NamedTuple):
 
     plan: Plan
     key_limit: int | None
-    value_limit: Array | None
+    value_limit: Limit
 
     def at(self, x: OpInputs, i: Array) -> "GridIndex":
         """Returns chunk i of the refs in x."""
@@ -65,13 +65,13 @@ class TileBuffer(NamedTuple):
     def _state_mask(self) -> Array | None:
         return _mask((self.plan.value_tile, self.plan.key_tile), self.value_limit, self.key_limit)
 
-    def load_state(self, ref: Ref) -> Array:
-        """Reads float32 [V, K] from a ref of that shape, 0 outside."""
-        return _load(ref, self._state_mask()).astype(jnp.float32)
+    def load_state(self, ref: Ref, *index: Array) -> Array:
+        """Reads float32 [V, K], that of this index of the axes before, 0 outside."""
+        return _load(ref.at[index], self._state_mask()).astype(jnp.float32)
 
-    def store_state(self, ref: Ref, s: Array) -> None:
-        """Writes a state [V, K] to a ref of that shape, inside only."""
-        pallas_triton.store(ref, s.astype(ref.dtype), mask=self._state_mask())
+    def store_state(self, ref: Ref, s: Array, *index: Array) -> None:
+        """Writes a state [V, K], as that of this index of the axes before, inside only."""
+        pallas_triton.store(ref.at[index], s.astype(ref.dtype), mask=self._state_mask())
 
 
 class GridIndex(NamedTuple):
@@ -120,10 +120,10 @@ class GridIndex(NamedTuple):
         return _mask((plan.chunk, plan.value_tile), rows, buffer.value_limit)
 
 
-def make_tile_buffer(plan: Plan) -> TileBuffer:
-    """Returns the tiles of the running program; blocks of values are axis 1 of the grid."""
+def make_tile_buffer(plan: Plan, block: int | Array) -> TileBuffer:
+    """Returns the tiles of the running program, which has this block of the value axis."""
     key = plan.key if plan.key % plan.key_tile else None
-    value = plan.value - pl.program_id(1) * plan.value_tile if plan.value % plan.value_tile else None
+    value = plan.value - block * plan.value_tile if plan.value % plan.value_tile else None
     return TileBuffer(plan, key, value)
 
 

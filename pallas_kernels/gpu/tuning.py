@@ -1,6 +1,36 @@
 """What can be tuned in the GPU kernels."""
 
-from typing import NamedTuple
+import re
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+
+HOPPER = re.compile(r"\bG?(H|B)\d{2,3}\b")
+"""In the names of GPUs of compute capability 9.0 and later."""
+
+
+Form: TypeAlias = Literal["small", "sequential", "divided"]
+"""Kernels in chunks of 16 tokens, one for each rule; in larger chunks, one for each rule but the full backward, which
+is divided; all divided over time."""
+
+
+class Divided(NamedTuple):
+    """Choices for the kernels in chunks of 32 tokens: those that are divided over time, and those that follow it.
+
+    chunk: tokens per chunk, a power of two, and per saved state; block: most rows of the state that one program of the
+    scan has; warps of the programs that prepare the chunks, of the sequential ones on Hopper where there are
+    resets, of the scan, of the outputs and of the gradients; stages:
+    of the pipeline of the scan's loads.
+    """
+
+    chunk: int = 32
+    block: int = 32
+    prepare_warps: int = 4
+    reset_warps: int = 8
+    scan_warps: int = 4
+    output_warps: int = 4
+    gradient_warps: int = 8
+    stages: int = 3
 
 
 class Tuning(NamedTuple):
@@ -8,19 +38,30 @@ class Tuning(NamedTuple):
 
     chunk: tokens per chunk, a power of two, at least 16; checkpoint: tokens per saved state, `chunk` times a power of
     two; warps and stages: as in Triton, of the forward and the state's backward, and of the full backward; value_block:
-    most rows of the state that one program has, a power of two, at least 16.
+    most rows of the state that one program has, a power of two, at least 16; form: of all kernels, None for what should
+    be fastest; divided: choices for the forms in larger chunks, whose chunk must be `checkpoint`.
     """
 
     chunk: int = 16
-    checkpoint: int = 64
+    checkpoint: int = 32
     warps: int = 4
     stages: int = 2
     backward_warps: int = 8
     backward_stages: int = 1
     value_block: int = 64
+    form: Form | None = None
+    divided: Divided = Divided()
 
 
 BFLOAT16 = Tuning()
-"""bfloat16 inputs: no spills on compute capability 9.0."""
-FLOAT32 = Tuning(warps=8, stages=1, value_block=16)
+"""bfloat16 inputs."""
+FLOAT32 = Tuning(checkpoint=64, warps=8, stages=1, value_block=16)
 """float32 inputs, whose operands take four times the registers."""
+
+
+def before_hopper() -> bool:
+    """Says whether programs are compiled for a GPU of compute capability 8; where nothing names one, they are not."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.platform == "gpu":
+        return HOPPER.search(device.device_kind) is None
+    return jax.default_backend() == "gpu" and float(jax.devices()[0].compute_capability) < 9

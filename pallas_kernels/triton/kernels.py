@@ -136,9 +136,9 @@ def forward(
     r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, s0, y_ptr, s_last, states, u_ptr,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr,
     VT: tl.constexpr, C: tl.constexpr, EVERY: tl.constexpr, HALF: tl.constexpr, RESET: tl.constexpr,
-    SAVE: tl.constexpr,
+    SAVE: tl.constexpr, SAVE_U: tl.constexpr,
 ):  # fmt: skip
-    """y and the last state; with SAVE also states [n, B, H, V, K] every EVERY chunks, and u."""
+    """y and the last state; with SAVE also states [n, B, H, V, K] every EVERY chunks, with SAVE_U u."""
     h, j, batch = tl.program_id(0), tl.program_id(1) * VT, tl.program_id(2).to(tl.int64)
     at = state_tile(batch, h, j, H, K, V, KT, VT)
     s = load(s0, at)
@@ -159,7 +159,7 @@ def forward(
         tl.debug_barrier()
         read = dot(a_mid * enter, state, HALF) + dot(ak, v, HALF)
         u = rounded(fine_dot(inverse, read, HALF), HALF)
-        if SAVE:
+        if SAVE_U:
             store(u_ptr, values, u)
         r_mid = load(r_ptr, keys).to(tl.float32) * scale_r
         y = dot(r_mid * enter, state, HALF) + dot(scores(r_mid, b_mid, causal, HALF), u, HALF)

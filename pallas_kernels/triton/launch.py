@@ -5,7 +5,7 @@ The same programs and tuning as `pallas_kernels.gpu`. Needs the extra `gpu` (`ja
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,17 @@ from jaxtyping import Float, PyTree
 from pallas_kernels import decode, gpu
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.chunked.layout import OpInputs, Saved
+from pallas_kernels.gpu.blocks import Schedule
 from pallas_kernels.gpu.launch import Launch as PallasLaunch
 from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Tuning
 from pallas_kernels.support import for_sizes, only_on
+from pallas_kernels.triton import divided
+from pallas_kernels.triton.call import Constants, call, flags
+from pallas_kernels.triton.call import constants as make_constants
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
-Constants: TypeAlias = dict[str, int | bool]
-"""Constants of a Triton kernel by name."""
 
 
 class Launch(NamedTuple):
@@ -35,13 +37,20 @@ class Launch(NamedTuple):
         """(y, s_T); a single token is a step of decoding."""
         if x.v.shape[1] == 1:
             return decode.forward(x, s0)
+        if self.divides("forward", x):
+            y, s_last, _ = self.divided(x).forward(s0)
+            return y, s_last
         y, s_last, _, _ = self._forward(x, s0, save=False)
         return y, s_last
 
     def forward_saving(self, x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
         """(y, s_T, what the full backward needs)."""
+        none = jnp.zeros((x.v.shape[0], 0, *x.v.shape[2:]), self.plan(x)[0].numerics.operand)
+        if self.divides("forward", x) and self.divides("backward", x):
+            y, s_last, states = self.divided(x).forward(s0)
+            return y, s_last, Saved(x, states, none)
         y, s_last, states, u = self._forward(x, s0, save=True)
-        return y, s_last, Saved(x, states, u)
+        return y, s_last, Saved(x, states, none if self.divides("backward", x) else u)
 
     def _forward(self, x: OpInputs, s0: State, save: bool) -> tuple[Array, ...]:
         plan, constants = self.plan(x)
@@ -51,13 +60,16 @@ class Launch(NamedTuple):
                 f"wkv7: implementation 'triton' would save {saved} numbers of states, it addresses fewer than 2^31: "
                 "take fewer or shorter sequences, or 'gpu'"
             )
-        states, u = ((plan.saved_states, *s0.shape), x.v.shape) if save else ((1,), (1,))
+        save_u = save and not self.divides("backward", x)
+        states, u = (plan.saved_states, *s0.shape) if save else (1,), x.v.shape if save_u else (1,)
         outputs = (_like(x.v), _like(s0), *(jax.ShapeDtypeStruct(z, plan.numerics.operand) for z in (states, u)))
-        return self._call("forward", x, x[:6], (s0,), outputs, constants | {"SAVE": save})
+        return self._call("forward", x, x[:6], (s0,), outputs, constants | {"SAVE": save, "SAVE_U": save_u})
 
     def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
         x = saved.inputs
+        if self.divides("backward", x):
+            return self.divided(x).backward(saved.states, dy, ds)
         plan, constants = self.plan(x)
         parts = [
             jax.ShapeDtypeStruct((plan.blocks, *z.shape), z.dtype if plan.blocks == 1 else jnp.float32) for z in x[:6]
@@ -72,22 +84,28 @@ class Launch(NamedTuple):
 
     def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
         """The gradient of s0 alone."""
+        if self.divides("state_backward", x):
+            return self.divided(x).state_backward(dy, ds)
         constants = {n: z for n, z in self.plan(x)[1].items() if n not in ("B", "EVERY")}
         return self._call("state_backward", x, (x.r, x.log_w, x.a, x.b), (dy, ds), (_like(ds),), constants)[0]
 
     def plan(self, x: OpInputs) -> tuple[Plan, Constants]:
         """Returns sizes as for the Pallas kernels, and as constants of the Triton ones."""
         plan = PallasLaunch(self.tuning).plan(x)
-        constants = {
-            "B": x.r.shape[0], "T": plan.length, "H": x.r.shape[2], "K": plan.key, "V": plan.value,
-            "KT": plan.key_tile, "VT": plan.value_tile, "C": plan.chunk, "EVERY": plan.every,
-            "HALF": plan.numerics.operand == jnp.bfloat16, "RESET": x.reset is not None,
-        }  # fmt: skip
-        return plan, constants
+        return plan, make_constants(x, plan) | {"EVERY": plan.every}
 
     def tuned(self, x: OpInputs) -> Tuning:
         """Returns the tuning for these inputs."""
         return PallasLaunch(self.tuning).tuned(x)
+
+    def divides(self, rule: str, x: OpInputs) -> bool:
+        """Says whether the kernels of a rule are divided over time, as those of Pallas."""
+        return PallasLaunch(self.tuning).form(rule, x) == "divided"
+
+    def divided(self, x: OpInputs) -> divided.Kernels:
+        """Returns the passes that are divided over time."""
+        plan, tuning = PallasLaunch(self.tuning).divided_plan(x)
+        return divided.Kernels(x._replace(log_w=only_on(x.log_w, "cuda", "triton")), plan, tuning)
 
     def _call(
         self,
@@ -99,23 +117,16 @@ class Launch(NamedTuple):
         constants: Constants,
     ) -> tuple[Array, ...]:
         """Launches the Triton kernel of this name."""
-        import jax_triton  # type: ignore[import-not-found]
-
         from pallas_kernels.triton import backward, kernels
 
-        full = kernel == "backward"
-        tuning = self.tuned(x)
-        reset = jnp.zeros(1, jnp.int32) if x.reset is None else x.reset.astype(jnp.int32)
+        full, tuning = kernel == "backward", self.tuned(x)
+        schedule = Schedule(tuning.warps, tuning.stages)
+        if full:
+            schedule = Schedule(tuning.backward_warps, tuning.backward_stages)
         first = only_on(vectors[0], "cuda", "triton")
-        return jax_triton.triton_call(
-            first, *vectors[1:], reset, *given,
-            kernel=getattr(backward if full else kernels, kernel),
-            out_shape=outputs,
-            grid=(x.r.shape[2], -(-constants["V"] // constants["VT"]), x.r.shape[0]),
-            num_warps=tuning.backward_warps if full else tuning.warps,
-            num_stages=tuning.backward_stages if full else tuning.stages,
-            **constants,
-        )  # fmt: skip
+        grid = (x.r.shape[2], -(-constants["V"] // constants["VT"]), x.r.shape[0])
+        arrays = (first, *vectors[1:], flags(x), *given)
+        return call(getattr(backward if full else kernels, kernel), arrays, outputs, grid, schedule, constants)
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

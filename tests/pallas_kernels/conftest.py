@@ -2,6 +2,7 @@
 
 import os
 import types
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 
 import pallas_kernels
 from pallas_kernels import gpu, tpu
+from pallas_kernels.bench.oracle import oracle as float64_oracle
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.chunked import parallel
+from pallas_kernels.gpu.tuning import BFLOAT16
 
 ACCELERATOR_SCHEDULE = "chunked, accelerator schedule"
+FORMS = {f"gpu, {form}": BFLOAT16._replace(form=form) for form in ("sequential", "divided")}
+"""GPU kernels of these forms in every rule that has them, in every dtype."""
 
 
 @pytest.fixture
@@ -27,15 +32,16 @@ HARDWARE = {"gpu": "gpu", "triton": "gpu", "tpu": "tpu"}
 """The backend that an implementation needs, unless it can be interpreted."""
 
 
-@pytest.fixture(scope="session", params=[*pallas_kernels.IMPLEMENTATIONS, ACCELERATOR_SCHEDULE])
+@pytest.fixture(scope="session", params=[*pallas_kernels.IMPLEMENTATIONS, ACCELERATOR_SCHEDULE, *FORMS])
 def implementation(request):
-    """The name of an implementation of `wkv7`; the schedule for accelerators is bound here on CPU as one more.
+    """The name of an implementation of `wkv7`; the schedule for accelerators and forms of the GPU kernels are more.
 
     Kernels for hardware that is not here run interpreted.
     """
     bound = {
         ACCELERATOR_SCHEDULE: lambda: chunked.make_op(lambda rule: getattr(parallel, rule)),
         "gpu": lambda: gpu.make_op(interpret=True),
+        **{name: partial(gpu.make_op, tuning, jax.default_backend() != "gpu") for name, tuning in FORMS.items()},
         "tpu": lambda: tpu.make_op(interpret=True),
     }
     here = HARDWARE.get(request.param) == jax.default_backend()
@@ -53,60 +59,10 @@ def fit(implementation):
     return lambda shape: shape._replace(key=64, value=64) if implementation == "tpu" else shape
 
 
-def oracle_forward(x, valid, reset):
-    """All states before and after each token, and y: float64, token by token."""
-    w, s, before, after = np.exp(x["log_w"]), x["s0"], [], []
-    y = np.zeros_like(x["v"])
-    for t in range(y.shape[1]):
-        s = np.where(reset[:, t, None, None, None], 0.0, s)
-        before.append(s)
-        r, k, v, a, b = (x[n][:, t] for n in ("r", "k", "v", "a", "b"))
-        sa = np.einsum("bhvk,bhk->bhv", s, a)
-        new = s * w[:, t, :, None] + sa[..., None] * b[:, :, None] + v[..., None] * k[:, :, None]
-        s = np.where(valid[:, t, None, None, None], new, s)
-        after.append(s)
-        y[:, t] = np.einsum("bhvk,bhk->bhv", s, r) * valid[:, t, None, None]
-    return y, s, before, after
-
-
-def oracle_backward(x, valid, reset, before, after, dy, ds):
-    """Gradients of (y * dy).sum() + (s_T * ds).sum() by the reverse recurrence, written by hand."""
-    w, grads = np.exp(x["log_w"]), {n: np.zeros_like(z) for n, z in x.items()}
-    for t in reversed(range(dy.shape[1])):
-        on = valid[:, t, None, None]
-        r, k, v, a, b, d = (z[:, t] for z in (x["r"], x["k"], x["v"], x["a"], x["b"], dy))
-        total = ds + d[..., None] * r[:, :, None]
-        dsa = np.einsum("bhvk,bhk->bhv", total, b)
-        sa = np.einsum("bhvk,bhk->bhv", before[t], a)
-        here = {
-            "r": np.einsum("bhv,bhvk->bhk", d, after[t]),
-            "log_w": np.sum(total * before[t], 2) * w[:, t],
-            "k": np.einsum("bhv,bhvk->bhk", v, total),
-            "v": np.einsum("bhvk,bhk->bhv", total, k),
-            "a": np.einsum("bhv,bhvk->bhk", dsa, before[t]),
-            "b": np.einsum("bhv,bhvk->bhk", sa, total),
-        }
-        for name, z in here.items():
-            grads[name][:, t] = z * on
-        ds = np.where(on[..., None], total * w[:, t, :, None] + dsa[..., None] * a[:, :, None], ds)
-        ds = np.where(reset[:, t, None, None, None], 0.0, ds)
-    grads["s0"] = ds
-    return grads
-
-
 @pytest.fixture(scope="session")
 def oracle():
     """oracle(example, valid, reset) -> {"y", "s_T", "r", "log_w", ..., "s0"}: outputs, and gradients by input name."""
-
-    def run(example, valid, reset):
-        x = {n: np.asarray(z, np.float64) for n, z in example.inputs.items()}
-        x = {n: z if n == "s0" else np.where(valid[:, :, None, None], z, 0.0) for n, z in x.items()}
-        y, s, before, after = oracle_forward(x, valid, reset)
-        dy, ds = np.asarray(example.dy, np.float64), np.asarray(example.ds, np.float64)
-        dy = np.where(valid[:, :, None, None], dy, 0.0)
-        return {"y": y, "s_T": s, **oracle_backward(x, valid, reset, before, after, dy, ds)}
-
-    return run
+    return float64_oracle
 
 
 @pytest.fixture

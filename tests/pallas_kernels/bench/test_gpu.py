@@ -1,6 +1,7 @@
 """The script for a machine with a GPU, as far as it can run without one."""
 
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def test_error_is_of_the_worst_array():
 
 def test_every_tuning_can_be_launched():
     found = dict(gpu.tunings())
-    assert "gpu default" in found
+    assert set(found) >= {name for name in gpu.DEFAULTS if name.startswith("gpu")}
     for tuning in found.values():
         assert tuning.checkpoint % tuning.chunk == 0
         assert (tuning.checkpoint // tuning.chunk).bit_count() == 1
@@ -55,6 +56,30 @@ def test_peers_that_are_not_installed_are_named():
         if importlib.util.find_spec(library) is None:
             assert f"{library}: not installed" in absent
     assert len(found) + len(absent) > 0
+
+
+def test_a_rehearsal_writes_one_report(tmp_path, monkeypatch, capsys):
+    """On a CPU, kernels interpreted: all that is right is timed; the other sections come before the tunings."""
+    monkeypatch.setattr(gpu, "best_seconds", lambda start, wait: (start(), wait(), 1.0)[2])
+    monkeypatch.setattr(gpu, "TASKS", ("forward",))
+    path = tmp_path / "check.json"
+    assert gpu.main(["--tiny", "--json", str(path)], models=lambda tiny: [lambda: iter([{"name": tiny}])]) == 0
+    report = json.loads(path.read_text())
+    rows = report["rows"]
+    assert report["rehearsal"]
+    assert report["complete"]
+    checked = [row for row in rows if "regime" in row]
+    assert {(row["kernel"], row["dtype"]) for row in checked} == {
+        ("gpu small", "bfloat16"), ("gpu sequential", "bfloat16"), ("gpu divided", "bfloat16"),
+        ("gpu small", "float32"), ("decode", "bfloat16"), ("decode", "float32"),
+    }  # fmt: skip
+    assert not any(row["wrong"] for row in checked)
+    timed = [(row["name"], row["task"]) for row in rows if "seconds" in row]
+    forms = [(f"gpu {name}", "forward") for name in ("default", "small", "sequential", "divided")]
+    assert timed[:5] == [*forms, ("chunked", "forward")]
+    assert timed[-2:] == [("decode gpu", "decode"), ("decode xla", "decode")]
+    assert rows[-1] == {"name": True}
+    assert "right" in capsys.readouterr().out
 
 
 def test_no_gpu(capsys):

@@ -21,7 +21,7 @@ INTERPRET = """
 import json, sys
 import numpy as np
 import torch
-from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels
+from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels, parallel
 triton_kernels.EXACT = "ieee"  # the interpreter knows no products of parts
 constants, paths = json.loads(sys.argv[1]), sys.argv[2:]
 x = {n: torch.tensor(z) for n, z in np.load(paths[0]).items()}
@@ -33,7 +33,7 @@ y, u, dv = (torch.full(x["v"].shape, nan) for _ in range(3))
 s_last, ds0, state_only = (torch.full(x["s0"].shape, nan) for _ in range(3))
 states = torch.full((saved, *x["s0"].shape), nan)
 parts = [torch.full((blocks, *x["r"].shape), nan) for _ in range(5)]
-triton_kernels.forward[grid](*vectors, x["reset"], x["s0"], y, s_last, states, u, **c, SAVE=True)
+triton_kernels.forward[grid](*vectors, x["reset"], x["s0"], y, s_last, states, u, **c, SAVE=True, SAVE_U=True)
 grads = [*parts[:3], dv, *parts[3:]]
 triton_backward.backward[grid](*vectors, x["reset"], states, u, x["dy"], x["ds"], *grads, ds0, **c)
 fewer = {n: z for n, z in c.items() if n not in ("B", "EVERY")}
@@ -42,6 +42,24 @@ triton_kernels.state_backward[grid](
 )
 summed = [g if g is dv else g.sum(0) for g in grads]
 out = dict(zip(("r", "log_w", "k", "v", "a", "b"), summed)) | {"y": y, "s_T": s_last, "s0": ds0, "alone": state_only}
+
+n, b, h, k, v = -(-c["T"] // c["C"]), *(c[name] for name in ("B", "H", "K", "V"))
+full = lambda *size: torch.full(size, nan)
+each, grid = {name: z for name, z in c.items() if name != "EVERY"} | {"VT": 32}, (h, n, b)
+scan = {name: z for name, z in each.items() if name != "RESET"} | {"VT": c["VT"], "SAVE": True, "STAGES": 1}
+chunks = lambda: (full(n, b, h, c["C"], c["C"]), full(n, b, h, k, k), full(n, b, h, v, k), full(n, b, h, 3, k))
+inverse, step, change, factors = chunks()
+parallel.prepare[grid](*vectors, x["reset"], x["dy"], inverse, step, change, factors, **each, BACKWARD=False)
+y, s_last, before, after, ds0 = (torch.full_like(z, nan) for z in (y, s_last, change, change, ds0))
+parallel.scan[h, blocks, b](step, change, factors, x["s0"], s_last, before, **scan, REVERSE=False)
+parallel.outputs[grid](*vectors, x["reset"], inverse, factors, before, y, **each)
+inverse, step, change, factors = chunks()
+parallel.prepare[grid](*vectors, x["reset"], x["dy"], inverse, step, change, factors, **each, BACKWARD=True)
+parallel.scan[h, blocks, b](step, change, factors, x["ds"], ds0, after, **scan, REVERSE=True)
+grads = [torch.full_like(z, nan) for z in vectors]
+parallel.gradients[grid](*vectors, x["reset"], inverse, factors, before, after, x["dy"], *grads, **each)
+divided = dict(zip(("r", "log_w", "k", "v", "a", "b"), grads)) | {"y": y, "s_T": s_last, "s0": ds0}
+out |= {f"divided {name}": z for name, z in divided.items()}
 np.savez(paths[1], **{n: z.numpy() for n, z in out.items()})
 """
 
@@ -67,7 +85,8 @@ def test_kernels_match_the_oracle_in_the_interpreter(tmp_path, rng, oracle, erro
     )
     result = dict(np.load(tmp_path / "out.npz"))
     expected = oracle(example, np.ones_like(reset), reset)
-    errors = {n: error.max(result[n], x) for n, x in (expected | {"alone": expected["s0"]}).items()}
+    expected |= {f"divided {n}": x for n, x in expected.items()} | {"alone": expected["s0"]}
+    errors = {n: error.max(result[n], x) for n, x in expected.items()}
     assert max(errors.values()) <= 1e-5, errors
 
 
