@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 
 AOT := .venv-aot
 
-.PHONY: help quickstart test check aot lock clean
+.PHONY: help quickstart test check docs pictures aot lock clean
 
 help:
 	@echo "make quickstart  state-tune the embedded RWKV-7 on four pocket benchmarks (about 2 minutes on 2 cores)"
 	@echo "make test        run the tests"
 	@echo "make check       lint, formatting and types"
+	@echo "make docs        build the site into site/ and check its links"
+	@echo "make pictures    draw the pictures of docs/concepts anew"
 	@echo "make aot         compile the kernels for TPUs and GPUs that are not attached, and compare"
 	@echo "make lock        write constraints.txt anew"
 
@@ -35,6 +37,17 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python scripts/docs/links.py site
+
+pictures: $(VENV)/.ready
+	$(BIN)/python -m scripts.docs.pictures
+
 # An environment of its own: the compilers' packages would make JAX look for accelerators in all other tests.
 $(AOT)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(AOT)
@@ -52,8 +65,8 @@ lock: $(VENV)/.ready-dev
 	for package in jax jax-cuda13-plugin; do \
 		printf '%s==0.10.2 ; python_version < "3.12"\n%s==0.11.2 ; python_version >= "3.12"\n' $$package $$package; \
 	done > $(VENV)/jax-pins.txt
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra lm-eval --extra aot \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra docs --extra lm-eval --extra aot \
 		--constraints $(VENV)/jax-pins.txt --no-emit-index-url --no-header --no-annotate pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) $(AOT) runs
+	rm -rf $(VENV) $(AOT) runs site

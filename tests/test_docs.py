@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 POCKET = ROOT / "experiments" / "assets" / "pocket"
 SPOKEN = re.compile(r"`((?:rwkv7|python -m (?:experiments|pallas_kernels|rwkv7_jax))[^`]*)`")
 
@@ -26,6 +26,11 @@ class Line(NamedTuple):
 
     where: str
     words: list[str]
+
+
+def name_of(page: pathlib.Path) -> str:
+    """A page's name in messages."""
+    return str(page.relative_to(ROOT)).removeprefix("docs/")
 
 
 def blocks(text: str) -> Iterator[tuple[int, str, str]]:
@@ -55,19 +60,20 @@ def command_lines() -> list[Line]:
             for offset, line in enumerate(joined.splitlines()):
                 words = shlex.split(line, comments=True) if line.startswith(("rwkv7 ", "python -m ")) else []
                 if words:
-                    found.append(Line(f"{page.name}:{begin + offset}", words))
+                    found.append(Line(f"{name_of(page)}:{begin + offset}", words))
         spoken = SPOKEN.findall(page.read_text(encoding="utf-8"))
-        found += [Line(f"{page.name}, in the text", shlex.split(text)) for text in spoken]
+        found += [Line(f"{name_of(page)}, in the text", shlex.split(text)) for text in spoken]
     return found
 
 
 def python_blocks() -> list[tuple[str, str]]:
-    return [
-        (f"{page.name}:{begin}", text)
-        for page in PAGES
-        for begin, language, text in blocks(page.read_text(encoding="utf-8"))
-        if language == "python"
-    ]
+    """(place, text) of every block of Python; one that stands on several pages counts once."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for begin, language, text in blocks(page.read_text(encoding="utf-8")):
+            if language == "python":
+                found.setdefault(text, f"{name_of(page)}:{begin}")
+    return [(where, text) for text, where in found.items()]
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +196,28 @@ def test_python_blocks_run(where, text, workspace, monkeypatch):
     """As printed, with few steps."""
     monkeypatch.chdir(workspace)
     exec(compile(text.replace("steps=200", "steps=2"), where, "exec"), {"__name__": "page"})
+
+
+def numbers_of(row: str) -> list[float]:
+    return [float(cell) for cell in row.split("|")[2:-1] if cell.strip()]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results/index.md"])
+def test_small_tables_have_the_numbers_of_the_study(page):
+    """Accuracies in percent, losses in nats; the study writes both to docs/results.json."""
+    study = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    rows = {"untuned": "vanilla", "standard state tuning": "standard", "kernel upscaling": "upscale", "DBP": "dbp"}
+    rows |= {"upscaling and DBP": "upscale_dbp", "LoRA, which changes weights": "lora", "the untuned model": "vanilla"}
+    found = 0
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        name = line.split("|")[1].strip() if line.startswith("|") else ""
+        shown = numbers_of(line) if name in rows and re.fullmatch(r"[|\d. ]+", line.partition(name)[2]) else []
+        if not shown:
+            continue
+        means = {task: 100 * values[0] for task, values in study["accuracy"].get(rows.get(name), {}).items()}
+        expected = [means["mean"]] if len(shown) == 1 else list(means.values())
+        expected += [study["loss"][rows[name]]["mean"][0]] if len(shown) == len(expected) + 1 else []
+        for one, value in zip(shown, expected, strict=True):
+            assert one == pytest.approx(value, abs=0.051 if value > 1 else 0.00051), line
+        found += 1
+    assert found >= 5

@@ -170,7 +170,11 @@ def make_schedule(tune: TuneConfig, peak: Float[Array, ""] | None = None) -> Cal
 
 
 def make_optimizer(tune: TuneConfig) -> optax.GradientTransformation:
-    """Returns clipping by global norm, then Adam with the schedule of `tune`."""
+    """Returns clipping by global norm, then Adam with the schedule of `tune`.
+
+    Args:
+      tune: `clip_norm`, the schedule, and Adam's constants.
+    """
     clip = optax.clip_by_global_norm(tune.clip_norm) if tune.clip_norm else optax.identity()
     return optax.chain(clip, optax.adam(make_schedule(tune), tune.b1, tune.b2, tune.eps))
 

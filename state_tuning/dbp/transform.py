@@ -73,7 +73,7 @@ def decorrelated(
         leaves with fewer than two axes. None: all matrices.
 
     Returns:
-      A transform whose update takes `correlations`, a pytree like params with C = E[x x^T] [..., K, K] in each
+      A transform whose update takes `correlations`, a pytree like params with C = E[x x^T], `[..., K, K]`, in each
       matrix's place (None: R stays), or a function () -> that pytree, called only when R learns. It and all other
       extra arguments are handed to `inner` too. `update(g, state, params, correlations=None, **extra)`.
 

@@ -22,7 +22,7 @@ PER_PROMPT = 5
 
 
 class Adaptation(NamedTuple):
-    """Answers before adaptation and after each step, [steps + 1][B]."""
+    """Answers before adaptation and after each step, `[steps + 1][B]`."""
 
     greedy: list[list[Answered]]
     """The adapted model's own answer."""
@@ -40,9 +40,9 @@ def adapt(session: Session) -> list[list[Answered]]:
       session: model, teacher, problems and settings.
 
     Returns:
-      The answers before adaptation and after each gradient step, [steps + 1][B]. A cost holds all exploration up to its
-      answer, and that answer, but none of the earlier answers. A warning names the prompts of which a gradient was not
-      finite: their Delta stays as it was.
+      The answers before adaptation and after each gradient step, `[steps + 1][B]`. A cost holds all exploration up to
+      its answer, and that answer, but none of the earlier answers. A warning names the prompts of which a gradient was
+      not finite: their Delta stays as it was.
 
     Raises:
       ValueError: the problems are of both kinds, or have different stops; or the teacher does not give the signal.
