@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config.cli import Help, command
-from experiments.config.commands import Evaluate
+from experiments.config.commands import ONE_DEVICE, Evaluate
 from experiments.config.loading import parse
 from experiments.config.outputs import check_writable
 from experiments.config.overrides import UsageError, check_required
@@ -68,6 +68,8 @@ def check(config: Evaluate) -> Evaluate:
         raise UsageError("states: tasks of the harness are run from one state; give one")
     if config.split:
         raise UsageError("split: tasks of the harness have their own; leave it out")
+    if config.mesh != ONE_DEVICE:
+        raise UsageError("mesh: tasks of the harness run on one device; leave it out")
     if config.data.chain:
         raise UsageError("data.chain: tasks of the harness have their own prompts; leave it out")
     return config

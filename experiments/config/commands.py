@@ -5,9 +5,10 @@ from typing import Literal
 
 from experiments.config.observe import NO_DRAFT, DraftConfig
 from experiments.config.overrides import option
-from experiments.config.schema import ModelConfig
+from experiments.config.schema import MeshConfig, ModelConfig
 
 MODEL, FLOAT32_MODEL = ModelConfig(), ModelConfig(dtype="float32")
+ONE_DEVICE = MeshConfig(data=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Evaluate:
     output: str = option("runs/evaluate", "folder where unfinished work is kept")
     overwrite: bool = option(False, "start anew even if some of it is done")
     lm_eval: LmEvalConfig = LmEvalConfig()
+    mesh: MeshConfig = ONE_DEVICE
     system: CacheConfig = CacheConfig()
 
 

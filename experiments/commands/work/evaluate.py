@@ -20,6 +20,7 @@ from experiments.reporting.json_text import json_text
 from experiments.reporting.result_store import Sample, Store
 from experiments.reporting.tables import text_table
 from experiments.tasks import PROTOCOLS
+from experiments.training import distributed
 from experiments.training.metrics_log import progress_bar
 from experiments.training.preemption import Interrupt, Interrupted
 from rwkv7_jax import State, checkpoint, zero_state
@@ -29,16 +30,22 @@ from rwkv7_jax.inference.scoring import Tick
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.locks import lock
 
-BOOKKEEPING = ("output", "overwrite", "json", "system", "lm_eval")
+BOOKKEEPING = ("output", "overwrite", "json", "system", "lm_eval", "mesh")
 """Settings that are not part of the results."""
 
 
 def run(config: Evaluate) -> int:
-    """Loads, evaluates and prints; returns 0, or 130 after an interruption.
+    """Loads, evaluates and prints, on the mesh that is asked for; returns 0, or 130 after an interruption.
 
     Raises:
       ValueError, OSError: in one line, whatever is wrong with settings and files.
     """
+    with distributed.asked_for(config.mesh):
+        return on_devices(config)
+
+
+def on_devices(config: Evaluate) -> int:
+    """Does what `run` does, on the mesh that is set, if any."""
     names = list(dict.fromkeys(config.data.tasks))
     prefix = prefix_tokens(config.prefix_token)
     examples, splits = shots(config.shots, names), by_task(config.split)

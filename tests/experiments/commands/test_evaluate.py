@@ -12,6 +12,7 @@ from experiments.config.overrides import UsageError
 from experiments.evaluation import engine as engine_module
 from experiments.reporting import statistics
 from experiments.reporting.result_store import Store
+from experiments.training import distributed
 from rwkv7_jax import zero_state
 from rwkv7_jax.checkpoint.states import save_state
 
@@ -60,6 +61,19 @@ def test_json_holds_every_sample_and_number(whole, state_file):
     )
     assert first != second
     assert all(set(s["record"]) == {"question", "answer"} for s in body["samples"]["pocket:gsm8k"])
+
+
+def test_rows_cut_over_devices_give_the_same_numbers(argv, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "devices", jax.devices)
+    monkeypatch.setattr(engine_module, "PORTION", 12)
+    words = [*argv, "--mesh.sequence", "4", "--mesh.data", "-1"]
+    assert main([*words, "--output", str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
+    found, wanted = json.loads((tmp_path / "out.json").read_text()), whole[1]
+    assert found["config"] == wanted["config"]
+    for task, samples in wanted["samples"].items():
+        for one, other in zip(found["samples"][task], samples, strict=True):
+            for got, value in zip(one["results"], other["results"], strict=True):
+                assert got == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4))
 
 
 def test_the_json_of_a_single_record_opens_in_any_reader(argv, tmp_path):
