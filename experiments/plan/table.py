@@ -75,7 +75,8 @@ def line(record: Record) -> Line:
     mesh = " x ".join(str(record["mesh"].get(axis, 1)) for axis in ("data", "fsdp", "tensor", "sequence"))
     gather = next((one["bytes"] for one in record["largest"] if one["kind"] == "all-gather"), 0)
     none = "in sums" if record["mesh"]["fsdp"] * record["mesh"]["tensor"] > 1 else "none"
-    largest = "not known" if not record["read"] else f"{gather / 2**20:.0f} MiB" if gather else none
+    size = f"{gather / 2**20:.0f} MiB" if gather >= 2**20 else f"{gather / 2**10:.0f} KiB"
+    largest = "not known" if not record["read"] else size if gather else none
     memory = (_gib(record["memory"]["needed"]), _gib(record["chip_memory"]), "yes" if record["fits"] else "no")
     return [kind, record["size"], record["topology"], mesh, record["tokens"], *memory, largest]
 

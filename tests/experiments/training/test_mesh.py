@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from typing import Any
 
@@ -55,7 +56,9 @@ SOME = [
     ("standard", "sequence"),
     ("both", "sequence and all"),
 ]
-PAIRS = [(method, shape) for method in METHODS for shape in SHAPES] if ALL else SOME
+ALONG = {str(m): m for m in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(m) == 8 and m[3] > 1}
+"""Every mesh of eight devices that cuts the tokens of a row."""
+PAIRS = [*itertools.product(METHODS, SHAPES), *(("standard", shape) for shape in ALONG)] if ALL else SOME
 CONFIG = RWKV7Config(
     vocab_size=64, n_layer=2, n_embd=32, head_size=4, dim_ffn=64, decay_lora=8, aaa_lora=8, mv_lora=8, gate_lora=8
 )
@@ -122,7 +125,7 @@ def assert_as_on_one_device(method: str, losses: list[float], state: Any) -> Non
 
 @pytest.mark.parametrize(("method", "shape"), PAIRS)
 def test_a_method_on_a_mesh(method, shape):
-    with distributed.session(MeshConfig(*SHAPES[shape])) as mesh:
+    with distributed.session(MeshConfig(*(SHAPES | ALONG)[shape])) as mesh:
         losses, state = tuned(method, mesh)
     assert_as_on_one_device(method, losses, state)
 
