@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import sequence, wkv7, wkv7_sequence_parallel
-from pallas_kernels.bench.shapes import REGIMES, Shape, make_example
+from pallas_kernels.bench.shapes import Shape, make_example
 
 DEVICES, TIME = 8, 40
 SHAPE = Shape(2, TIME, 2, 8, 4)
@@ -77,25 +77,30 @@ def way(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["model", "aligned"])
 def test_outputs_and_gradients_are_those_of_one_device(way, regime, rng):
     example = make_example(rng, SHAPE, regime)
     assert_close(gradients(cut_op(mesh_of(DEVICES)), example, {}), gradients(whole_op(), example, {}))
 
 
-@pytest.mark.parametrize(("valid", "reset"), [(True, True), (True, False), (False, True)])
-def test_padding_and_resets(valid, reset, way, rng):
+@pytest.mark.parametrize(("valid", "reset"), [(True, False), (False, True)])
+def test_padding_or_resets(valid, reset, rng):
     example, marks = make_example(rng, SHAPE), marks_of(rng, valid, reset)
     assert_close(gradients(cut_op(mesh_of(DEVICES)), example, marks), gradients(whole_op(), example, marks))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_padding_and_resets(way, rng):
+    example, marks = make_example(rng, SHAPE), marks_of(rng)
+    assert_close(gradients(cut_op(mesh_of(DEVICES)), example, marks), gradients(whole_op(), example, marks))
+
+
+@pytest.mark.parametrize("count", [1, 3])
 def test_any_number_of_devices(count, way, rng):
     example = make_example(rng, SHAPE._replace(length=2 * count))
     assert_close(gradients(cut_op(mesh_of(count)), example, {}), gradients(whole_op(), example, {}))
 
 
-def test_a_token_a_device(way, rng):
+def test_a_token_a_device(rng):
     example = make_example(rng, SHAPE._replace(length=DEVICES))
     assert_close(gradients(cut_op(mesh_of(DEVICES)), example, {}), gradients(whole_op(), example, {}))
 
@@ -107,11 +112,11 @@ def test_beside_rows_and_heads(check_vma, rng):
     assert_close(gradients(op, example, marks), gradients(whole_op(), example, marks))
 
 
-@pytest.mark.parametrize("name", ["scan", "chunked"])
-def test_an_implementation_by_name(name, rng):
+def test_an_implementation_by_name_and_strong_decays(rng):
     example, marks = make_example(rng, SHAPE), marks_of(rng)
-    op = cut_op(mesh_of(4), implementation=name)
-    assert_close(gradients(op, example, marks), gradients(whole_op(implementation=name), example, marks))
+    example.inputs["log_w"] *= 30
+    op = cut_op(mesh_of(4), implementation="scan", min_log_w=-20.0)
+    assert_close(gradients(op, example, marks), gradients(whole_op(implementation="scan"), example, marks))
 
 
 def test_bfloat16(rng):
