@@ -18,7 +18,8 @@ steps: what a tuning step of each method costs, against one of standard state tu
 tokenizer: the World tokenizer against the authors' own; a .jsonl line by line, any other file as one text.
 evaluation: few-shot MMLU by forking states, against re-reading (`pip install -e ".[lm-eval]"`).
 kernels: the WKV op against the plain scan and other libraries, as `python -m pallas_kernels.bench`.
-gpu: the check of the kernels on a real GPU, as `python -m pallas_kernels.bench.gpu`.
+gpu: the check on a real GPU, under 8 minutes: kernels against float64, their times, decoding of a 1.5B model and MFU of
+  tuning steps, in one JSON file.
 """
 
 from collections.abc import Sequence

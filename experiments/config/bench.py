@@ -106,6 +106,7 @@ class BenchKernels:
 class BenchGpu:
     """`rwkv7 bench gpu`."""
 
-    seconds: float = option(570.0, "start nothing new after this")
+    seconds: float = option(450.0, "start nothing new after this")
     shape: tuple[str, ...] = option((), "B,T,H,N; may be repeated; none: the standard shapes", repeat=True)
+    tiny: bool = option(False, "a rehearsal on any machine: tiny shapes, no GPU needed; times say nothing")
     json: str = option("gpu_check.json", "file to write")

@@ -1,10 +1,10 @@
 """Benchmarks run by their settings; each prints a table and writes its numbers."""
 
 from collections.abc import Callable, Collection, Sequence
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 
-from experiments.bench import decoding, evaluation, model, serving, steps, tokenizer
+from experiments.bench import accelerator, decoding, evaluation, model, serving, steps, tokenizer
 from experiments.build import checkpoint_path
 from experiments.config.bench import (
     BenchDecode,
@@ -107,7 +107,9 @@ def _kernels(config: BenchKernels) -> int:
 
 @run.register
 def _gpu(config: BenchGpu) -> int:
-    return _status(gpu.main, ["--seconds", str(config.seconds), *_kernel_words(config.shape, config.json)])
+    words = ["--seconds", str(config.seconds), *_kernel_words(config.shape, config.json)]
+    main = partial(gpu.main, models=accelerator.sections)
+    return _status(main, [*words, "--tiny"] if config.tiny else words)
 
 
 def _status(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
