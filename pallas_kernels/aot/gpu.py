@@ -82,13 +82,14 @@ def _programs(case: nvidia.Case, dtype: str) -> dict[str, tuple[Callable[..., ob
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
     one = jax.ShapeDtypeStruct((batch, heads, size), dtype)
     saved = jax.eval_shape(launch.forward_saving, given, state)[2]
-    return {
+    found: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
         "forward": (launch.forward, (given, state)),
         "forward_saving": (launch.forward_saving, (given, state)),
         "backward": (launch.backward, (saved, given.v, state)),
         "state_backward": (launch.state_backward, (given, given.v, state)),
-        "decode": (decode.gpu_step, (Token(*[one] * 6, None), state)),  # type: ignore[arg-type]
     }
+    step = Token(*[one] * 6, None)  # type: ignore[arg-type]
+    return found if case.resets else found | {"decode": (decode.gpu_step, (step, state))}
 
 
 def _compile(target: str, folder: str, cases: Sequence[nvidia.Case]) -> list[Row]:
@@ -125,7 +126,9 @@ def _kernels(folder: str, facts: nvidia.Target) -> list[tuple[nvidia.Kernel, int
         if ".entry wkv7_" in pathlib.Path(path).read_text(encoding="utf-8")
         for kernel in nvidia.examine(path, facts.arch)
     }
-    records = (pathlib.Path(path).read_text(encoding="utf-8") for path in glob.glob(f"{folder}/*thunk_sequence*"))
+    records = [pathlib.Path(path).read_text(encoding="utf-8") for path in glob.glob(f"{folder}/*thunk_sequence*")]
+    if not records:
+        raise FileNotFoundError(f"XLA wrote no record of what it launches among {sorted(os.listdir(folder))}"[:500])
     launched = max(map(LAUNCHED.findall, records), key=len)
     return [(found[name]._replace(name=name.removeprefix("wkv7_")), int(memory)) for name, memory in launched]
 

@@ -1,6 +1,7 @@
 """WKV-7 as Pallas kernels for NVIDIA GPUs from Ampere on, through Pallas's Triton lowering.
 
-The mathematics of `pallas_kernels.chunked.math` in chunks of 16 tokens, one program per head, the state in registers.
+The mathematics of `pallas_kernels.chunked.math` in chunks of 16 or 32 tokens, divided over time or with the state in
+registers; `gpu.launch` chooses.
 bfloat16 inputs are multiplied in bfloat16 with float32 sums and state; float32 inputs, or a mixture, by six bfloat16
 products each, which is as exact as float32. Any T; head sizes that are no power of two are masked.
 """

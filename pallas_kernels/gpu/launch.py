@@ -1,4 +1,4 @@
-"""How the GPU programs are launched: tile sizes, residuals, and which are divided over time."""
+"""How the GPU programs are launched: their form, tile sizes, residuals."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """The GPU programs of WKV-7 divided over time: what does not depend on the state for all chunks at once, then states.
 
-In a chunk of C tokens (C = 64, a side of Hopper's matrix products) the state and its gradient change by
+In a chunk of C = 32 tokens the state and its gradient change by
 
     S+ = S o whole + (S o enter) (W' b) o leave + F       W = (I - A_ab)^-1 a    F = (U_0' b + V' k) o leave
     D- = D o whole + (D o leave) (b' W) o enter + E       R = r + A_rb W         E = (dY' R) o enter

@@ -1,4 +1,4 @@
-"""The forward and the gradient of the state alone in chunks of 64 tokens, each in one kernel that moves no byte twice.
+"""The forward and the gradient of the state alone in chunks of 32 tokens, each in one kernel that moves no byte twice.
 
 One program has a head and a block of the value axis and follows the chunks; the terms are those of
 `pallas_kernels.gpu.parallel`.

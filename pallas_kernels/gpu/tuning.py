@@ -7,8 +7,6 @@ import jax
 
 HOPPER = re.compile(r"\bG?(H|B)\d{2,3}\b")
 """In the names of GPUs of compute capability 9.0 and later."""
-
-
 Form: TypeAlias = Literal["small", "sequential", "divided"]
 """Kernels in chunks of 16 tokens, one for each rule; in larger chunks, one for each rule but the full backward, which
 is divided; all divided over time."""
@@ -18,9 +16,8 @@ class Divided(NamedTuple):
     """Choices for the kernels in chunks of 32 tokens: those that are divided over time, and those that follow it.
 
     chunk: tokens per chunk, a power of two, and per saved state; block: most rows of the state that one program of the
-    scan has; warps of the programs that prepare the chunks, of the sequential ones on Hopper where there are
-    resets, of the scan, of the outputs and of the gradients; stages:
-    of the pipeline of the scan's loads.
+    scan has; warps of the programs that prepare the chunks, of the sequential ones on Hopper where there are resets, of
+    the scan, of the outputs and of the gradients; stages: of the pipeline of the scan's loads.
     """
 
     chunk: int = 32

@@ -1,6 +1,7 @@
 """WKV-7 through Triton itself and jax-triton: the path to NVIDIA GPUs that outlives Pallas's Triton lowering.
 
-The same programs and tuning as `pallas_kernels.gpu`. Needs the extra `gpu` (`jax-triton`, which brings `triton`).
+The small and the divided form of `pallas_kernels.gpu`, with its tuning. Needs the extra `gpu`
+(`jax-triton`, which brings `triton`).
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The programs of `pallas_kernels.gpu.parallel` and `gpu.gradients`, divided over time, in the Triton language.
 
-Conventions and helpers as in `pallas_kernels.triton.kernels`; C is 64. Beside the arrays of the op there are, for each
+Conventions and helpers as in `pallas_kernels.triton.kernels`; C is 32. Beside the arrays of the op there are, for each
 of the n chunks, (I - A_ab)^-1 - I in `inverse` [n, B, H, C, C], the change of a state in `step` [n, B, H, K, K] and
 `change` [n, B, H, V, K], and factors of decay [n, B, H, 3, K]. One program per (head, chunk, sequence), but in `scan`.
 """
