@@ -44,6 +44,8 @@ TARGETS = {
 """Bandwidths from Google's pages of the chips; clocks from the peak rates there over the size of the matrix units."""
 
 KERNELS = ("forward", "forward_saving", "backward", "state_backward")
+WIDE_KERNELS = ("forward_wide", "backward_wide", "state_backward_wide")
+"""Those for log_w down to -20, which are compiled where they are named."""
 DTYPES = ("bfloat16", "float32")
 
 
@@ -128,6 +130,7 @@ def _dump(folder: str, kernel: str, stage: str) -> str:
 def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> dict[str, int]:
     """Compiles a kernel on arrays [B, T, H * N], as a model has them; returns its grid's steps and the bytes moved."""
     batch, length, heads, size = shape
+    rule, wide = kernel.removesuffix("_wide"), kernel.endswith("_wide")
     device = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices[0]
     flat = jax.ShapeDtypeStruct((batch, length, heads * size), dtype)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
@@ -137,24 +140,24 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
         return jax.tree.map(lambda z: z.reshape(batch, length, heads, size) if z.ndim == 3 else z, tree)
 
     def run(*args: PyTree) -> PyTree:
-        results = getattr(rules, kernel)(*by_head(args))
+        results = getattr(rules, rule)(*by_head(args), wide=wide)
         return jax.tree.map(lambda z: z.reshape(batch, length, -1) if z.shape[1:2] == (length,) else z, results)
 
-    if kernel == "backward":
+    if rule == "backward":
         made = jax.eval_shape(lambda *args: rules.forward_saving(*by_head(args))[2], x, state)
         saved = made._replace(inputs=x, u=flat)
         args = (saved, flat, state)
     else:
-        args = (x, flat, state) if kernel == "state_backward" else (x, state)
+        args = (x, flat, state) if rule == "state_backward" else (x, state)
     args = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype, sharding=SingleDeviceSharding(device)), args)
     jax.jit(run).lower(*args).compile()
     outputs = jax.eval_shape(run, *args)
-    if kernel == "forward_saving":
+    if rule == "forward_saving":
         outputs = (*outputs[:2], outputs[2].states, outputs[2].u)
     moved = [*jax.tree.leaves(args), *jax.tree.leaves(outputs)]
-    unread = 2 * flat.size * flat.dtype.itemsize if kernel == "state_backward" else 0
+    unread = 2 * flat.size * flat.dtype.itemsize if rule == "state_backward" else 0
     packs = -(-heads * size // LANES)
-    steps = batch * packs // packs_per_program(packs, dtype) * -(-length // CHUNK)
+    steps = batch * packs // packs_per_program(packs, dtype, wide=wide) * -(-length // CHUNK)
     return {"steps": steps, "bytes": sum(z.size * z.dtype.itemsize for z in moved) - unread}
 
 

@@ -40,12 +40,10 @@ class Setting(NamedTuple):
 def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
     """(y, u, the next state); row t of u is S_{t-1} a_t."""
     masks, static = at.masks, at.static
-    d = stages.decays(log_w, masks, operand=at.operand)
-    yield
+    d = stages.decays(log_w, masks)
     ar, b, k = stacked(a * d.a, r * d.r), b * d.bk, k * d.bk
-    visible = masks.earlier, masks.upto
-    ab, rb = stages.scores(ar, b, visible, **static)
-    ak, rk = stages.scores(ar, k, visible, **static)
+    visible = (masks.earlier, masks.earlier), (masks.upto, masks.upto)
+    (ab, rb), (ak, rk) = stages.scores(ar, b, k, visible, **static)
     yield
     ti = keep(masks.earlier, (yield from inverse(ab, **static)))
     known = stages.keys_to_values(ar, state * d.enter, masks.head, **static)
@@ -64,12 +62,11 @@ def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Arr
 def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) -> Stages[tuple[Array, ...]]:
     """(dr, dlog_w, dk, dv, da, db, gradient of `state`) from the gradients of y and of the next state."""
     masks, static = at.masks, at.static
-    d = stages.decays(log_w, masks, operand=at.operand)
-    yield
+    d = stages.decays(log_w, masks)
     a, r, b, k = a * d.a, r * d.r, b * d.bk, k * d.bk
     ar, bk = stacked(a, r), stacked(b, k)
-    ba, ka = stages.scores(bk, a, (masks.later, masks.later), **static)
-    br, kr = stages.scores(bk, r, (masks.since, masks.since), **static)
+    visible = masks.later, masks.since
+    (ba, ka), (br, kr) = stages.scores(bk, a, r, (visible, visible), **static)
     yield
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
     known = stages.keys_to_values(bk, ds * d.leave, masks.tail, **static)
@@ -81,19 +78,19 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     yield
     dv += stages.product(ka, dz, **static)
     yield
-    zy, visible = stacked(dz, dy), (masks.earlier, masks.upto)
-    to_b, to_k = (stacked(*stages.scores(zy, x, visible, **static)) for x in (u, v))
+    zy, visible = stacked(dz, dy), ((masks.earlier, masks.earlier), (masks.upto, masks.upto))
+    to_b, to_k = (stacked(*parts) for parts in stages.scores(zy, u, v, visible, **static))
     yield
     leaving = stages.values_to_keys(stacked(u, v), ds * d.leave, masks.tail, **static)
     yield
-    g_bk = leaving + stacked(*(stages.transposed_product(x, ar, **static) for x in (to_b, to_k)))
+    g_bk = leaving + stages.transposed_products(to_b, to_k, ar, **static)
     yield
     g_ar = stages.values_to_keys(zy, state * d.enter, masks.head, **static)
     yield
-    g_ar += stages.product(to_b, b, **static) + stages.product(to_k, k, **static)
+    g_ar += stages.two_products(to_b, b, to_k, k, **static)
     yield
     carried = jnp.sum(state * ds, 0, keepdims=True) * d.whole
-    dlog_w = stages.decay_gradient(g_ar, g_bk, leaving, ar, bk, carried, masks.reverse, operand=at.operand)
+    dlog_w = stages.decay_gradient(g_ar, g_bk, leaving, ar, bk, carried, operand=at.operand)
     ds = ds * d.whole + stages.outer(zy, ar, masks.head, **static) * d.enter
     (da, dr), (db, dk) = halves(g_ar), halves(g_bk)
     return dr * d.r, dlog_w, dk * d.bk, dv, da * d.a, db * d.bk, ds
@@ -102,11 +99,9 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
 def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[Array]]:
     """The gradient of the state before the chunk alone: k, v and the states do not enter."""
     masks, static = at.masks, at.static
-    d = stages.decays(log_w, masks, operand=at.operand)
-    yield
+    d = stages.decays(log_w, masks)
     a, r, b = a * d.a, r * d.r, b * d.bk
-    (ba,) = stages.scores(b, a, (masks.later,), **static)
-    (br,) = stages.scores(b, r, (masks.since,), **static)
+    (ba,), (br,) = stages.scores(b, a, r, ((masks.later, masks.since),), **static)
     yield
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
     du = stages.keys_to_values(b, ds * d.leave, masks.tail, **static)

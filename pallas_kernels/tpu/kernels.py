@@ -67,7 +67,7 @@ def _kernel(*refs, body: Callable[..., Stages], plan: Plan, resets: bool, counts
     def _():
         state[...] = first[0]
 
-    masks = make_masks(None if segment is None else segment[0, 0], plan.pack, plan.operand)
+    masks = make_masks(None if segment is None else segment[0, 0], plan.pack)
     if plan.wide:
         at = wide.Setting(masks, make_spans(plan.pack, plan.operand), plan.pack, plan.operand)
     else:

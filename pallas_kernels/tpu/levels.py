@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pallas_kernels.tpu.packing import CHUNK, LANES, Masks, iota, keep, rounded, row_sums
+from pallas_kernels.tpu.packing import CHUNK, LANES, Masks, iota, keep, matrix_sums, rounded, row_sums
 from pallas_kernels.tpu.stages import halves, limited, stacked
 
 BLOCKS = (4, 8, 16, 32, 64)
@@ -65,7 +65,7 @@ def make_spans(pack: int, operand: np.dtype) -> Spans:
 @partial(jax.jit, static_argnames="operand")
 def exponents(log_w: Array, matrix: Array, operand: np.dtype) -> Array:
     """Sums of log_w [C, 128] as the rows of the matrix name them, [7C, 128]."""
-    return row_sums(matrix, log_w, operand)
+    return matrix_sums(matrix, log_w, operand)
 
 
 @partial(jax.jit, static_argnames="level")
@@ -96,8 +96,8 @@ def through(x: Array, gradient: Array, operand: np.dtype) -> Array:
     return rounded(x, operand) * gradient
 
 
-@partial(jax.jit, static_argnames="operand")
-def decay_gradient(loads: Array, stores: Array, total: Array, reverse: Array, operand: np.dtype) -> Array:
+@jax.jit
+def decay_gradient(loads: Array, stores: Array, total: Array) -> Array:
     """d log_w from `through` of [a; r] and of [b; k]; total: what passes by all rows or leaves the chunk, [1, 128]."""
     (through_a, through_r), (through_b, through_k) = halves(loads), halves(stores)
-    return row_sums(reverse, through_r + through_a - through_b - through_k, operand) - through_a + total
+    return row_sums(through_r + through_a - through_b - through_k, reverse=True) - through_a + total

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
+SUBLANES = 8
 CHUNK = 64
 
 NT = (((1,), (1,)), ((), ()))
@@ -70,7 +72,6 @@ class Masks(NamedTuple):
     earlier, upto: [C, pack * C], s < t and s <= t, rows t and lanes (head, s), within one segment between resets;
     later, since: their transposes, rows s and lanes (head, t).
     head, tail: [C, 1], tokens before the first reset and from the last one on; keep: [1, 1], no reset. None without.
-    triangle: [C, n * C] ones for s <= t (its transpose: s >= t), n times side by side.
     """
 
     earlier: Array
@@ -80,11 +81,9 @@ class Masks(NamedTuple):
     head: Array | None
     tail: Array | None
     keep: Array | None
-    triangle: Array
-    reverse: Array
 
 
-def make_masks(segment: Array | None, pack: int, operand) -> Masks:
+def make_masks(segment: Array | None, pack: int) -> Masks:
     """Masks of a chunk. segment: number of resets so far, float32 [1, pack * C], the same for every head, or None."""
     row, lane = (iota((CHUNK, pack * CHUNK), axis) for axis in (0, 1))
     column = lane & (CHUNK - 1)
@@ -96,15 +95,28 @@ def make_masks(segment: Array | None, pack: int, operand) -> Masks:
         same = here == segment
         masks = [mask & same for mask in masks]
         ends = [here == 0, here == last, last == 0]
-    width = CHUNK if operand == jnp.float32 else 2 * CHUNK
-    row, column = iota((CHUNK, width), 0), iota((CHUNK, width), 1) & (CHUNK - 1)
-    triangles = [mask.astype(jnp.float32) for mask in (column <= row, column >= row)]
-    return Masks(*masks, *ends, *triangles)
+    return Masks(*masks, *ends)
 
 
-def row_sums(triangle: Array, x: Array, operand) -> Array:
-    """triangle @ x, exact to float32: in bfloat16 as the sum of a high and a low part, side by side in one product."""
+def matrix_sums(matrix: Array, x: Array, operand) -> Array:
+    """matrix @ x, exact to float32: in bfloat16 as the sum of a high and a low part, side by side in one product."""
     if operand == jnp.float32:
-        return dot(triangle, x, operand)
+        return dot(matrix, x, operand)
     high = rounded(x, operand)
-    return dot(triangle, jnp.concatenate([high, x - high], 0), operand)
+    return dot(matrix, jnp.concatenate([high, x - high], 0), operand)
+
+
+def row_sums(x: Array, *, reverse: bool = False) -> Array:
+    """Inclusive cumulative sums over the rows (`reverse`: from the last row up), on the vector units.
+
+    Within registers of 8 rows, then over registers: the matrix units have more to do.
+    """
+    shape = (x.shape[0] // SUBLANES, SUBLANES, x.shape[1])
+    row, parts = lax.broadcasted_iota(jnp.int32, shape, 1), x.reshape(shape)
+    for step in (1, 2, 4):
+        seen = row < SUBLANES - step if reverse else row >= step
+        parts += keep(seen, pltpu.roll(parts, SUBLANES - step if reverse else step, 1))
+    end, sums = (0, []) if reverse else (SUBLANES - 1, [])
+    for i in range(shape[0])[:: -1 if reverse else 1]:
+        sums.append(parts[i] + sums[-1][end : end + 1] if sums else parts[i])
+    return jnp.concatenate(sums[::-1] if reverse else sums, 0)

@@ -37,9 +37,9 @@ class Decays(NamedTuple):
 
 
 @stage
-def decays(log_w: Array, masks: Masks, operand) -> Decays:
+def decays(log_w: Array, masks: Masks) -> Decays:
     """Decay factors of a chunk. `whole` is that of the state over the chunk, 0 where a reset cuts it."""
-    sums = row_sums(masks.triangle, log_w, operand)
+    sums = row_sums(log_w)
     middle, end = sums[CHUNK // 2 - 1 : CHUNK // 2], sums[CHUNK - 1 :]
     exponent = sums - middle
     return Decays(
@@ -70,10 +70,19 @@ def limited(mask: Array | None, x: Array) -> Array:
 
 
 @stage
-def scores(rows: Array, columns: Array, masks: tuple[Array, ...], pack: int, operand) -> tuple[Array, ...]:
-    """rows [n * C, 128] @ columns^T [128, C] by head, in n parts [C, pack * C], each under its mask."""
-    found = dot(rows, blocks(columns, pack), operand, NT)
-    return tuple(keep(mask, found[i * CHUNK : (i + 1) * CHUNK]) for i, mask in enumerate(masks))
+def scores(
+    rows: Array, first: Array, second: Array, masks: tuple[tuple[Array, Array], ...], pack: int, operand
+) -> tuple[list[Array], list[Array]]:
+    """rows [n * C, 128] times first^T and second^T [128, C] by head: for each of both n parts [C, pack * C].
+
+    masks: of each part, for `first` and `second`. One product of 256 lanes.
+    """
+    width = pack * CHUNK
+    found = dot(rows, jnp.concatenate([blocks(first, pack), blocks(second, pack)], 0), operand, NT)
+    parts = [found[i * CHUNK : (i + 1) * CHUNK] for i in range(len(masks))]
+    to_first = [keep(pair[0], part[:, :width]) for part, pair in zip(parts, masks, strict=True)]
+    to_second = [keep(pair[1], part[:, width:]) for part, pair in zip(parts, masks, strict=True)]
+    return to_first, to_second
 
 
 @stage
@@ -83,9 +92,17 @@ def product(scores: Array, x: Array, pack: int, operand) -> Array:
 
 
 @stage
-def transposed_product(scores: Array, x: Array, pack: int, operand) -> Array:
-    """scores^T x, by head: [2C, pack * C] and [2C, 128] -> [C, 128]."""
-    return fold(dot(scores, x, operand, TN), pack)
+def two_products(first: Array, x: Array, second: Array, y: Array, pack: int, operand) -> Array:
+    """first x + second y, by head, as one product over 256 lanes."""
+    both = jnp.concatenate([blocks(x, pack), blocks(y, pack)], 0)
+    return dot(jnp.concatenate([first, second], 1), both, operand)
+
+
+@stage
+def transposed_products(first: Array, second: Array, x: Array, pack: int, operand) -> Array:
+    """first^T x above second^T x, by head: [2C, pack * C] each and [2C, 128] -> [2C, 128]."""
+    upper, lower = halves(dot(jnp.concatenate([first, second], 1), x, operand, TN))
+    return stacked(fold(upper, pack), fold(lower, pack))
 
 
 @stage
@@ -107,9 +124,7 @@ def outer(values: Array, keys: Array, mask: Array | None, pack: int, operand) ->
 
 
 @stage
-def decay_gradient(
-    g_ar: Array, g_bk: Array, leaving: Array, ar: Array, bk: Array, carried: Array, reverse: Array, operand
-):
+def decay_gradient(g_ar: Array, g_bk: Array, leaving: Array, ar: Array, bk: Array, carried: Array, operand):
     """d log_w. g_: gradients of the operands [a; r] and [b; k]; leaving: the part of g_bk through the state.
 
     carried: what the state that passes through adds to all rows, [1, 128]. Made of the operands as the products saw
@@ -118,5 +133,5 @@ def decay_gradient(
     keys = rounded(bk, operand)
     through_a, through_r = halves(rounded(ar, operand) * g_ar)
     through_b, through_k = halves(keys * g_bk)
-    sums = row_sums(reverse, through_r + through_a - through_b - through_k, operand)
+    sums = row_sums(through_r + through_a - through_b - through_k, reverse=True)
     return sums - through_a + (carried + jnp.sum(keys * leaving, 0, keepdims=True))

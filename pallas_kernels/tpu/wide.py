@@ -40,9 +40,9 @@ def _levels(at: Setting, sums: Array, log_w: Array) -> Iterator[tuple[Array | No
         yield blocks[level], levels.factors(sums, log_w, level=level)
 
 
-def _within(block: Array | None, *masks: Array) -> tuple[Array, ...]:
-    """The masks, within the block."""
-    return masks if block is None else tuple(mask & block for mask in masks)
+def _within(block: Array | None, first: Array, second: Array) -> tuple[Array, Array]:
+    """Both masks, within the block."""
+    return (first, second) if block is None else (first & block, second & block)
 
 
 def _added(sums: list[Array], more: list[Array]) -> list[Array]:
@@ -57,10 +57,11 @@ def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Arr
     yield
     scores: list[Array] = []
     for block, f in _levels(at, sums, log_w):
-        ar, visible = stacked(a * f.a, r * f.r), _within(block, masks.earlier, masks.upto)
-        here = [z for x in (b, k) for z in stages.scores(ar, x * f.bk, visible, **static)]
+        earlier, upto = _within(block, masks.earlier, masks.upto)
+        visible = (earlier, earlier), (upto, upto)
+        to_b, to_k = stages.scores(stacked(a * f.a, r * f.r), b * f.bk, k * f.bk, visible, **static)
         yield
-        scores = _added(scores, here)
+        scores = _added(scores, to_b + to_k)
     ab, rb, ak, rk = scores
     end = levels.ends(sums, log_w, masks)
     ti = keep(masks.earlier, (yield from inverse(ab, **static)))
@@ -84,12 +85,10 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     yield
     ar, bk, scores = stacked(a, r), stacked(b, k), []
     for block, f in _levels(at, sums, log_w):
-        later, since = _within(block, masks.later, masks.since)
-        stores = bk * stacked(f.bk, f.bk)
-        here = [*stages.scores(stores, a * f.a, (later, later), **static)]
-        here += stages.scores(stores, r * f.r, (since, since), **static)
+        visible = _within(block, masks.later, masks.since)
+        to_a, to_r = stages.scores(bk * stacked(f.bk, f.bk), a * f.a, r * f.r, (visible, visible), **static)
         yield
-        scores = _added(scores, here)
+        scores = _added(scores, to_a + to_r)
     ba, ka, br, kr = scores
     end = levels.ends(sums, log_w, masks)
     enter, leave = end.enter, stacked(end.leave, end.leave)
@@ -103,8 +102,8 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     yield
     dv += stages.product(ka, dz, **static)
     yield
-    zy = stacked(dz, dy)
-    to_b, to_k = (stages.scores(zy, x, (masks.earlier, masks.upto), **static) for x in (u, v))
+    zy, visible = stacked(dz, dy), ((masks.earlier, masks.earlier), (masks.upto, masks.upto))
+    to_b, to_k = stages.scores(zy, u, v, visible, **static)
     yield
     leaving = stages.values_to_keys(stacked(u, v), ds, None, **static)
     yield
@@ -118,14 +117,14 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
         scale, back = stacked(f.a, f.r), stacked(f.bk, f.bk)
         ar_here, bk_here = ar * scale, bk * back
         b_here, k_here = halves(bk_here)
-        g_bk = stacked(*(stages.transposed_product(x, ar_here, **static) for x in (from_b, from_k)))
+        g_bk = stages.transposed_products(from_b, from_k, ar_here, **static)
         yield
-        g_ar = stages.product(from_b, b_here, **static) + stages.product(from_k, k_here, **static)
+        g_ar = stages.two_products(from_b, b_here, from_k, k_here, **static)
         yield
         loads += levels.through(ar_here, g_ar, operand=operand)
         stores += levels.through(bk_here, g_bk, operand=operand)
         d_ar, d_bk = d_ar + g_ar * scale, d_bk + g_bk * back
-    dlog_w = levels.decay_gradient(loads, stores, total, masks.reverse, operand=operand)
+    dlog_w = levels.decay_gradient(loads, stores, total)
     ds = ds * end.whole + stages.outer(zy, ar * enter, None, **static)
     (da, dr), (db, dk) = halves(d_ar), halves(d_bk)
     return dr, dlog_w, dk, dv, da, db, ds
@@ -138,11 +137,10 @@ def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[A
     yield
     scores: list[Array] = []
     for block, f in _levels(at, sums, log_w):
-        later, since = _within(block, masks.later, masks.since)
-        here = [*stages.scores(b * f.bk, a * f.a, (later,), **static)]
-        here += stages.scores(b * f.bk, r * f.r, (since,), **static)
+        visible = _within(block, masks.later, masks.since)
+        to_a, to_r = stages.scores(b * f.bk, a * f.a, r * f.r, (visible,), **static)
         yield
-        scores = _added(scores, here)
+        scores = _added(scores, to_a + to_r)
     ba, br = scores
     end = levels.ends(sums, log_w, masks)
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
