@@ -15,7 +15,7 @@ state = compile_prompt(lm.model, lm.params, lm.encode(prompt))
 
 
 def difference(start: State) -> float:
-    """The largest difference of a log-probability from that after the prompt."""
+    """The largest difference of a logit from what it is after the prompt."""
     after_prompt = lm.logits(lm.encode(prompt) + lm.encode(question))[0][-len(lm.encode(question)) :]
     return float(jnp.abs(after_prompt - lm.logits(question, state=start)[0]).max())
 
