@@ -44,8 +44,9 @@ class Row(NamedTuple):
 HEADINGS = {
     "kernel": "kernel", "dtype": "dtype", "resets": "resets", "memory": "memory KiB",
     "registers": "registers", "spills": "spills B", "warps": "warps", "blocks": "blocks",
-    "barriers": "barriers", "shared_loads": "shared loads", "shared_stores": "shared stores", "async_copies": "async copies",
-    "bundles": "bundles", "bound_ms": "bound ms", "floor_ms": "floor ms", "status": "status",
+    "barriers": "barriers", "shared_loads": "shared loads", "shared_stores": "shared stores",
+    "async_copies": "async copies", "bundles": "bundles",
+    "bound_ms": "bound ms", "floor_ms": "floor ms", "status": "status",
 }  # fmt: skip
 
 
