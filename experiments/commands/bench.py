@@ -79,7 +79,7 @@ def check(config: Verb) -> Verb:
     """
     for key, leaf in leaves(config):
         least = 0 if key == "shots" else 1
-        if isinstance(leaf.value, int | float) and leaf.value < least:
+        if isinstance(leaf.value, int | float) and not isinstance(leaf.value, bool) and leaf.value < least:
             raise UsageError(f"{key}: {leaf.value} must be at least {least}")
         if key == "json" and isinstance(leaf.value, str):
             check_writable("json", Path(leaf.value).expanduser().absolute())
