@@ -25,10 +25,8 @@ def token_shift(
     tokens = token_partition(*x.shape[:2])
     if tokens is None:
         return shifted(x, last, valid, reset)
-    rows, flags = (
-        PartitionSpec(tokens[0]),
-        {name: flag for name, flag in (("valid", valid), ("reset", reset)) if flag is not None},
-    )
+    rows = PartitionSpec(tokens[0])
+    flags = {name: flag for name, flag in (("valid", valid), ("reset", reset)) if flag is not None}
 
     def local(x: Array, last: Array, flags: dict[str, Array]) -> tuple[Array, Array]:
         return _shifted_along(x, last, **flags)

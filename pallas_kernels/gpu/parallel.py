@@ -124,15 +124,33 @@ def rest_of_inverse(n: Numerics, lower: Array) -> Array:
     return rest
 
 
+class Prepared(NamedTuple):
+    """What both directions make of a chunk."""
+
+    at: Chunk
+    enter: Array
+    leave: Array
+    a: Array
+    b: Array
+    rest: Array
+    """(I - A_ab)^-1 - I."""
+
+
+def prepare(x: OpInputs, inverse: Ref, factors: Ref, plan: Plan) -> Prepared:
+    """Computes what both directions need, and stores the inverse and the factors."""
+    at = make_chunk(own_tile(x, plan))
+    enter, leave, whole = make_factors(at)
+    store_factors(factors, plan, at.tile.i, (enter, leave, whole))
+    a, b = at.operand("a"), at.operand("b")
+    rest = rest_of_inverse(at.n, where(at.strict, at.n.mm_t(a, b)))
+    store(inverse.at[at.tile.i], rest)
+    return Prepared(at, enter, leave, a, b, rest)
+
+
 def prepare_forward(x: OpInputs, inverse: Ref, step: Ref, change: Ref, factors: Ref, *, plan: Plan) -> None:
     """(I - A_ab)^-1 - I [C, C], W' b o leave [K, K], F [V, K] and the factors [3, K] of a chunk."""
-    at = make_chunk(own_tile(x, plan))
+    at, _, leave, a, b, rest = prepare(x, inverse, factors, plan)
     n, tile = at.n, at.tile
-    enter, leave, whole = make_factors(at)
-    store_factors(factors, plan, tile.i, (enter, leave, whole))
-    a, b = at.operand("a"), at.operand("b")
-    rest = rest_of_inverse(n, where(at.strict, n.mm_t(a, b)))
-    store(inverse.at[tile.i], rest)
     head, out = where(at.head, a), where(at.tail, b)
     w = head.astype(jnp.float32) + n.mm(rest, head)
     store(step.at[tile.i], n.t_mm(w, out) * leave, plan.key, plan.key)
@@ -145,13 +163,8 @@ def prepare_forward(x: OpInputs, inverse: Ref, step: Ref, change: Ref, factors: 
 
 def prepare_backward(x: OpInputs, dy: Ref, inverse: Ref, step: Ref, change: Ref, factors: Ref, *, plan: Plan) -> None:
     """(I - A_ab)^-1 - I [C, C], b' W o enter [K, K], E [V, K] and the factors [3, K] of a chunk; no k, v or state."""
-    at = make_chunk(own_tile(x, plan))
+    at, enter, _, a, b, rest = prepare(x, inverse, factors, plan)
     n, tile = at.n, at.tile
-    enter, leave, whole = make_factors(at)
-    store_factors(factors, plan, tile.i, (enter, leave, whole))
-    a, b = at.operand("a"), at.operand("b")
-    rest = rest_of_inverse(n, where(at.strict, n.mm_t(a, b)))
-    store(inverse.at[tile.i], rest)
     head = where(at.head, a)
     w = (head.astype(jnp.float32) + n.mm(rest, head)).astype(n.operand)
     store(step.at[tile.i], n.t_mm(where(at.tail, b), w) * enter, plan.key, plan.key)
