@@ -31,8 +31,8 @@ SHORT = 32
 
 Node = tuple[int | None, dict]
 """A node of the trie: (id of the token that ends here, {next byte: node})."""
-Root = tuple[int, dict]
-"""A node under a first byte, which is a token itself."""
+Root = tuple[int, int, dict]
+"""What starts with two bytes: (id of the longest token within them, its length, {third byte: node})."""
 LEAF: dict[int, Node] = {}
 
 
@@ -57,7 +57,10 @@ class WorldTokenizer:
     """RWKV's World tokenizer: greedy longest match over bytes, exact on any bytes.
 
     Ids run 1..65529; 0 ends a text and decodes to nothing; ids without a token decode to U+FFFD.
-    The vocabulary is read from the installed package `rwkv`, or from `path` (a file in the same format, maybe shorter).
+
+    Args:
+      path: a vocabulary in the format of the released file, maybe shorter; None takes that of the installed package
+        `rwkv`.
 
     Raises:
       FileNotFoundError: there is no vocabulary.
@@ -128,9 +131,8 @@ class WorldTables:
         out: list[int] = []
         append, root, size, at = out.append, self._root, len(data), 0
         while at < size:
-            best, edges = root[data[at]]
-            at += 1
-            ahead = at
+            best, length, edges = root[data[at : at + 2]]
+            ahead, at = at + 2, at + length
             while edges and ahead < size:
                 node = edges.get(data[ahead])
                 if node is None:
@@ -143,25 +145,25 @@ class WorldTables:
         return out
 
 
-class Trie(dict[int, Root]):
-    """{first byte: (id or None, {next byte: such a pair})}; what lies under a first byte is built when it is met."""
+class Trie(dict[bytes, Root]):
+    """{first two bytes, at the end of a text one: what starts with them}, built when it is met."""
 
     def __init__(self, ids: dict[bytes, int]):
         super().__init__()
         self._ids = ids
-        self._groups: dict[int, list[bytes]] = {}
+        self._groups: dict[bytes, list[bytes]] = {}
         for token in ids:
-            self._groups.setdefault(token[0], []).append(token)
+            self._groups.setdefault(token[:2], []).append(token)
 
-    def __missing__(self, first: int) -> Root:
-        tokens = self._groups[first]
-        inner = {token[:end] for token in tokens for end in range(1, len(token))}
+    def __missing__(self, head: bytes) -> Root:
+        tokens = self._groups.get(head, ()) if len(head) == 2 else ()
+        inner = {token[:end] for token in tokens for end in range(2, len(token))}
         edges: dict[bytes, dict[int, Node]] = {prefix: {} for prefix in inner}
         for prefix in inner.union(tokens):
-            if len(prefix) > 1:
+            if len(prefix) > 2:
                 edges[prefix[:-1]][prefix[-1]] = (self._ids.get(prefix), edges.get(prefix, LEAF))
-        root = bytes([first])
-        self[first] = node = (self._ids[root], edges.get(root, LEAF))
+        length = len(head) if head in self._ids else 1
+        self[head] = node = (self._ids[head[:length]], length, edges.get(head, LEAF))
         return node
 
 
