@@ -9,7 +9,7 @@
 
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from rwkv7_jax.checkpoint.names import (
     weights_hash,
     with_one_dtype,
 )
+from rwkv7_jax.checkpoint.rwkv_list import from_rwkv_list, to_rwkv_list
 from rwkv7_jax.checkpoint.state_layouts import LAYOUTS
 from rwkv7_jax.checkpoint.states import (
     TIME_STATE,
@@ -38,12 +39,10 @@ from rwkv7_jax.checkpoint.states import (
     TunedState,
     detect_layout,
     export_state,
-    from_rwkv_list,
     load_state,
     read_state_tensors,
     save_state,
     state_metadata,
-    to_rwkv_list,
 )
 from rwkv7_jax.config import RWKV7Config
 
@@ -80,11 +79,14 @@ FOLDED = "no blocks.0.ln0: the embedding counts as normalised, and is scaled bef
 
 
 class Checkpoint(NamedTuple):
-    """An imported model: dimensions, weights in the file's dtype (numpy, emb and head memory-mapped), a report."""
+    """An imported model."""
 
     config: RWKV7Config
+    """Dimensions, from the shapes of the tensors."""
     params: dict[str, PyTree]
+    """The parameter tree: numpy arrays in the file's dtype, emb and head memory-mapped."""
     report: ImportReport
+    """What was found; `print` shows it."""
 
 
 def load(
@@ -115,6 +117,24 @@ def load(
       >>> load_checkpoint(path).config.n_layer
       2
     """
+    return opened(path, format=format, lazy=lazy, mixed=mixed).checked()
+
+
+class Opened(NamedTuple):
+    """A checkpoint of which the shapes are checked, and the numbers are not."""
+
+    config: RWKV7Config
+    """Dimensions, from the shapes of the tensors."""
+    params: dict[str, PyTree]
+    """The parameter tree, as in `Checkpoint`."""
+    checked: Callable[[], Checkpoint]
+    """Reads all weights once and returns what `load` returns; raises what it raises of damaged weights."""
+
+
+def opened(
+    path: PathLike, *, format: Format | None = None, lazy: bool = False, mixed: DTypeLike | None = None
+) -> Opened:
+    """Reads the head of a checkpoint, so that a program can be compiled while its weights are checked; as `load`."""
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
     with guard(path, "an RWKV-7 checkpoint"):
@@ -128,15 +148,23 @@ def load(
         if is_folded(flat):
             flat, notes = unfold(flat), (*notes, FOLDED)
         config, params = infer_config(flat), flat_to_params(flat, lazy=lazy)
-        quantised = metadata.get("layout") == quantised_file.LAYOUT
-        digest = metadata.get("weights_hash", "") if quantised else weights_hash(params)
-        if metadata.get("weights_hash", digest) != digest:
-            raise CheckpointError("the weights do not match the hash stored with them: damaged; copy the file again")
-        if broken := not_finite(params):
-            notes += (f"NaN or infinite numbers in {some(broken)}",)
-    if broken:
-        warnings.warn(f"{path}: NaN or infinite numbers in {some(broken)}", stacklevel=2)
-    return Checkpoint(config, params, _report(path, description, config, flat, digest, notes))
+
+    def checked() -> Checkpoint:
+        found = notes
+        with guard(path, "an RWKV-7 checkpoint"):
+            quantised = metadata.get("layout") == quantised_file.LAYOUT
+            digest = metadata.get("weights_hash", "") if quantised else weights_hash(params)
+            if metadata.get("weights_hash", digest) != digest:
+                raise CheckpointError(
+                    "the weights do not match the hash stored with them: damaged; copy the file again"
+                )
+            if broken := not_finite(params):
+                found += (f"NaN or infinite numbers in {some(broken)}",)
+        if broken:
+            warnings.warn(f"{path}: NaN or infinite numbers in {some(broken)}", stacklevel=3)
+        return Checkpoint(config, params, _report(path, description, config, flat, digest, found))
+
+    return Opened(config, params, checked)
 
 
 def save(path: PathLike, params: Mapping[str, PyTree]) -> None:
@@ -154,7 +182,13 @@ def save(path: PathLike, params: Mapping[str, PyTree]) -> None:
 
 
 def detect_format(path: PathLike) -> Format:
-    """Tells the format of a file or Hugging Face folder by its first bytes.
+    """Tells the format of a checkpoint by its first bytes, whatever its name.
+
+    Args:
+      path: a file, or a Hugging Face folder, which counts as safetensors.
+
+    Returns:
+      "pth", "safetensors" or "rwkv_cpp".
 
     Raises:
       CheckpointError: one line, for anything else.

@@ -1,7 +1,7 @@
 """Generation of tokens and of text: batches with one state a row, stop sequences, and streaming."""
 
-import dataclasses
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from rwkv7_jax.generation.draft import Draft, make_batch
 from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.speculative import Drafted
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
-from rwkv7_jax.generation.weights import decoding_weights
-from rwkv7_jax.model import RWKV7, unstack_blocks
+from rwkv7_jax.generation.weights import for_decoding
+from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 
@@ -44,34 +44,22 @@ class GenerateResult(NamedTuple):
 
 
 class TextResult(NamedTuple):
-    """A GenerateResult with the text of each row, which is what its tokens decode to."""
+    """A `GenerateResult` with the text of each row."""
 
     texts: list[str]
+    """What the tokens of each row decode to."""
     tokens: list[list[int]]
+    """Without the end token or the stop string."""
     state: State
+    """After the row's prompt and `tokens`; [L, B, ...]."""
     finished: list[bool]
+    """True: ended by itself (end token, stop). False: cut by max_new_tokens."""
     logits: Float[Array, "B vocab"]
+    """For the token after `tokens`, float32."""
     drafted: Drafted | None = None
+    """What the draft did, if there is one."""
     stopped: Sequence[bool] = ()
     """Whether a stop string ended each row."""
-
-
-def for_decoding(model: RWKV7, params: dict, *, one_row: bool = False) -> tuple[RWKV7, Params]:
-    """Returns the same model in the form that is fastest token by token.
-
-    Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
-    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out], but with `one_row` those with
-    more inputs than outputs. Both forms take any number of rows.
-    """
-    model, params = one_by_one(model, params)
-    return model, decoding_weights(model.config, params, one_row=one_row)
-
-
-def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
-    """Returns the same model with its layers one by one."""
-    if not model.config.scan_layers:
-        return model, params
-    return RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
 
 
 def generate(
@@ -196,7 +184,7 @@ def stream(
       key: a random key.
       config: how tokens are chosen, and how many at most.
       stop: texts that end the continuation and are left out of it.
-      chunk: tokens of a piece at most, and those of a round more.
+      chunk: tokens of a piece at most, and those of a round more; the first piece is of one token.
       draft: as for `generate`.
 
     Yields:
@@ -215,7 +203,7 @@ def stream(
       >>> len("".join(pieces)) <= 4
       True
     """
-    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk, draft)
+    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk, draft, first=1)
     while True:
         try:
             (piece,) = next(pieces)
@@ -256,15 +244,24 @@ def compile_stream(
         model, shapes, *batch.prompt, batch.state, batch.rules(0), penalised=batch.flags.penalised
     )
     start = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prefill.out_info)
-    prefill.compile()
-    limit, size = min(chunk, config.max_new_tokens), bucketing.padded_prompt_length(chunk)
-    decode_loop.decode.lower(
-        model, shapes, start, batch.keys, batch.rules(limit), flags=batch.flags, size=size
-    ).compile()
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(prefill.compile)
+        size = bucketing.padded_prompt_length(chunk)
+        decode_loop.decode.lower(
+            model, shapes, start, batch.keys, batch.rules(1), flags=batch.flags, size=size
+        ).compile()
+        compiled.result()
 
 
 def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
-    """Returns tokens that are a run of " \\t0123456789", whose repetition RWKV's frequency penalty does not count."""
+    """Returns the tokens whose repetition RWKV's frequency penalty does not count: runs of " \\t0123456789".
+
+    Args:
+      tokenizer: the model's tokenizer.
+
+    Returns:
+      Token ids, ascending: what `generate` takes as `uncounted`.
+    """
     symbols = " \t0123456789"
     runs = {symbols[i:j] for i in range(len(symbols)) for j in range(i + 1, len(symbols) + 1)}
     encoded = [tokenizer.encode(run) for run in runs]
@@ -304,16 +301,18 @@ def _text_pieces(
     stop: Sequence[str],
     chunk: int,
     draft: Draft | None,
+    *,
+    first: int | None = None,
 ) -> Generator[list[str], None, TextResult]:
-    """Yields the new text of each row, chunk after chunk; returns the result."""
+    """Yields the new text of each row, chunk after chunk, the first of `first` tokens; returns the result."""
     batch = _batch(model, params, tokenizer, prompts, state, key, config, draft)
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     start = end = batch.prefill()
     left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
-    active = np.ones(len(rows), bool)
+    active, now = np.ones(len(rows), bool), first or chunk
     while left > 0:
-        end = batch.decode(end, min(chunk, left), size)
+        end = batch.decode(end, min(now, left), size)
         new, length, active, wrong = jax.device_get((end.tokens, end.length, end.active, end.wrong))
         batch.check(wrong)
         for ids, row_new, n in zip(tokens, new, length, strict=True):
@@ -322,7 +321,7 @@ def _text_pieces(
         active = active & ~np.array([row.hit for row in rows])
         unfinished = (len(ids) for ids, more in zip(tokens, active, strict=True) if more)
         left = config.max_new_tokens - min(unfinished, default=config.max_new_tokens)
-        end = end._replace(active=jnp.asarray(active), tokens=start.tokens)
+        end, now = end._replace(active=jnp.asarray(active), tokens=start.tokens), chunk
     yield [row.finish() for row in rows]
     cut = np.array([row.hit for row in rows])
     kept = [cut_tokens(tokenizer, ids, r.text) if r.hit else ids for ids, r in zip(tokens, rows, strict=True)]

@@ -1,18 +1,47 @@
 """Weights as decoding reads them fastest: cast once, and laid out for products with few rows."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.layers import TRANSPOSED
+from rwkv7_jax.model import RWKV7, unstack_blocks
 
 Make = Callable[[PyTree, np.dtype, bool], PyTree]
 """(a leaf, its dtype in decoding, whether it is transposed) -> what stands for it."""
+
+
+def for_decoding(model: RWKV7, params: dict, *, one_row: bool = False) -> tuple[RWKV7, Params]:
+    """Returns the same model in the form that is fastest token by token.
+
+    Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
+    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out], but with `one_row` those with
+    more inputs than outputs. Both forms take any number of rows.
+
+    Args:
+      model: the model's description.
+      params: its weights, blocks stacked or not; they are copied where their form changes.
+      one_row: make a single sequence fastest, not several side by side.
+
+    Returns:
+      (model with `scan_layers` False, its weights).
+    """
+    model, params = one_by_one(model, params)
+    return model, decoding_weights(model.config, params, one_row=one_row)
+
+
+def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
+    """Returns the same model with its layers one by one."""
+    if not model.config.scan_layers:
+        return model, params
+    return RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
 
 
 def decoding_weights(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
@@ -26,8 +55,14 @@ def decoding_shapes(config: RWKV7Config, params: Params, *, one_row: bool = Fals
 
 
 def _array(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
-    found = jnp.asarray(leaf, dtype)
-    return found.T if transposed else found
+    found = jnp.asarray(leaf)
+    return _cast(found, dtype, transposed) if transposed or found.dtype != dtype else found
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _cast(leaf: Shaped[Array, "..."], dtype: np.dtype, transposed: bool) -> Shaped[Array, "..."]:
+    """Casts and transposes in one pass over memory."""
+    return (leaf.T if transposed else leaf).astype(dtype)
 
 
 def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:

@@ -3,9 +3,10 @@
 import dataclasses
 import sys
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
+from jaxtyping import Array, Key
 
 from experiments.build import checkpoint_path
 from experiments.config.commands import Generate
@@ -15,12 +16,14 @@ from experiments.config.schema import ModelConfig
 from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.dtypes import compute_name, on_device, quantised
-from rwkv7_jax.generation.generate import Draft, compile_stream, for_decoding, one_by_one, stream
+from rwkv7_jax.functional import Params
+from rwkv7_jax.generation.generate import Draft, compile_stream, for_decoding, stream
 from rwkv7_jax.generation.sampling import SamplingParams
-from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights
+from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights, one_by_one
 from rwkv7_jax.language_model import find_tokenizer
+from rwkv7_jax.state import State
 from rwkv7_jax.terminal import standard_input, typed
-from rwkv7_jax.tokenizer import load_tokenizer
+from rwkv7_jax.tokenizer import Tokenizer, load_tokenizer
 
 SAMPLING = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
@@ -46,35 +49,55 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     sampling = SamplingParams(**{name: getattr(config, name) for name in SAMPLING})
     use_compilation_cache(config.system.compilation_cache)
     prompt, stop = _prompt(config.prompt), [typed("--stop", text) for text in config.stop]
-    path = checkpoint_path(config.model.checkpoint)
-    loaded = checkpoint.load(path, lazy=True)
-    tokenizer = load_tokenizer(find_tokenizer(config.model.tokenizer, path), loaded.config.vocab_size, path)
-    state = None
-    if config.state:
-        base = loaded.report.weights_hash
-        state = checkpoint.load_state(
-            config.state, layout=config.state_layout, config=loaded.config, base_model_hash=base
-        ).state
-    dimensions = dataclasses.replace(on_device(loaded.config, config.model.dtype), wkv_implementation=config.model.wkv)
-    params = quantised(loaded.params, config.model.quantize)
-    if not config.quiet:
-        print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
-    del loaded
-    model, params = one_by_one(RWKV7(dimensions), params)
-    key, draft = jax.random.key(config.seed), load_draft(config.draft, config.model)
-    if draft is None:
-        with ThreadPoolExecutor(1) as pool:
-            shapes = decoding_shapes(model.config, params, one_row=True)
-            compiled = pool.submit(compile_stream, model, shapes, tokenizer, prompt, state, key, sampling)
-            params = decoding_weights(model.config, params, one_row=True)
-            compiled.result()
-    else:
+    path, key = checkpoint_path(config.model.checkpoint), jax.random.key(config.seed)
+    opened = checkpoint.opened(path, lazy=True)
+    dimensions = dataclasses.replace(on_device(opened.config, config.model.dtype), wkv_implementation=config.model.wkv)
+    name = find_tokenizer(config.model.tokenizer, path)
+    with ThreadPoolExecutor(2) as pool:
+        tokenizing = pool.submit(load_tokenizer, name, dimensions.vocab_size, path)
+        model, params = one_by_one(RWKV7(dimensions), quantised(opened.params, config.model.quantize))
+        compiling = None
+        if config.draft.checkpoint is None:
+            compiling = pool.submit(_compile, model, params, tokenizing, prompt, key, sampling)
+        loaded = opened.checked()
+        state = _state(config.state, config.state_layout, loaded)
+        if not config.quiet:
+            print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
+        del opened, loaded
         params = decoding_weights(model.config, params, one_row=True)
+        tokenizer, draft = tokenizing.result(), load_draft(config.draft, config.model)
+        if compiling:
+            compiling.result()
     result = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop, draft=draft)
     if result.drafted and draft and not config.quiet:
         (passes,), (kept,) = result.drafted
         proposed = f"{kept} of {passes * draft.tokens} proposed tokens kept"
         print(f"\ndraft: {len(result.tokens[0])} tokens in {passes} passes of the model, {proposed}", file=sys.stderr)
+
+
+def _compile(
+    model: RWKV7,
+    params: Params,
+    tokenizing: Future[Tokenizer],
+    prompt: str,
+    key: Key[Array, ""],
+    sampling: SamplingParams,
+) -> None:
+    """Compiles what the text needs while the weights are checked and cast."""
+    shapes = decoding_shapes(model.config, params, one_row=True)
+    compile_stream(model, shapes, tokenizing.result(), prompt, None, key, sampling)
+
+
+def _state(path: str | None, layout: str | None, loaded: checkpoint.Checkpoint) -> State | None:
+    """Reads the initial state; None: the zero state.
+
+    Raises:
+      ValueError, OSError: a file that is wrong or of another model.
+    """
+    if not path:
+        return None
+    base = loaded.report.weights_hash
+    return checkpoint.load_state(path, layout=layout, config=loaded.config, base_model_hash=base).state
 
 
 def load_draft(config: DraftConfig, model: ModelConfig) -> Draft | None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,13 @@ from rwkv7_jax.generation.generate import (
     for_decoding,
     generate,
     generate_text,
-    one_by_one,
     sample_logits,
     stream,
     uncounted_ids,
 )
 from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
-from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights
+from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights, one_by_one
 from rwkv7_jax.model import init_params, unstack_blocks
 from rwkv7_jax.tokenizer import ByteTokenizer
 
@@ -378,6 +378,12 @@ def test_streamed_text_is_the_generated_text(model, params, config, chunk):
     assert result.tokens == whole.tokens
     assert_close(result.state, whole.state)
     assert_close(result.logits, whole.logits)
+
+
+def test_the_first_piece_is_one_token_long(model, params):
+    first, second = islice(stream(model, params, ByteTokenizer(), "hello", None, KEY, GREEDY, chunk=2), 2)
+    assert len(first) == 1
+    assert len(second) == 2
 
 
 def exhaust(generator):
