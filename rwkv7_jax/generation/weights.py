@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
@@ -46,7 +47,8 @@ def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
 
 def decoding_weights(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
     """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
-    return _made(config, params, one_row, _array)
+    parts = _made(config, params, one_row, _Wanted)
+    return {name: _cast(part) for name, part in parts.items()}
 
 
 def decoding_shapes(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
@@ -54,15 +56,31 @@ def decoding_shapes(config: RWKV7Config, params: Params, *, one_row: bool = Fals
     return _made(config, params, one_row, _shape)
 
 
-def _array(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
-    found = jnp.asarray(leaf)
-    return _cast(found, dtype, transposed) if transposed or found.dtype != dtype else found
+class _Wanted(NamedTuple):
+    leaf: Array | np.ndarray
+    dtype: np.dtype
+    transposed: bool
+
+    @property
+    def changes(self) -> bool:
+        return self.transposed or self.leaf.dtype != self.dtype
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _cast(leaf: Shaped[Array, "..."], dtype: np.dtype, transposed: bool) -> Shaped[Array, "..."]:
-    """Casts and transposes in one pass over memory."""
-    return (leaf.T if transposed else leaf).astype(dtype)
+def _cast(part: PyTree[_Wanted]) -> PyTree:
+    """Casts and transposes in one program, which all layers share; what has the right form is put on the device."""
+    leaves, tree = jax.tree.flatten(part, is_leaf=lambda leaf: isinstance(leaf, _Wanted))
+    changed = [one for one in leaves if one.changes]
+    forms = tuple((one.dtype, one.transposed) for one in changed)
+    made = iter(_in_form([one.leaf for one in changed], forms) if changed else [])
+    return tree.unflatten([next(made) if one.changes else jnp.asarray(one.leaf) for one in leaves])
+
+
+@partial(jax.jit, static_argnums=1)
+def _in_form(leaves: list[Array | np.ndarray], forms: tuple[tuple[np.dtype, bool], ...]) -> list[Array]:
+    return [
+        (jnp.asarray(leaf).T if transposed else jnp.asarray(leaf)).astype(dtype)
+        for leaf, (dtype, transposed) in zip(leaves, forms, strict=True)
+    ]
 
 
 def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
