@@ -18,15 +18,23 @@ class RWKV7Config:
     """
 
     vocab_size: int
+    """Rows of the embedding and of the head."""
     n_layer: int
+    """Number of layers L, at least 1."""
     n_embd: int
+    """Model width D."""
     head_size: int = 64
+    """Width of a head, K = V, which divides `n_embd`."""
     dim_ffn: int = 0
     """Width of the channel mix; 0 means 4 * n_embd, as released."""
     decay_lora: int = 64
+    """Rank of the matrices that make the decay."""
     aaa_lora: int = 64
+    """Rank of those that make the in-context learning rate."""
     mv_lora: int = 32
+    """Rank of those that mix a layer's values with the first layer's."""
     gate_lora: int = 128
+    """Rank of those that make the output gate."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of activations; norms, decays and the recurrent state stay float32."""
     activations: Literal["float32", "bfloat16"] | None = None

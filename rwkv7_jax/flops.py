@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from rwkv7_jax.config import RWKV7Config
 
+__all__ = ["PEAK_FLOPS", "forward", "mfu", "peak", "training", "tuning"]
+
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -48,6 +50,12 @@ def forward(config: RWKV7Config) -> int:
 
     decay 1, read by kk 2, take out 2, put in 2, read by r 2. The head has 2 D N, the embedding none. Element-wise work
     of order D is left out.
+
+    Args:
+      config: the model's dimensions.
+
+    Returns:
+      FLOPs a token.
     """
     return _weights(config) + _recurrence(config)
 
@@ -57,6 +65,12 @@ def training(config: RWKV7Config) -> int:
 
     Gradients of inputs and of weights each cost as much as the forward pass.
     Recomputation that saves memory is not counted.
+
+    Args:
+      config: the model's dimensions.
+
+    Returns:
+      FLOPs a token.
     """
     return 3 * forward(config)
 
@@ -65,6 +79,12 @@ def tuning(config: RWKV7Config) -> int:
     """Returns the FLOPs of one token in a state-tuning step.
 
     Frozen weights get no gradient, so their products count twice, not three times.
+
+    Args:
+      config: the model's dimensions.
+
+    Returns:
+      FLOPs a token.
     """
     return 2 * _weights(config) + 3 * _recurrence(config)
 
@@ -80,13 +100,29 @@ def _recurrence(c: RWKV7Config) -> int:
 
 
 def peak(device: Device) -> float | None:
-    """Returns the dense bfloat16 FLOP/s of a JAX device; None for CPUs and unknown devices."""
+    """Returns what a device can compute at most.
+
+    Args:
+      device: a `jax.Device`, or anything with its `device_kind`.
+
+    Returns:
+      Dense bfloat16 FLOP/s, from `PEAK_FLOPS`; None for CPUs and unknown devices.
+    """
     names = [name for name in PEAK_FLOPS if re.match(rf"{name}\b", device.device_kind)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
 def mfu(tokens_per_second: float, flops_per_token: int | float, devices: Collection[Device]) -> float | None:
-    """Returns the model FLOPs utilisation, 0..1, of all `devices` together; None if the peak of one is unknown."""
+    """Returns the model FLOPs utilisation: the part of the devices' peak that the model's own arithmetic takes.
+
+    Args:
+      tokens_per_second: of all `devices` together.
+      flops_per_token: what `forward`, `training` or `tuning` returns.
+      devices: the devices that share the work.
+
+    Returns:
+      The utilisation, 0..1; None if the peak of a device is unknown.
+    """
     peaks = [peak(device) for device in devices]
     if not peaks or None in peaks:
         return None

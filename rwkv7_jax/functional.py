@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
 
+__all__ = ["Params", "forward", "hidden", "logits", "step"]
+
 Params = dict[str, PyTree]
 """A model's weights: {"emb", "ln0", "block_0", "blocks" (or "block_1", ...), "ln_out", "head"}."""
 
@@ -37,7 +39,16 @@ def hidden(
 
 
 def logits(model: RWKV7, params: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B vocab"]:
-    """Computes the unnormalised log-probabilities (float32) of activations that `hidden` returned."""
+    """Computes the logits of activations that `hidden` returned.
+
+    Args:
+      model: the model's description; a static argument under `jax.jit`.
+      params: its weights.
+      x: activations [*B, D] in the compute dtype, of any leading axes: some of the tokens, say.
+
+    Returns:
+      Unnormalised log-probabilities [*B, vocab], float32.
+    """
     return _apply(model, params, x, method=RWKV7.logits)
 
 

@@ -47,19 +47,22 @@ class LanguageModel:
       >>> logits, state = lm.logits("Hello")
       >>> logits.shape
       (5, 256)
-      >>> lm = LanguageModel.load("model.pth")  # doctest: +SKIP
-      >>> lm.generate("User: hi\\n\\nAssistant:", state=state, max_new_tokens=20)  # doctest: +SKIP
     """
 
     model: RWKV7
+    """The model's description."""
     params: Params
+    """Its weights, on the device."""
     tokenizer: Tokenizer
+    """Text to token ids and back."""
     weights_hash: str = ""
     """SHA-256 of the weights as they are in the file; state files name their base model by it."""
     path: Path | None = None
+    """The file or folder it was loaded from."""
     tokenizer_name: str = "auto"
     """As `rwkv7_jax.tokenizer.load_tokenizer` takes it."""
     parameter_count: int = 0
+    """Numbers in the weights."""
 
     @classmethod
     def load(
@@ -79,8 +82,7 @@ class LanguageModel:
             `hf://OWNER/NAME[/FILE]` or `https://...`, which is downloaded (`rwkv7_jax.checkpoint.remote`).
           tokenizer: "auto" (the tokenizer.json beside the checkpoint, else by the vocabulary's size), "world", "byte",
             or the path of a tokenizer.json.
-          dtype: compute dtype; "auto" is float32 on a CPU and bfloat16 elsewhere. bfloat16 on a CPU means matrices in
-            bfloat16, half the memory, beside activations and sums in float32.
+          dtype: compute dtype; "auto": float32 on a CPU, bfloat16 elsewhere. On a CPU bfloat16 is for matrices alone.
           remat: what the backward pass computes again, see `RWKV7Config.remat`.
           wkv: implementation of the WKV op; None picks by device.
           quantise: "int8" or "int4" matrices, see `rwkv7_jax.quantisation`; "auto" as the file holds them; "none".
@@ -265,8 +267,7 @@ class LanguageModel:
           (logits [T, vocab] float32, unbatched state after the last token).
 
         Raises:
-          ValueError: the text has no token or one outside the vocabulary, or a state of another model.
-          NonFiniteLogitsError: a `ValueError`; logits that are not finite.
+          ValueError: no token, one outside the vocabulary, a state of another model, or logits that are not finite.
         """
         found = self.encode(text) if isinstance(text, str) else text
         ids = token_ids("logits", found, self.config.vocab_size)
@@ -335,8 +336,7 @@ class LanguageModel:
         for leaf, like in zip((start.att_shift, start.ffn_shift, wkv), zero, strict=True):
             if jnp.shape(leaf) != like.shape:
                 raise ValueError(f"a state leaf has shape {jnp.shape(leaf)}, the model needs {like.shape}")
-        start = jax.tree.map(jnp.asarray, start)
-        dtype = self.config.activation_dtype
+        start, dtype = jax.tree.map(jnp.asarray, start), self.config.activation_dtype
         return start._replace(att_shift=start.att_shift.astype(dtype), ffn_shift=start.ffn_shift.astype(dtype))
 
 

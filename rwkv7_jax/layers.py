@@ -63,20 +63,28 @@ class TimeMix(nn.Module):
     """The RWKV-7 time mix. Width from the input, any head size dividing it, any LoRA ranks.
 
     With `v_first=None` it is a first layer: it has no v0, v1, v2 and returns its own values as `v_first`.
-    `layer_id` and `n_layer` only shape the initialisation.
     """
 
     head_size: int = 64
+    """Width of a head; it divides the input's."""
     decay_lora: int = 64
+    """LoRA rank of the decay."""
     aaa_lora: int = 64
+    """LoRA rank of the in-context learning rate."""
     mv_lora: int = 32
+    """LoRA rank of the gate between the layer's values and `v_first`."""
     gate_lora: int = 128
+    """LoRA rank of the output gate."""
     layer_id: int = 0
+    """Number of the layer, from 0; it shapes the initialisation alone."""
     n_layer: int = 1
+    """Layers of the model, for the initialisation alone."""
     dtype: str = "float32"
+    """Dtype of activations and outputs."""
     product_dtype: str | None = None
     """What the factors of matrix products are rounded to; None: `dtype`."""
     wkv_implementation: str | None = None
+    """A key of `pallas_kernels.IMPLEMENTATIONS`; None picks by device."""
 
     def vector(self, name: str, initializer: init.Initializer, shape: tuple[int, ...], dtype=None) -> Array:
         """Returns a parameter vector with leading unit axes, ready to broadcast over [B, T, ...]."""
@@ -103,7 +111,19 @@ class TimeMix(nn.Module):
         valid: Bool[Array, "B T"] | None = None,
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"], Float[Array, "B H V K"] | WKVState, Float[Array, "B T D"]]:
-        """Returns (output, new shift, new wkv state, v_first)."""
+        """Mixes tokens along time.
+
+        Args:
+          x: normalised activations [B, T, D].
+          shift: the input of the token before the first one [B, D].
+          wkv: state before the first token, float32 [B, H, V, K] or any `WKVState`.
+          v_first: the first layer's values [B, T, D]; None in the first layer.
+          valid: bool [B, T]; False marks padding, anywhere in a row: it changes no state.
+          reset: bool [B, T]; True starts afresh from the zero state at that token.
+
+        Returns:
+          (output [B, T, D], shift and state after the last valid token, v_first [B, T, D]).
+        """
         batch, time, width = x.shape
         heads = width // self.head_size
         depth = self.layer_id / max(self.n_layer - 1, 1)
@@ -157,12 +177,16 @@ def normalise(x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 
 
 class ChannelMix(nn.Module):
-    """The RWKV-7 channel mix: W_v relu(W_k x_k)^2. Width from the input; `dim_ffn` 0 means four times the width."""
+    """The RWKV-7 channel mix: W_v relu(W_k x_k)^2. Width from the input."""
 
     dim_ffn: int = 0
+    """Hidden width; 0 means four times the input's."""
     layer_id: int = 0
+    """Number of the layer, from 0; it shapes the initialisation alone."""
     n_layer: int = 1
+    """Layers of the model, for the initialisation alone."""
     dtype: str = "float32"
+    """Dtype of activations and outputs."""
     product_dtype: str | None = None
     """What the factors of matrix products are rounded to; None: `dtype`."""
 
@@ -175,7 +199,17 @@ class ChannelMix(nn.Module):
         valid: Bool[Array, "B T"] | None = None,
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
-        """Returns (output, new shift)."""
+        """Mixes channels, each token with the one before it.
+
+        Args:
+          x: normalised activations [B, T, D].
+          shift: the input of the token before the first one [B, D].
+          valid: bool [B, T]; False marks padding.
+          reset: bool [B, T]; True starts afresh from a zero shift at that token.
+
+        Returns:
+          (output [B, T, D], shift after the last valid token [B, D]).
+        """
         width = x.shape[-1]
         rest = 1.0 - self.layer_id / self.n_layer
         previous, shift = token_shift(x, shift, valid, reset)

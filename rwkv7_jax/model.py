@@ -16,6 +16,8 @@ from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
 from rwkv7_jax.sharding import by_tokens, gathered, missing_tokens
 from rwkv7_jax.state import State, zero_state
 
+__all__ = ["RWKV7", "init_params", "join_layers", "split_layers", "unstack_blocks"]
+
 
 class Block(nn.Module):
     """x += att(ln1 x); x += ffn(ln2 x), with one layer's slice of the state."""
@@ -59,6 +61,7 @@ class RWKV7(nn.Module):
     """
 
     config: RWKV7Config
+    """Dimensions and compute options."""
 
     def setup(self) -> None:
         """Declares weights and layers."""
@@ -160,10 +163,17 @@ class RWKV7(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         last_only: bool = False,
     ) -> tuple[Float[Array, "B _ vocab"], State]:
-        """Returns (logits of every token, or with `last_only` of the last valid one, and the state after it).
+        """Computes the logits of every token, and the state after the last valid one.
 
-        valid: False marks padding, anywhere in a row: it changes nothing (its own logits mean nothing).
-        reset: True starts afresh from the zero state at that token, for several texts in one row.
+        Args:
+          tokens: token ids [B, T].
+          state: the recurrent state before the first token, [L, B, ...].
+          valid: False marks padding, anywhere in a row: it changes nothing (its own logits mean nothing).
+          reset: True starts afresh from the zero state at that token, for several texts in one row.
+          last_only: compute the logits of each row's last valid token alone, [B, 1, vocab].
+
+        Returns:
+          (logits [B, T, vocab] float32, state [L, B, ...]).
         """
         x, state = self.hidden(tokens, state, valid=valid, reset=reset)
         return self.logits(last_valid(x, valid) if last_only else x), state
@@ -209,7 +219,15 @@ def last_valid(x: Float[Array, "B T D"], valid: Bool[Array, "B T"] | None) -> Fl
 
 
 def init_params(model: RWKV7, key: Array) -> dict[str, PyTree]:
-    """Draws fresh parameters in the official initialisation."""
+    """Draws fresh parameters in the official initialisation.
+
+    Args:
+      model: the model's description; a static argument under `jax.jit`, which makes this many times faster.
+      key: a random key.
+
+    Returns:
+      The parameter tree {"emb", "ln0", "block_0", "blocks" (or "block_1", ...), "ln_out", "head"}, float32.
+    """
     return dict(model.init({"params": key}, jnp.zeros((1, 1), jnp.int32), zero_state(model.config, 1))["params"])
 
 
@@ -233,12 +251,26 @@ def layer_of(state: State, index: int) -> State:
 
 
 def split_layers(state: State) -> list[State]:
-    """Returns a state [L, ...] as one state a layer."""
+    """Returns a state as one state a layer, which is how `functional.step` takes it.
+
+    Args:
+      state: a state [L, ...], batched or not.
+
+    Returns:
+      L states without the layer axis.
+    """
     return [layer_of(state, index) for index in range(jax.tree.leaves(state)[0].shape[0])]
 
 
 def join_layers(layers: list[State]) -> State:
-    """Returns one state a layer as a state [L, ...]."""
+    """Returns one state a layer as one state: the inverse of `split_layers`.
+
+    Args:
+      layers: L states without a layer axis.
+
+    Returns:
+      The state [L, ...].
+    """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
+__all__ = ["QuantisedWeight", "dequantise", "quantise", "to_numpy"]
+
 Bits = Literal[4, 8]
 GROUPS: dict[int, int] = {8: 0, 4: 32}
 """Numbers that share a scale, by bits; 0: a whole row."""
@@ -69,6 +71,9 @@ def quantise(weight: Rows, bits: Bits = 8, group: int | None = None) -> Quantise
       weight: of any floating dtype; a part of its rows at a time is taken and held in float32.
       bits: 8 or 4.
       group: numbers that share a scale; 0 a whole row, None the default of `bits` (a row; 32).
+
+    Returns:
+      The numbers and their scales, as numpy arrays.
 
     Raises:
       ValueError: one line, for a group that does not divide the rows, odd groups of 4-bit numbers, and weights that are
@@ -140,7 +145,14 @@ def integers(weight: QuantisedWeight) -> Int8[Array, "*L O K"]:
 
 
 def to_numpy(weight: QuantisedWeight) -> np.ndarray:
-    """Returns the float32 matrix that a quantised weight on the host stands for."""
+    """Returns the matrix that a quantised weight on the host stands for, without JAX.
+
+    Args:
+      weight: a quantised weight [*L, O, K].
+
+    Returns:
+      The matrix [*L, O, K], float32.
+    """
     values, scales = np.asarray(weight.values), np.asarray(weight.scales)
     groups = values.reshape(*scales.shape, -1)
     if weight.bits == 4:
@@ -149,7 +161,15 @@ def to_numpy(weight: QuantisedWeight) -> np.ndarray:
 
 
 def dequantise(weight: QuantisedWeight, dtype: DTypeLike = jnp.float32) -> Float[Array, "*L O K"]:
-    """Returns the matrix that a quantised weight stands for."""
+    """Returns the matrix that a quantised weight stands for.
+
+    Args:
+      weight: a quantised weight [*L, O, K].
+      dtype: of the result.
+
+    Returns:
+      The matrix [*L, O, K].
+    """
     scales = jnp.asarray(weight.scales)
     groups = integers(weight).reshape(*scales.shape, -1).astype(jnp.float32) * scales[..., None]
     return groups.reshape(weight.shape).astype(dtype)

@@ -11,20 +11,26 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import EllipsisType
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import wkv7
 from pallas_kernels.sequence import wkv7_sequence_parallel
+from rwkv7_jax.placement import host, place
+
+__all__ = [
+    "AXES", "RULES", "host", "make_mesh", "partition", "partitions", "place", "resolve_sizes", "row_sharding",
+    "shardings",
+]  # fmt: skip
 
 Tree = TypeVar("Tree")
 AXES = ("data", "fsdp", "tensor", "sequence")
+"""The axes of a mesh, in this order."""
 ROWS = ("data", "fsdp")
 """The mesh axes over which the rows of a batch are cut."""
 TOKENS = "sequence"
@@ -84,7 +90,14 @@ def make_mesh(
 
 
 def resolve_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
-    """Returns the axis sizes with -1 replaced, so that their product is `count`.
+    """Returns the axis sizes of a mesh with -1 replaced, so that their product is the number of devices.
+
+    Args:
+      sizes: one for each of `AXES`; at most one is -1.
+      count: number of devices.
+
+    Returns:
+      The sizes, none of them -1.
 
     Raises:
       ValueError: one line, if there are none.
@@ -104,7 +117,16 @@ def named(sizes: Sequence[int]) -> dict[str, int]:
 
 
 def partition(path: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) -> PartitionSpec:
-    """Returns the partition of a leaf by the table. An array axis that its mesh axis does not divide stays whole."""
+    """Returns the partition of an array by the table. An array axis that its mesh axis does not divide stays whole.
+
+    Args:
+      path: where the array lies in its tree, such as "blocks/att/key/weight".
+      shape: its shape.
+      axis_sizes: sizes of the mesh by axis, `Mesh.shape`.
+
+    Returns:
+      A mesh axis, or None, for each axis of the array.
+    """
     rule = next(rule for pattern, rule in RULES if re.search(pattern, path))
     rule = rule[1:] if rule[:1] == (...,) else (*rule, *[None] * (len(shape) - len(rule)))
     axes = [None] * (len(shape) - len(rule)) + list(rule)[: len(shape)]
@@ -115,7 +137,15 @@ def partition(path: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) ->
 
 
 def partitions(tree: Tree, axis_sizes: Mapping[str, int]) -> Tree:
-    """Returns the partition of every leaf of a tree of parameters, states, moments, or all of them."""
+    """Returns the partition of every leaf of a tree.
+
+    Args:
+      tree: parameters, states, moments, or all of them: arrays, or anything with a shape.
+      axis_sizes: sizes of the mesh by axis, `Mesh.shape`.
+
+    Returns:
+      The tree with a `PartitionSpec` at every leaf.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: partition(
             jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf), axis_sizes
@@ -125,7 +155,15 @@ def partitions(tree: Tree, axis_sizes: Mapping[str, int]) -> Tree:
 
 
 def shardings(tree: Tree, mesh: Mesh) -> Tree:
-    """Returns `partitions` as shardings on a mesh."""
+    """Returns the partitions of a tree as shardings on a mesh, for `jax.device_put` or `place`.
+
+    Args:
+      tree: as for `partitions`.
+      mesh: a mesh of `make_mesh`.
+
+    Returns:
+      The tree with a `NamedSharding` at every leaf.
+    """
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         partitions(tree, mesh.shape),
@@ -134,38 +172,15 @@ def shardings(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows cut over the mesh."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+    """Returns the sharding of a batch: its rows cut over the axes data and fsdp.
 
+    Args:
+      mesh: a mesh of `make_mesh`.
 
-@runtime_checkable
-class Sliceable(Protocol):
-    """An array, or anything of which parts can be read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Size of every axis."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the numbers."""
-        ...
-
-    def __getitem__(self, index: tuple[slice, ...] | None, /) -> ArrayLike: ...
-
-
-def place(leaf: Sliceable, sharding: NamedSharding | None, dtype: DTypeLike | None = None) -> Array:
-    """Puts an array, or what can be sliced (see `checkpoint.names.Stacked`), on its devices, cast to `dtype`.
-
-    Each process reads only the slices of its own devices.
+    Returns:
+      The sharding of arrays whose first axis is the rows'.
     """
-    dtype = dtype or leaf.dtype
-    if sharding is None:
-        return jax.numpy.asarray(leaf, dtype)
-    return jax.make_array_from_callback(
-        np.shape(leaf), sharding, lambda index: np.asarray(leaf[index]).astype(dtype, copy=False)
-    )
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def _mesh() -> AbstractMesh | None:
@@ -293,14 +308,3 @@ def wkv7_on_mesh(
 
     specs = ((tokens,) * 6, states, dict.fromkeys(flags, flat))
     return jax.shard_map(local, in_specs=specs, out_specs=(tokens, states))((r, log_w, k, v, a, b), s0, flags)
-
-
-def host(tree: Tree) -> Tree:
-    """Returns the tree as numpy arrays in every process; all processes must call it for what is spread over them."""
-
-    def fetch(leaf: PyTree) -> PyTree:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return jax.device_get(leaf)
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    return jax.tree.map(fetch, tree)

@@ -14,29 +14,51 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from rwkv7_jax.sharding import wkv7_on_mesh
 
+__all__ = [
+    "WKV", "WKV_STATES", "Literal", "Offset", "Query", "Recurrent", "Residual", "Streams", "WKVState", "attend",
+    "gaussian",
+]  # fmt: skip
+
 
 class Streams(NamedTuple):
-    """The inputs of the recurrence by head; `kk` is the removal key of unit length, `iclr` its in-context rate."""
+    """The inputs of the recurrence by head, as a layer's time mix computes them."""
 
     r: Float[Array, "B T H K"]
+    """Receptance: what the state is read with."""
     log_w: Float[Array, "B T H K"]
+    """Natural logarithm of the decay."""
     k: Float[Array, "B T H K"]
+    """Keys."""
     v: Float[Array, "B T H V"]
+    """Values."""
     kk: Float[Array, "B T H K"]
+    """The removal key, of unit length."""
     iclr: Float[Array, "B T H K"]
+    """The in-context learning rate of the removal, 0..1."""
 
 
 class WKV(NamedTuple):
-    """The WKV op for one batch of tokens (see `pallas_kernels.wkv7`)."""
+    """The WKV op for one batch of tokens, see `pallas_kernels.wkv7`."""
 
     valid: Bool[Array, "B T"] | None = None
+    """False marks padding; None: there is none."""
     reset: Bool[Array, "B T"] | None = None
+    """True makes the state zero before that token; None: nowhere."""
     implementation: str | None = None
+    """A key of `pallas_kernels.IMPLEMENTATIONS`; None picks by device."""
 
     def __call__(
         self, x: Streams, s: Float[Array, "B H V K"]
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-        """Returns (outputs, state after the last token)."""
+        """Computes the recurrence.
+
+        Args:
+          x: its inputs.
+          s: state before the first token.
+
+        Returns:
+          (outputs [B, T, H, V] in the dtype of v, state after the last token, float32).
+        """
         r, log_w, k, v, kk, iclr = x
         return wkv7_on_mesh(r, log_w, k, v, -kk, kk * iclr, s, **self._asdict())
 
@@ -75,7 +97,16 @@ AnyWKVState = ArrayLike | WKVState
 
 
 def attend(wkv: Array | WKVState, x: Streams, op: WKV) -> tuple[Array, Array | WKVState]:
-    """Returns (y, state after the last token) of a plain matrix or any `WKVState`."""
+    """Computes the recurrence from a plain matrix or any `WKVState`.
+
+    Args:
+      wkv: one layer's state before the first token.
+      x: inputs of the recurrence.
+      op: the WKV op for these tokens.
+
+    Returns:
+      (y [B, T, H, V], the state after the last token, of the type of `wkv`).
+    """
     return wkv.attend(x, op) if isinstance(wkv, WKVState) else op(x, wkv)
 
 
@@ -86,9 +117,13 @@ class Residual(NamedTuple):
     """
 
     s: Float[Array, "*L B H V K"]
+    """The plain matrix S."""
     s_ext: Float[Array, "*L B H V F"]
+    """S_ext, which reads the features."""
     supports: Float[Array, "*L B H F K"]
+    """The supports u_1 .. u_F."""
     gamma: Float[Array, "*L B H"]
+    """The kernel's gamma."""
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Residual"]:
         """Reads S and S_ext; writes S."""
@@ -116,7 +151,9 @@ class Offset(NamedTuple):
     """
 
     s: Float[Array, "*L B H V K"]
+    """The plain matrix S."""
     offset: Float[Array, "*L B H V K"]
+    """O, which is added to S where it is read."""
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Offset"]:
         """Reads S and O; writes S."""
@@ -154,11 +191,17 @@ class Recurrent(NamedTuple):
     """
 
     s: Float[Array, "*L B H V K"]
+    """The plain matrix S."""
     s_ext: Float[Array, "*L B H V M"]
+    """State of the second recurrence."""
     gate: Float[Array, "*L B H"]
+    """Factor on its outputs."""
     supports: Float[Array, "*L B H M K"]
+    """The supports u_1 .. u_M."""
     gamma: Float[Array, "*L B H"]
+    """The kernel's gamma."""
     centre: Float[Array, "*L B H M"]
+    """What is subtracted from the features of x / |x|."""
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Recurrent"]:
         """Runs both recurrences and adds their outputs."""
@@ -191,15 +234,19 @@ class Recurrent(NamedTuple):
 class Literal(NamedTuple):
     """The formula word for word: phi on w, k, kk, iclr, v and r, a state S [M, M], `y = Q S phi(r)`.
 
-    The pre-trained `s` is carried along unused. phi(w) is a similarity in (0, 1], not a decay: check stability first.
-    supports: one set for each of r, w, k, kk, iclr, v, in this order.
+    phi(w) is a similarity in (0, 1], not a decay: check stability first.
     """
 
     s: Float[Array, "*L B H V K"]
+    """The pre-trained matrix, carried along unused."""
     s_ext: Float[Array, "*L B H M M"]
+    """The state S."""
     supports: Float[Array, "*L B H 6 M K"]
+    """The supports: a set for each of r, w, k, kk, iclr, v, in this order."""
     gamma: Float[Array, "*L B H 6"]
+    """The kernel's gamma of each set."""
     out: Float[Array, "*L B H V M"]
+    """Q, which maps outputs back."""
 
     def attend(self, x: Streams, op: WKV) -> tuple[Array, "Literal"]:
         """Runs the lifted recurrence and maps its output back."""
@@ -222,6 +269,7 @@ class Literal(NamedTuple):
 MAP = ("supports", "gamma", "centre", "out")
 """Fields of a `WKVState` that define its map; the others are matrices, and a gate, that can be trained and mixed."""
 WKV_STATES: dict[str, type] = {"residual": Residual, "offset": Offset, "recurrent": Recurrent, "literal": Literal}
+"""The kinds of `WKVState` by the names that state files have for them."""
 
 
 def log_gaussian(
@@ -237,7 +285,16 @@ def log_gaussian(
 def gaussian(
     x: Float[Array, "B T H K"], supports: Float[Array, "B H M K"], gamma: Float[Array, "B H"]
 ) -> Float[Array, "B T H M"]:
-    """Returns the kernel features psi(x), in (0, 1], float32."""
+    """Returns the kernel features psi(x) of vectors.
+
+    Args:
+      x: vectors [B, T, H, K].
+      supports: u_1 .. u_M of each row and head [B, H, M, K].
+      gamma: of each row and head [B, H].
+
+    Returns:
+      exp(-gamma |x - u_m|^2) [B, T, H, M], in (0, 1], float32.
+    """
     return jnp.exp(log_gaussian(x, supports, gamma))
 
 

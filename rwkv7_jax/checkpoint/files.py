@@ -22,7 +22,11 @@ WEIGHT_DTYPES = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.float16
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used: one line with the path, what is wrong and what to do."""
+    """A file that cannot be used: a `ValueError` of one line.
+
+    Args:
+      message: the path, what is wrong and what to do.
+    """
 
     def __init__(self, message: str):
         super().__init__(one_line(message))

@@ -14,6 +14,7 @@ class ImportReport:
     """
 
     path: str
+    """The file or folder."""
     format: str
     """File format and key layout, e.g. "safetensors (fla)"."""
     config: RWKV7Config
@@ -21,14 +22,17 @@ class ImportReport:
     parameter_count: int
     """Numbers in the tensors that the model uses."""
     tensor_count: int
+    """Tensors that the model uses."""
     unused: tuple[str, ...]
     """Tensors of the file that the model does not use (layer 0's v0, v1, v2)."""
     missing: tuple[str, ...]
     """Always empty in a returned report: a missing tensor is an error."""
     dtypes: tuple[str, ...]
+    """Of the tensors that the model uses, sorted, each once."""
     weights_hash: str
     """SHA-256, the same from every file format; state files name their base model by it."""
     notes: tuple[str, ...] = ()
+    """What a reader should know: numbers that are not finite, say."""
 
     def __str__(self) -> str:
         c = self.config

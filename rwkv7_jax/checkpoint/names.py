@@ -64,7 +64,13 @@ class Stacked:
 
 
 def infer_config(flat: Mapping[str, Tensor]) -> RWKV7Config:
-    """Infers every dimension of the model from tensor shapes alone (released names, any order).
+    """Infers every dimension of the model from tensor shapes alone.
+
+    Args:
+      flat: arrays, or anything with their shapes, by released name, in any order.
+
+    Returns:
+      The dimensions, with the default compute options.
 
     Raises:
       CheckpointError: names the missing or contradicting tensor, or the RWKV version that the names point to.
@@ -170,6 +176,9 @@ def flat_to_params(flat: Mapping[str, Tensor], *, lazy: bool = False) -> dict[st
       flat: arrays by released name.
       lazy: copy nothing; the stacks are `Stacked`, from which each device's part can be read alone.
 
+    Returns:
+      {"emb", "ln0", "block_0", "blocks" [L-1, ...], "ln_out", "head"}, in the dtypes of `flat`.
+
     Raises:
       CheckpointError: a tensor is missing, unknown or of a wrong shape.
     """
@@ -190,7 +199,13 @@ def flat_to_params(flat: Mapping[str, Tensor], *, lazy: bool = False) -> dict[st
 def params_to_flat(params: Mapping[str, PyTree]) -> dict[str, Tensor]:
     """Returns a parameter tree, stacked or not, by released names and shapes ([1, 1, D] vectors).
 
-    The inverse of `flat_to_params`; views where the leaves are numpy arrays.
+    The inverse of `flat_to_params`.
+
+    Args:
+      params: a parameter tree.
+
+    Returns:
+      Arrays by released name, one a layer; views where the leaves are numpy arrays.
     """
     return {
         name: array.reshape(1, 1, -1) if VECTOR.fullmatch(name) else array for name, array in released_items(params)
@@ -215,9 +230,15 @@ def _tensor(leaf: ArrayLike | LazyMatrix) -> Tensor:
 
 
 def weights_hash(params: Mapping[str, PyTree]) -> str:
-    """Computes the SHA-256 (hex) of the weights: sorted released names, dtypes, shapes and bytes.
+    """Computes the SHA-256 of the weights: sorted released names, dtypes, shapes and bytes.
 
     The same weights have the same hash from every file format, with or without layer 0's unused v0, v1, v2.
+
+    Args:
+      params: a parameter tree, its blocks stacked or not.
+
+    Returns:
+      64 hexadecimal digits.
     """
     items = sorted(released_items(params))
     with ThreadPoolExecutor() as pool:

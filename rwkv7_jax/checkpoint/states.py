@@ -8,12 +8,11 @@ This project's file (safetensors) names its layout, base model, method, config a
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, SupportsFloat
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
 
 from rwkv7_jax.checkpoint import pth, safetensors, small_states, wkv_states
 from rwkv7_jax.checkpoint.files import CheckpointError, PathLike, guard, one_line, some
@@ -34,10 +33,12 @@ class TunedState(NamedTuple):
     """An unbatched float32 state and the text fields stored with it (JSON where they are structured)."""
 
     state: State
+    """Where a prompt begins, instead of the zero state."""
     metadata: dict[str, str]
+    """The text fields: `base_model_hash`, `method`, `task`, `config`, `metrics` and any others."""
 
     def save(self, path: PathLike) -> None:
-        """Writes the state and its fields as `save_state` does."""
+        """Writes the state and its fields to a file, as `save_state` does."""
         save_state(path, self.state, metadata=self.metadata)
 
 
@@ -67,10 +68,12 @@ def state_metadata(
 
 
 class LayoutGuess(NamedTuple):
-    """The layout with the lowest loss, and the loss of every candidate."""
+    """What `detect_layout` found."""
 
     layout: str
+    """The name in `LAYOUTS` whose loss is lowest."""
     losses: dict[str, float]
+    """The loss under every layout that was tried, by name."""
 
 
 def save_state(
@@ -228,8 +231,11 @@ def read_state_tensors(path: PathLike) -> tuple[dict[str, np.ndarray], dict[str,
 
     Drops prefixes of training tools (`module.`, `model.`, ...), and a model that the state is merged into.
 
+    Args:
+      path: the file.
+
     Returns:
-      (tensors as the file has them, metadata).
+      (tensors as the file has them, by name; the file's metadata, {} for `.pth`).
 
     Raises:
       CheckpointError: the file is damaged.
@@ -250,24 +256,6 @@ def _state_part(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     plain = without_wrappers(tensors)
     state = {name: array for name, array in plain.items() if TIME_STATE.fullmatch(name)}
     return state if state and {"emb.weight", "blocks.0.att.x_r"} <= set(plain) else plain
-
-
-def to_rwkv_list(state: State) -> list[np.ndarray]:
-    """Returns the state as PyPI `rwkv` keeps it: [att shift [D], S [H, V, K], ffn shift [D]] per layer, float32."""
-    parts = [np.asarray(part, np.float32) for part in (state.att_shift, state.wkv, state.ffn_shift)]
-    return [part[layer] for layer in range(len(parts[1])) for part in parts]
-
-
-def from_rwkv_list(arrays: Sequence[ArrayLike]) -> State:
-    """Returns the unbatched state of PyPI `rwkv`'s list (numpy arrays or anything that converts).
-
-    Raises:
-      CheckpointError: there are not three arrays a layer.
-    """
-    if not arrays or len(arrays) % 3:
-        raise CheckpointError(f"a state list has three arrays a layer, this one has {len(arrays)}; pass the whole list")
-    att, wkv, ffn = ([np.asarray(array, np.float32) for array in arrays[i::3]] for i in range(3))
-    return _state(np.stack(wkv), np.stack(att), np.stack(ffn))
 
 
 def _to_state(tensors: Mapping[str, np.ndarray], layout: str | None, config: RWKV7Config | None) -> State:

@@ -17,9 +17,12 @@ from typing import Literal, get_args
 
 from rwkv7_jax.generation.chat_turns import turn_text
 
+__all__ = ["ROLES", "STOPS", "THINK_MODES", "Think", "answer_opening", "assistant_spans", "render"]
+
 Think = Literal["on", "short", "long", "off"]
 """How an answer begins: a chain of thought, one that the user's turn asks to be short or long, or an empty one."""
 THINK_MODES: tuple[Think, ...] = get_args(Think)
+"""All values of `Think`."""
 
 ROLES = {
     "system": "System", "developer": "System",
@@ -41,6 +44,9 @@ def answer_opening(think: Think | None = None) -> str:
 
     Args:
       think: how the answer begins; None: as the model likes.
+
+    Returns:
+      The beginning of an assistant's turn, without a blank at its end.
 
     Raises:
       ValueError: another word.

@@ -42,7 +42,9 @@ class Draft:
     """
 
     model: RWKV7
+    """The smaller model, its layers one by one."""
     params: Params
+    """Its weights, as `for_decoding` returns them."""
     tokens: int = 4
     """Proposed a round."""
     state: State | None = None

@@ -21,6 +21,8 @@ from rwkv7_jax.generation.decode_loop import Decoding, read
 from rwkv7_jax.model import RWKV7
 from rwkv7_jax.state import State
 
+__all__ = ["Forced", "log_probs"]
+
 
 class Forced(NamedTuple):
     """What decoding says of given tokens, row by row."""

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+__all__ = ["Occurrences", "SamplingParams", "sample_logits"]
+
 LIKELIEST = 256
 """Tokens among which the choice is made where all others are left out."""
 LARGEST = 1e30
@@ -59,6 +61,7 @@ class SamplingParams:
     penalty_decay: float | int = 0.996
     """Factor on every occurrence count after each token."""
     max_new_tokens: int = 100
+    """Tokens generated at most."""
 
     def __post_init__(self):
         for name in RANGES:
@@ -123,19 +126,37 @@ class Occurrences(NamedTuple):
     """Tokens generated so far, as the penalties count them."""
 
     seen: Bool[Array, "B vocab"]
+    """Whether a token was generated."""
     count: Float[Array, "B vocab"]
     """Occurrences, decayed."""
 
     @classmethod
     def none(cls, batch_size: int, vocab_size: int) -> "Occurrences":
-        """Returns the counts before the first token."""
+        """Returns the counts before the first token.
+
+        Args:
+          batch_size: number of rows.
+          vocab_size: number of tokens.
+
+        Returns:
+          Nothing seen, all counts zero.
+        """
         shape = (batch_size, vocab_size)
         return cls(jnp.zeros(shape, jnp.bool_), jnp.zeros(shape, jnp.float32))
 
     def add(
         self, tokens: Int[Array, "B"], weight: Float[Array, "vocab"], decay: Float[Array | np.ndarray, "*R"]
     ) -> "Occurrences":
-        """Decays all counts, then counts one token a row, `weight[token]` times."""
+        """Decays all counts, then counts one token a row.
+
+        Args:
+          tokens: token ids [B], int32.
+          weight: how often each token counts [vocab]: 1, or 0 for those of `uncounted_ids`.
+          decay: factor on earlier counts, a number or one a row.
+
+        Returns:
+          The new counts.
+        """
         rows = jnp.arange(tokens.shape[0])
         return Occurrences(
             self.seen.at[rows, tokens].set(True), (self.count * column(decay)).at[rows, tokens].add(weight[tokens])

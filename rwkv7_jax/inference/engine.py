@@ -31,27 +31,35 @@ class EngineStats(NamedTuple):
     """What an engine does and did."""
 
     slots: int
+    """Requests that can be answered at a time."""
     running: int
     """Requests with a slot."""
     waiting: int
+    """Requests in the queue."""
     submitted: int
+    """Requests taken since the start."""
     refused: int
-    """Because the queue was full."""
+    """Requests refused because the queue was full."""
     tokens_read: int
     """Of prompts; without those that were known."""
     tokens_chosen: int
+    """Of answers."""
     steps: int
     """Passes over all slots."""
     chunks: int
     """Parts of prompts read."""
     programs: int
-    """Compiled."""
+    """Programs compiled."""
     prefix_lookups: int
+    """Searches for a known beginning of a prompt."""
     prefix_hits: int
+    """Those that found one."""
     prefix_tokens: int
     """Tokens of prompts that were not read, since a state after them was known."""
     cache_entries: int
+    """States kept."""
     cache_bytes: int
+    """Bytes of theirs, on the device."""
 
 
 class Engine:
@@ -71,17 +79,6 @@ class Engine:
 
     Raises:
       ValueError: a number is out of its range.
-
-    Example:
-      >>> from rwkv7_jax import Engine, LanguageModel, RWKV7, RWKV7Config, Request, SamplingParams, load_tokenizer
-      >>> from rwkv7_jax.model import init_params
-      >>> model = RWKV7(RWKV7Config(vocab_size=256, n_layer=1, n_embd=8, head_size=4))
-      >>> params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-      >>> lm = LanguageModel(model, params, load_tokenizer("byte"))
-      >>> with Engine(lm, slots=2) as engine:
-      ...     result = engine.submit(Request(tuple(b"Hello"), SamplingParams(max_new_tokens=4))).result()
-      >>> result.prompt_tokens
-      5
     """
 
     def __init__(

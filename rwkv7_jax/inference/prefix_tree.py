@@ -14,11 +14,14 @@ MIN_SAVED = 64
 
 
 class ScoredSequence(NamedTuple):
-    """At least two tokens, of which those from `start` >= 1 on are scored. `state` numbers the initial state."""
+    """Tokens of which the last ones are scored."""
 
     tokens: tuple[int, ...]
+    """At least two token ids."""
     start: int
+    """Those from here on are scored, at least 1."""
     state: int = 0
+    """Number of the initial state."""
 
 
 class Query(NamedTuple):

@@ -12,7 +12,11 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 class QueueFull(ValueError):
-    """As many requests wait as may; `waiting` is their number."""
+    """As many requests wait as may.
+
+    Args:
+      waiting: their number, which is an attribute too.
+    """
 
     def __init__(self, waiting: int):
         super().__init__(f"{waiting} requests wait already, as many as may: try again later")
@@ -47,7 +51,9 @@ class TokenLogprob(NamedTuple):
     """Natural log-probabilities in float32, before penalties, temperature and filters."""
 
     token: int
+    """The token's id."""
     logprob: float
+    """Its log-probability."""
     likeliest: tuple[tuple[int, float], ...]
     """(token, log-probability) of the likeliest tokens, the likeliest first."""
 
@@ -71,6 +77,7 @@ class Result(NamedTuple):
     tokens: list[int]
     """What `text` consists of. What a stop string leaves of a token is encoded anew."""
     finish_reason: FinishReason
+    """Why it ended: by itself or at a stop string, at `max_new_tokens`, cancelled, or past its deadline."""
     state: State | None
     """NumPy arrays, unbatched: after the prompt and `tokens`, no more and no less. None unless it is wanted, or if the
     request ended while its prompt was read."""
@@ -79,18 +86,24 @@ class Result(NamedTuple):
     logprobs: list[TokenLogprob] | None
     """One for each of `tokens` that was chosen whole, if they are wanted."""
     prompt_tokens: int
+    """Tokens of the prompt."""
     cached_tokens: int
     """Tokens of the prompt that were not read, since a state after them was known."""
     first_token_s: float
     """Seconds from `submit` to the first token; `total_s` if there is none."""
     total_s: float
+    """Seconds from `submit` to the end."""
 
 
 Event = Piece | Result | Exception
 
 
 class Ticket:
-    """A request under way; its methods may be called from any thread."""
+    """A request under way; its methods may be called from any thread. `Engine.submit` makes it.
+
+    Args:
+      wake: called after `cancel`.
+    """
 
     def __init__(self, wake: Callable[[], None]):
         self._condition, self._ended = threading.Condition(threading.RLock()), threading.Event()

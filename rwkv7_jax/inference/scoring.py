@@ -29,6 +29,8 @@ from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.sharding import ROWS, host
 from rwkv7_jax.state import State
 
+__all__ = ["Answer", "Cost", "PrefixScorer", "ScoredSequence"]
+
 PLACES_A_ROW = {"cpu": 8}
 """Places of the largest passes for each sequence of the batch size, by backend."""
 PLACES_A_ROW_ELSEWHERE = 64
@@ -40,17 +42,24 @@ Found = Callable[[Query, float, int], None]
 
 
 class Answer(NamedTuple):
-    """Summed log-probability of the scored tokens in nats, and whether each was the most likely one."""
+    """What a model says of one sequence's scored tokens."""
 
     log_likelihood: float
+    """Sum of their log-probabilities, in nats."""
     greedy: bool
+    """Whether each of them was the most likely one."""
 
 
 class Cost:
-    """Counts what was fed: tokens, places in batches with padding, and passes."""
+    """Counts what was fed to a model."""
 
     def __init__(self) -> None:
-        self.tokens = self.places = self.passes = 0
+        self.tokens = 0
+        """Tokens, without padding."""
+        self.places = 0
+        """Places of tokens in batches, with padding."""
+        self.passes = 0
+        """Calls of the model."""
 
     def add(self, one: Pass) -> None:
         """Counts a pass."""
@@ -68,11 +77,19 @@ class _Asked(NamedTuple):
 
 
 class PrefixScorer:
-    """Scores sequences on one model, shared prefixes once. `cost` counts what was fed since it was made."""
+    """Scores sequences on one model, shared prefixes once.
+
+    Args:
+      model: the model's description.
+      params: its weights.
+      batch_size: sequences at once.
+      min_saved: a shared prefix is fed once where that spares at least so many tokens.
+    """
 
     def __init__(self, model: RWKV7, params: Params, batch_size: int, min_saved: int = MIN_SAVED):
         self.model, self.params, self.batch_size, self.min_saved = model, params, batch_size, min_saved
         self.cost = Cost()
+        """What was fed since the scorer was made."""
 
     def score(
         self, sequences: Sequence[ScoredSequence], states: Sequence[State], tick: Tick = lambda count: None

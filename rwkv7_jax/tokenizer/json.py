@@ -22,6 +22,10 @@ class JsonTokenizer:
     The end token is `eos_token`, else what `tokenizer_config.json` beside the file names, else a token of a usual name,
     else 0.
 
+    Args:
+      path: the file.
+      eos_token: the token that ends a text.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is not a tokenizer.json, or lacks `eos_token`.

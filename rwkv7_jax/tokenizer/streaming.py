@@ -17,10 +17,14 @@ class TextDecoder:
     """Decodes token ids piece by piece; a character whose bytes are incomplete is held back.
 
     The pieces joined are `tokenizer.decode` of all ids at once (where the tokenizer falls back to bytes: if these are
-    UTF-8, since the library spoils a whole run of bytes for one that is not). With `after` the ids follow others: a
-    space that begins the text is part of it, which some tokenizers take away from a whole text.
+    UTF-8, since the library spoils a whole run of bytes for one that is not).
 
     Of a long text the last ids alone are decoded with each new one: what a token stands for depends on few before it.
+
+    Args:
+      tokenizer: what decodes.
+      after: the ids follow others: a space that begins the text is part of it, which some tokenizers take away from a
+        whole text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, after: bool = False):
@@ -31,7 +35,14 @@ class TextDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """Adds ids; returns the text that they complete."""
+        """Adds ids.
+
+        Args:
+          ids: the next ones.
+
+        Returns:
+          The text that they complete, maybe "".
+        """
         self._ids += ids
         data = self._decoded(self._ids)
         end = len(data)

@@ -1,10 +1,13 @@
 """The pages of the reference: each public module from its docstrings, each command from its `--help`."""
 
+import ast
 import contextlib
+import doctest
 import importlib
 import inspect
 import io
 import re
+import textwrap
 import types
 from collections.abc import Iterator
 from functools import cache
@@ -14,13 +17,18 @@ from typing import NamedTuple
 FACES = ("rwkv7_jax", "state_tuning", "pallas_kernels")
 """Packages whose `__all__` is public, and so are the modules that it names."""
 WITHOUT_FACE = {
-    "rwkv7_jax.generation": ("generate", "sampling", "draft", "chat_template"),
+    "rwkv7_jax": ("model", "quantisation"),
+    "rwkv7_jax.generation": ("generate", "sampling", "forced", "chat_template"),
     "rwkv7_jax.inference": ("engine", "scoring"),
     "state_tuning": ("objectives",),
 }
 """Modules that are public too, although no `__all__` names them."""
 SNIPPETS = Path(__file__).parents[2] / "docs" / "reference" / "snippets"
 """Programs that show several names together; the first line of each file, a comment, lists them."""
+SECTION = re.compile(r"^(\w+):$", re.MULTILINE)
+"""The head of a docstring's section."""
+ITEM = re.compile(r"^  ([*\w][*\w, ]*):", re.MULTILINE)
+"""What an entry of a section describes: one name or several."""
 SETTING = re.compile(r"^  (--[\w.-]+|[A-Z][A-Z_.]*)\s+(.*?) ?\[(.*)\]$")
 
 
@@ -97,12 +105,13 @@ def documented() -> dict[str, list[Public]]:
 
 def module_page(module: str, own: list[Public]) -> str:
     """Returns the page of a module as Markdown for mkdocstrings."""
-    shown = {one.name for one in own}
+    shown, programs = {one.name for one in own}, dict[str, Public]()
     parts = [f"# {module}", *_of_module(module)]
     for one in own:
         parts.append(f"::: {one.path}\n    options:\n      heading_level: 2")
         if snippet := snippet_of(one):
-            parts.append(snippet)
+            first = programs.setdefault(snippet, one) if "```" in snippet else one
+            parts.append(snippet if first is one else f"**Example**: the program under [`{first.name}`][{first.path}].")
     more = [one for one in names(module) if one.name not in shown]
     if more:
         parts += ["## Also here", "\n".join(f"- [{one.name}][{one.home}]" for one in more)]
@@ -124,6 +133,50 @@ def snippet_of(public: Public) -> str:
     text = inspect.getdoc(public.value) or ""
     found = "" if "Example:" in text else _snippets().get(public.path) or _snippets().get(public.home, "")
     return f"**Example**, with its neighbours:\n\n{found}" if found.startswith("```") else found
+
+
+def lacking(public: Public) -> list[str]:
+    """Returns what is not said of a function or class: its parameters or fields, "Returns", "Example" that runs."""
+    value = inspect.unwrap(public.value) if callable(public.value) else None
+    if not (inspect.isfunction(value) or inspect.isclass(value)):
+        return []
+    text = inspect.getdoc(value) or ""
+    parts = SECTION.split(text)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    items = ITEM.findall(sections.get("Args", "") + sections.get("Attributes", ""))
+    described = {name.strip("* ") for item in items for name in item.split(",")}
+    if inspect.isclass(value):
+        missing = [name for name, has_text in _fields(value).items() if not has_text and name not in described]
+    elif "Args, Returns" in text:  # as for another function, which it names
+        missing = []
+    else:
+        signature = inspect.signature(value)
+        missing = [name for name in signature.parameters if name not in described]
+        if signature.return_annotation not in (None, "None") and not {"Returns", "Yields"} & set(sections):
+            missing.append("Returns")
+    examples = doctest.DocTestParser().get_examples(sections.get("Example", ""))
+    shown = snippet_of(public) or any(not one.options.get(doctest.SKIP) for one in examples)
+    return missing if shown else [*missing, "Example"]
+
+
+def _fields(kind: type) -> dict[str, bool]:
+    """What a class is made of: its fields and the parameters of `__init__`, and whether a string under each tells."""
+    found: dict[str, bool] = {}
+    constructors: list[ast.arguments] = []
+    for one in kind.__mro__:
+        if one.__module__.partition(".")[0] not in FACES:
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                under = following.value if isinstance(following, ast.Expr) else None
+                found.setdefault(line.target.id, isinstance(under, ast.Constant) and isinstance(under.value, str))
+            elif isinstance(line, ast.FunctionDef) and line.name == "__init__":
+                constructors.append(line.args)
+    for given in constructors[:1]:
+        found |= {one.arg: False for one in [*given.posonlyargs, *given.args[1:], *given.kwonlyargs]}
+    return {name: has_text for name, has_text in found.items() if not name.startswith("_")}
 
 
 def _of_module(module: str) -> list[str]:

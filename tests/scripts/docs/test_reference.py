@@ -1,7 +1,8 @@
 """The reference has every public name, with what a reader needs, and every setting of every command."""
 
-import inspect
+import functools
 import re
+from typing import NamedTuple
 
 import pytest
 
@@ -9,6 +10,8 @@ from experiments.cli import COMMANDS
 from scripts.docs import reference
 
 FACES = [one for face in reference.FACES for one in reference.names(face)]
+PACKAGES = ("pallas_kernels", "rwkv7_jax")
+COMPLETE = [one for own in reference.documented().values() for one in own if one.module.startswith(PACKAGES)]
 
 
 def test_every_public_name_stands_on_one_page():
@@ -21,16 +24,129 @@ def test_every_public_name_stands_on_one_page():
     assert {"rwkv7_jax.checkpoint", "state_tuning.dbp", "pallas_kernels"} <= set(pages)
 
 
-@pytest.mark.parametrize("public", [one for one in FACES if inspect.isfunction(one.value)], ids=lambda one: one.path)
-def test_public_functions_say_what_they_take_and_give(public):
-    text = inspect.getdoc(public.value) or ""
-    parameters = [name for name in inspect.signature(public.value).parameters if name not in ("self", "cls")]
-    assert not parameters or "Args:" in text or "Args, Returns" in text
-    gives = inspect.signature(public.value).return_annotation not in (None, "None")
-    assert "Returns" in text or "Yields:" in text or not gives
-    assert "Example:" in text or "    lm" in text or reference.snippet_of(public)
-    described = text.partition("Args:")[2].partition("Returns:")[0]
-    assert "Args, Returns" in text or [name for name in parameters if not re.search(rf"\b{name}\b", described)] == []
+def test_a_program_stands_once_on_a_page():
+    page = reference.module_page("rwkv7_jax.checkpoint", reference.documented()["rwkv7_jax.checkpoint"])
+    programs = re.findall(r"```python\n.*?```", page, re.DOTALL)
+    assert len(programs) == len(set(programs)) == 2
+    assert "**Example**: the program under [`" in page
+
+
+def test_pages_tell_everything():
+    assert len(COMPLETE) > 80
+    assert {one.path: missing for one in COMPLETE if (missing := reference.lacking(one))} == {}
+
+
+def test_programs_belong_to_public_names():
+    """A misspelt name in the first line of a program would have it shown nowhere."""
+    known = {name for own in reference.documented().values() for one in own for name in (one.path, one.home)}
+    heads = (file.read_text(encoding="utf-8").partition("-->")[0] for file in reference.SNIPPETS.glob("*.md"))
+    named = [name for name in " ".join(heads).split() if name.startswith(PACKAGES)]
+    assert len(named) > 50
+    assert [name for name in named if name not in known] == []
+
+
+def told(x: int, *, y: int = 0) -> int:
+    """Adds.
+
+    Args:
+      x, y: numbers.
+
+    Returns:
+      The sum.
+
+    Example:
+      >>> told(1)
+      1
+    """
+    return x + y
+
+
+def untold(x: int, y: int) -> int:
+    """Adds.
+
+    Args:
+      x: a number
+        y: is not described by this.
+
+    Example:
+      >>> untold(1, 2)  # doctest: +SKIP
+    """
+    return x + y
+
+
+def silent() -> None:
+    """Does nothing.
+
+    Example:
+      >>> silent()
+    """
+
+
+class Told(NamedTuple):
+    """Two numbers.
+
+    Attributes:
+      x: the first.
+
+    Example:
+      >>> Told(1, 2).y
+      2
+    """
+
+    x: int
+    y: int
+    """The second."""
+
+
+class Untold(NamedTuple):
+    """Two numbers."""
+
+    x: int
+    y: int
+    """The second."""
+
+
+class Made:
+    """What has a constructor.
+
+    Args:
+      x: a number.
+    """
+
+    def __init__(self, x: int, *, name: str = ""):
+        self.x, self.name = x, name
+
+
+class MadeAlike(Made):
+    """What has the constructor of another.
+
+    Args:
+      x: a number.
+      name: a text.
+
+    Example:
+      >>> MadeAlike(1).x
+      1
+    """
+
+
+@pytest.mark.parametrize(
+    ("value", "missing"),
+    [
+        (told, []),
+        (untold, ["y", "Returns", "Example"]),
+        (silent, []),
+        (functools.cache(untold), ["y", "Returns", "Example"]),
+        (Told, []),
+        (Untold, ["x", "Example"]),
+        (Made, ["name", "Example"]),
+        (MadeAlike, []),
+        ({"x": 1}, []),
+    ],
+)
+def test_what_a_page_does_not_tell_is_named(value, missing, monkeypatch):
+    monkeypatch.setattr(reference, "FACES", (__name__.partition(".")[0],))
+    assert reference.lacking(reference.Public(__name__, "one", value)) == missing
 
 
 @pytest.mark.parametrize("command", COMMANDS)
