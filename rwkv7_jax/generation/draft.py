@@ -27,18 +27,6 @@ class Draft:
 
     Raises:
       ValueError: `tokens` is out of its range.
-
-    Example:
-      >>> from rwkv7_jax import RWKV7, RWKV7Config, SamplingParams, generate
-      >>> from rwkv7_jax.generation.generate import Draft
-      >>> from rwkv7_jax.model import init_params
-      >>> model, small = (RWKV7(RWKV7Config(vocab_size=16, n_layer=n, n_embd=8, head_size=4)) for n in (2, 1))
-      >>> weights = [jax.jit(init_params, static_argnums=0)(m, jax.random.key(0)) for m in (model, small)]
-      >>> settings = SamplingParams(temperature=0, max_new_tokens=6)
-      >>> more = {"eos_id": None, "draft": Draft(small, weights[1], tokens=2)}
-      >>> result = generate(model, weights[0], [[1, 2]], None, jax.random.key(1), settings, **more)
-      >>> len(result.tokens[0]), result.drafted.passes[0] <= 6
-      (6, True)
     """
 
     model: RWKV7
