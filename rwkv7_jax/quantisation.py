@@ -41,9 +41,9 @@ class QuantisedWeight(NamedTuple):
     """A matrix [*L, O, K] of int8 numbers, or of 4-bit ones of which each byte holds two."""
 
     values: np.ndarray | Array | jax.ShapeDtypeStruct
-    """int8 [*L, O, K], or uint8 [*L, O, K / 2]: of each group the first half in the low four bits, as integer + 8."""
+    """int8 `[*L, O, K]`, or uint8 `[*L, O, K / 2]`: of each group the first half in the low 4 bits, as integer + 8."""
     scales: np.ndarray | Array | jax.ShapeDtypeStruct
-    """float32 [*L, O, K / group]."""
+    """float32 `[*L, O, K / group]`."""
 
     @property
     def bits(self) -> Bits:

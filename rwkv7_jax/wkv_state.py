@@ -1,7 +1,7 @@
 """WKV states other than the plain matrix: each has its own rule to be written and read.
 
-A plain array S [L,*B,H,V,K] follows the released rule. A `WKVState` keeps it as its field `s` beside further arrays,
-all [L,*B,...]: it is a pytree that is scanned over layers, broadcast over rows and carried from token to token like S.
+A plain array S `[L,*B,H,V,K]` follows the released rule. A `WKVState` keeps it as its field `s` beside further arrays,
+all `[L,*B,...]`: it is a pytree, scanned over layers, broadcast over rows and carried from token to token like S.
 
 Kernel features `psi(x)_m = exp(-gamma |x - u_m|^2)` over supports u_1..u_M lift a head's vectors to a larger space.
 """

@@ -10,7 +10,7 @@ import re
 import textwrap
 import types
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ SECTION = re.compile(r"^(\w+):$", re.MULTILINE)
 """The head of a docstring's section."""
 ITEM = re.compile(r"^  ([*\w][*\w, ]*):", re.MULTILINE)
 """What an entry of a section describes: one name or several."""
+LATER = re.compile(r"^(Returns|Raises|Examples?):$", re.MULTILINE)
+"""The head of the first section that stands below the fields of a class."""
+METHODS = (types.FunctionType, property, cached_property, classmethod, staticmethod)
 SETTING = re.compile(r"^  (--[\w.-]+|[A-Z][A-Z_.]*)\s+(.*?) ?\[(.*)\]$")
 
 
@@ -109,6 +112,8 @@ def module_page(module: str, own: list[Public]) -> str:
     parts = [f"# {module}", *_of_module(module)]
     for one in own:
         parts.append(f"::: {one.path}\n    options:\n      heading_level: 2")
+        if inspect.isclass(one.value):
+            parts[-1] += f"\n      members: {_methods(one.value) or 'false'}"
         if snippet := snippet_of(one):
             first = programs.setdefault(snippet, one) if "```" in snippet else one
             parts.append(snippet if first is one else f"**Example**: the program under [`{first.name}`][{first.path}].")
@@ -116,6 +121,23 @@ def module_page(module: str, own: list[Public]) -> str:
     if more:
         parts += ["## Also here", "\n".join(f"- [{one.name}][{one.home}]" for one in more)]
     return "\n\n".join(parts) + "\n"
+
+
+def _methods(kind: type) -> list[str]:
+    """The methods and properties that a class defines; fields stand in its docstring, see `with_fields`."""
+    own = [name for name, value in vars(kind).items() if isinstance(value, METHODS)]
+    return [name for name in own if name == "__call__" or not name.startswith("_")]
+
+
+def with_fields(text: str, fields: dict[str, str]) -> str:
+    """Returns the docstring of a class with what stands under its fields as the section `Attributes`."""
+    items = "".join(f"  {name}: {' '.join(what.split())}\n" for name, what in fields.items())
+    head, section, rest = text.partition("Attributes:\n")
+    if not items or section:
+        return f"{head}{section}{items}{rest}"
+    later = LATER.search(text)
+    end = later.start() if later else len(text)
+    return f"{text[:end].rstrip()}\n\nAttributes:\n{items}\n{text[end:]}".rstrip()
 
 
 @cache

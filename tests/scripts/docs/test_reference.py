@@ -149,6 +149,32 @@ def test_what_a_page_does_not_tell_is_named(value, missing, monkeypatch):
     assert reference.lacking(reference.Public(__name__, "one", value)) == missing
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("A box.", "A box.\n\nAttributes:\n  x: its width.\n  y: its height."),
+        (
+            "A box.\n\nRaises:\n  E: no.\n\nExample:\n  >>> 1\n  1",
+            "A box.\n\nAttributes:\n  x: its width.\n  y: its height.\n\nRaises:\n  E: no.\n\nExample:\n  >>> 1\n  1",
+        ),
+        ("A box.\n\nAttributes:\n  z: depth.", "A box.\n\nAttributes:\n  x: its width.\n  y: its height.\n  z: depth."),
+    ],
+)
+def test_fields_stand_in_the_docstring_of_their_class(text, whole):
+    assert reference.with_fields(text, {"x": "its width.", "y": "its\nheight."}) == whole
+    assert reference.with_fields(text, {}) == text
+
+
+def test_pages_show_methods_and_calls_beside_the_fields():
+    pages = reference.documented()
+    assert "rwkv7_jax.State\n    options:\n      heading_level: 2\n      members: false" in reference.module_page(
+        "rwkv7_jax", pages["rwkv7_jax"]
+    )
+    page = reference.module_page("rwkv7_jax.wkv_state", pages["rwkv7_jax.wkv_state"])
+    assert "members: ['__call__']" in page
+    assert "members: ['attend', 'lifted', 'queries']" in page
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_page_of_a_command_has_all_of_its_help(command):
     text = reference.help_of(command)
