@@ -37,6 +37,7 @@ class TuneResult(NamedTuple):
     losses: list[float]
     """Of each step, nats per token."""
     steps: int
+    """Updates."""
     validation_loss: float | None
     """At the end, nats per token; None without validation examples."""
 
@@ -64,11 +65,6 @@ def tune(
 
     The loss is the cross-entropy of completions: of a conversation its answers, of another plain text all of it. Same
     seed, same numbers.
-
-        lm = rwkv7_jax.LanguageModel.load("model.pth")
-        result = state_tuning.tune(lm, [("User: hi\\n\\nAssistant:", " Hello!")], steps=200)
-        result.state.save("state.safetensors")
-        lm.generate("User: hi\\n\\nAssistant:", state=result.state)
 
     Args:
       lm: the model; its weights stay as they are.

@@ -25,7 +25,15 @@ class Adapter(Protocol):
     """What `AdaptedRWKV7` takes instead of a state."""
 
     def adapt(self, model: RWKV7, params: Params) -> tuple[Params, State]:
-        """Returns (weights to call the model with, batched state to call it from), differentiable in the arrays."""
+        """Resolves what is trained, differentiable in the adapter's arrays.
+
+        Args:
+          model: the model's description, without adapters.
+          params: its frozen weights.
+
+        Returns:
+          (weights to call the model with, batched state to call it from).
+        """
         ...
 
 
@@ -34,7 +42,16 @@ class AdaptedRWKV7(RWKV7):
 
     @nn.nowrap
     def apply(self, variables: dict[str, Params], *args: PyTree, **options: PyTree) -> PyTree:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Calls the model as RWKV7 does; the second of `args`, the state, may be an `Adapter`."""
+        """Calls the model as RWKV7 does.
+
+        Args:
+          variables: {"params": weights}, with the small matrices of `lora.insert` or without.
+          *args: those of RWKV7; the second, the state, may be an `Adapter`.
+          **options: those of RWKV7.
+
+        Returns:
+          What RWKV7 returns.
+        """
         if len(args) > 1 and isinstance(args[1], Adapter):
             params, state = args[1].adapt(RWKV7(self.config), variables["params"])
             variables, args = {"params": params}, (args[0], state, *args[2:])

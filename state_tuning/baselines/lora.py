@@ -19,6 +19,8 @@ from rwkv7_jax.state import State, zero_state
 from state_tuning.baselines.adapters import DOWN, UP
 from state_tuning.core.train import Method
 
+__all__ = ["Lora", "Pair", "insert", "merge", "method"]
+
 PROJECTIONS = ("att/receptance", "att/key", "att/value", "att/output")
 
 
@@ -26,7 +28,9 @@ class Pair(NamedTuple):
     """A and B of one projection in all layers."""
 
     down: Float[Array, "L R I"]
+    """A, from I inputs to rank R; random at start."""
     up: Float[Array, "L O R"]
+    """B, from rank R to O outputs; zero at start."""
 
 
 Pairs = dict[str, Pair]
@@ -37,6 +41,7 @@ class Lora:
     """Which projections, and how large."""
 
     rank: int = 8
+    """R of each pair of matrices."""
     alpha: float = 16.0
     """The matrices enter as `alpha / rank * B A`."""
     projections: tuple[str, ...] = PROJECTIONS
@@ -84,14 +89,29 @@ def method(config: RWKV7Config, lora: Lora, key: Key[Array, ""]) -> Method:
 
 
 def insert(params: Params, pairs: Pairs) -> Params:
-    """Returns weights with the pairs beside them, for `adapters.AdaptedRWKV7`. Copies no weight."""
+    """Puts the pairs beside the weights, for `AdaptedRWKV7`, which adds `up (down x)`. Copies no weight.
+
+    Args:
+      params: the model's weights.
+      pairs: by projection, as they enter: `alpha / rank` is in them already.
+
+    Returns:
+      The tree of weights with two more leaves in each of these layers.
+    """
     return _edited(params, pairs, lambda linear, pair: linear | {DOWN: pair.down, UP: pair.up})
 
 
 def merge(params: Params, pairs: Pairs, lora: Lora) -> Params:
-    """Returns new weights W + alpha / rank B A of the same dtypes, for any model; others are shared with `params`.
+    """Computes new weights W + alpha / rank B A, for any model.
 
-    Of quantised weights those that change are float32 afterwards.
+    Args:
+      params: the model's weights.
+      pairs: what was trained, by projection.
+      lora: the settings that it was trained with.
+
+    Returns:
+      The weights, of the same dtypes; those without a pair are shared with `params`. Of quantised weights those that
+      change are float32.
     """
 
     def merged(linear: Params, pair: Pair) -> Params:

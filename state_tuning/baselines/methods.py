@@ -26,6 +26,7 @@ from state_tuning.core.train import Method, TuneConfig
 from state_tuning.observer.distill import compile_prompt
 
 UNTRAINED = ("zero", "few_shot", "soup")
+"""Names of the baselines that are states, without training."""
 
 
 class Baseline(NamedTuple):
@@ -34,6 +35,7 @@ class Baseline(NamedTuple):
     model: RWKV7
     """For `train.make_train_step` and `train.make_eval_step`."""
     method: Method
+    """What is trained, from where, and how it becomes the start of a batch."""
     finish: Callable[[Params, PyTree], tuple[Params, State]]
     """(frozen weights, trained tree) -> (weights, unbatched state) for the plain model: to generate and to score."""
 
@@ -45,6 +47,7 @@ class Sizes:
     prefix: int = 32
     """Soft tokens."""
     lora: Lora = dataclasses.field(default_factory=Lora)
+    """Of LoRA; its rank is that of `low_rank_state` too."""
 
 
 class Prefix(NamedTuple):
@@ -162,6 +165,7 @@ TRAINED: dict[str, Callable[[RWKV7, Params, TuneConfig, Sizes, Key[Array, ""]], 
     "prefix": prefix,
     "lora": low_rank,
 }
+"""What makes each trained baseline, by its name; see `build`."""
 
 
 def build(
@@ -189,7 +193,19 @@ def build(
 
 
 def few_shot(model: RWKV7, params: Params, tokens: Sequence[int]) -> State:
-    """Returns the unbatched state after solved examples: what a few-shot prompt is to a recurrent model."""
+    """Reads solved examples: what a few-shot prompt is to a recurrent model.
+
+    Args:
+      model: the model's description.
+      params: its weights.
+      tokens: token ids of the examples, at least one.
+
+    Returns:
+      The unbatched float32 state after them.
+
+    Raises:
+      ValueError: there is no token.
+    """
     return compile_prompt(model, params, tokens)
 
 

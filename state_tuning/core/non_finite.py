@@ -29,21 +29,62 @@ _MEANING = {
 
 ADVICE = "lower the learning rate or check weights and data"
 
+__all__ = [
+    "NonFiniteError",
+    "all_finite",
+    "check_finite",
+    "keep_if_finite",
+    "layer_flags",
+    "skip_message",
+    "state_flags",
+]
+
 
 class NonFiniteError(ValueError):
-    """Too many steps in a row with a non-finite loss or gradient."""
+    """Too many steps in a row with a non-finite loss or gradient; `check_finite` raises it.
+
+    Example:
+      >>> try:
+      ...     check_finite({"applied": False, "consecutive": 5}, step=12)
+      ... except NonFiniteError as error:
+      ...     print(str(error).partition(": ")[0])
+      step 12
+    """
 
 
 def state_flags(state: State) -> Bool[Array, "L 3"]:
     """Returns which parts of each layer's final state (batched) are finite, in the order of `PLACES`.
 
     A NaN at any token stays in wkv until the end of the sequence, so the first False names where it arose.
+
+    Args:
+      state: batched, as the model returns it after the last token.
+
+    Returns:
+      [L, 3], True where all values are finite.
+
+    Example:
+      >>> from rwkv7_jax import State
+      >>> shift, wkv = jnp.zeros((2, 1, 4)), jnp.zeros((2, 1, 1, 4, 4))
+      >>> state_flags(State(shift, shift, wkv.at[1, 0, 0, 2, 3].set(jnp.nan))).tolist()
+      [[True, True, True], [True, False, True]]
     """
     return jnp.stack([layer_flags(getattr(state, name)) for name in PLACES], axis=1)
 
 
 def layer_flags(tree: PyTree) -> Bool[Array, "L"]:
-    """Returns whether every leaf [L, ...] of a tree is finite, for each layer."""
+    """Returns whether every leaf of a tree is finite, for each layer.
+
+    Args:
+      tree: at least one leaf; all of them [L, ...], as gradients of a trainable tree are.
+
+    Returns:
+      [L], True where all values of a layer are finite.
+
+    Example:
+      >>> layer_flags({"s": jnp.array([[1.0, 2.0], [3.0, jnp.inf]])}).tolist()
+      [True, False]
+    """
     return jnp.stack([_finite_per_layer(leaf) for leaf in jax.tree.leaves(tree)]).all(0)
 
 
@@ -57,7 +98,18 @@ def weight_flags(params: Params) -> Bool[Array, "L"]:
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Returns whether every floating-point leaf of a tree is finite."""
+    """Returns whether every floating-point leaf of a tree is finite.
+
+    Args:
+      tree: any pytree of arrays with a floating-point leaf; integers are finite.
+
+    Returns:
+      A bool scalar.
+
+    Example:
+      >>> bool(all_finite({"loss": jnp.float32(1.0), "step": jnp.int32(3)})), bool(all_finite(jnp.array([jnp.nan])))
+      (True, False)
+    """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
@@ -101,6 +153,11 @@ def skip_message(metrics: Metrics, step: int, batch: int | None = None) -> str |
 
     Returns:
       The line, which names step, batch and layer; None if the update was applied.
+
+    Example:
+      >>> metrics = {"applied": False, "loss": 1.0, "state_finite": np.ones((2, 3), bool)}
+      >>> skip_message(metrics | {"grad_finite": np.array([False, True])}, step=7)
+      'step 7: update skipped, first non-finite value in the gradient of layer 0'
     """
     if jax.device_get(metrics["applied"]):
         return None
@@ -109,10 +166,23 @@ def skip_message(metrics: Metrics, step: int, batch: int | None = None) -> str |
 
 
 def check_finite(metrics: Metrics, step: int, limit: int = 5) -> str | None:
-    """Returns `skip_message(metrics, step)`.
+    """Describes a skipped update as `skip_message` does, and ends a run of too many of them.
+
+    Args:
+      metrics: those of `train.make_train_step`, or of another step with `applied` and `consecutive`.
+      step: number of the step.
+      limit: skipped updates in a row that are too many.
+
+    Returns:
+      The line; None if the update was applied.
 
     Raises:
       NonFiniteError: `limit` or more updates in a row were skipped.
+
+    Example:
+      >>> check_finite({"applied": True, "consecutive": 0}, step=1)
+      >>> check_finite({"applied": False, "consecutive": 2}, step=9)
+      'step 9: update skipped, first non-finite value in a place that this step does not tell'
     """
     message = skip_message(metrics, step)
     if message is None:

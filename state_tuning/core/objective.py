@@ -1,175 +1,51 @@
 """The objective: cross-entropy on completions only, with the prompt and the padding masked.
 
-Where the mask begins. A generation feeds `encode(prompt)` to the model and then predicts token by token, so training
-sees exactly that only if prompt and completion are encoded apart and joined as tokens. Encoding the joined text may
-merge characters across the boundary into one token (half prompt, half completion): generation from the prompt never
-meets that token, and a mask counted in characters or in the prompt's own tokens is then off by one. So `encode_example`
-encodes apart, and the mask is a token offset: no merge can move it. `boundary_merges` tells whether a pair is affected
-(the usual cause is a prompt that ends in a space: put the space in front of the completion).
+`examples` makes the sequences and their masks; its names are here too.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypedDict
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from rwkv7_jax.sharding import chunks_as_rows
-from rwkv7_jax.tokenizer import Tokenizer
-from rwkv7_jax.tokenizer.abilities import encode_after
+from state_tuning.core.examples import Batch, Example, boundary_merges, collate, encode_example, encode_text
+
+__all__ = [
+    "Batch",
+    "Example",
+    "boundary_merges",
+    "chunked_losses",
+    "chunked_sums",
+    "collate",
+    "completion_loss",
+    "completion_sums",
+    "encode_example",
+    "encode_text",
+    "token_nll",
+]
 
 Head = Callable[[Float[Array, "B C D"]], Float[Array, "B C vocab"]]
 """activations -> logits"""
-BOUNDARY = 64
-"""Characters before and after a boundary that may share a token."""
-
-
-class Batch(TypedDict):
-    """Right-padded sequences. `targets[t]` is the token after `tokens[t]`; padding has valid False and loss_mask 0."""
-
-    tokens: Int[Array | np.ndarray, "B T"]
-    targets: Int[Array | np.ndarray, "B T"]
-    loss_mask: Float[Array | np.ndarray, "B T"]
-    valid: Bool[Array | np.ndarray, "B T"]
-
-
-class Example(NamedTuple):
-    """One training sequence: int32 tokens [N], where the completion starts in it, and how many tokens were cut off."""
-
-    tokens: Int[np.ndarray, "N"]
-    completion_start: int
-    truncated: int
-    learnt: Bool[np.ndarray, "N"] | None = None
-    """Which tokens are predicted; None: all from `completion_start` on."""
-
-
-def encode_example(
-    tokenizer: Tokenizer,
-    prompt: str,
-    completion: str,
-    max_len: int | None = None,
-    *,
-    prefix: Sequence[int] = (),
-    eos: bool = True,
-    follows: bool = False,
-) -> Example:
-    """Encodes `prefix`, prompt, completion and (if `eos`) the end token, the parts apart (see the module).
-
-    With no prompt and no prefix the end token, which separates documents in RWKV's training text, comes first: the
-    first token needs one to be predicted from.
-
-    Args:
-      tokenizer: text to token ids.
-      prompt: text before the completion; it has no loss.
-      completion: text to predict.
-      max_len: bound of the model's input positions, that is N - 1. Too long an example loses its oldest prompt tokens
-        first (a quarter of `max_len` stays), then the end of its completion.
-      prefix: token ids before the prompt.
-      eos: whether the end token is predicted after the completion.
-      follows: whether the prompt itself follows other text, as a later part of a conversation does.
-
-    Returns:
-      The example, int32.
-
-    Raises:
-      ValueError: nothing is left to predict, or max_len < 1.
-
-    Example:
-      >>> from rwkv7_jax.tokenizer import ByteTokenizer
-      >>> example = encode_example(ByteTokenizer(), "2+2=", "4")
-      >>> example.tokens.tolist(), example.completion_start
-      ([50, 43, 50, 61, 52, 0], 4)
-    """
-    given = encode_after(tokenizer, prompt) if follows else tokenizer.encode(prompt)
-    context = [*prefix, *given] or [tokenizer.eos_id]
-    said = encode_after(tokenizer, completion) if given or follows else tokenizer.encode(completion)
-    answer = [*said, *([tokenizer.eos_id] if eos else [])]
-    if not answer:
-        raise ValueError(f"encode_example: the completion {completion!r} has no token to predict")
-    if max_len is not None and max_len < 1:
-        raise ValueError(f"encode_example: max_len is {max_len}, it must be at least 1")
-    total = len(context) + len(answer)
-    if max_len is not None and total > max_len + 1:
-        context = context[-max(1, max_len // 4, max_len + 1 - len(answer)) :]
-        answer = answer[: max_len + 1 - len(context)]
-    tokens = np.asarray(context + answer, np.int32)
-    return Example(tokens, completion_start=len(context), truncated=total - len(tokens))
-
-
-def encode_text(tokenizer: Tokenizer, text: str, max_len: int) -> list[Example]:
-    """Encodes a plain text as windows of at most `max_len` positions, each of which starts with the end token.
-
-    Args:
-      tokenizer: text to token ids.
-      text: every token of it, and the end token after it, is predicted.
-      max_len: bound of the model's input positions.
-
-    Returns:
-      The windows in order.
-
-    Raises:
-      ValueError: the text is empty and has nothing to predict.
-
-    Example:
-      >>> from rwkv7_jax.tokenizer import ByteTokenizer
-      >>> [example.tokens.tolist() for example in encode_text(ByteTokenizer(), "abc", 3)]
-      [[0, 97, 98, 99], [0, 0]]
-    """
-    whole = encode_example(tokenizer, "", text)
-    start = whole.completion_start
-    head, body = whole.tokens[:start], whole.tokens[start:]
-    size = max(1, max_len + 1 - start)
-    pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
-    return [Example(np.concatenate([head, piece]), start, 0) for piece in pieces]
-
-
-def boundary_merges(tokenizer: Tokenizer, prompt: str, completion: str) -> bool:
-    """Returns whether encoding prompt and completion jointly gives other tokens than encoding them apart.
-
-    The characters on both sides of the boundary decide it.
-    """
-    before, after = prompt[-BOUNDARY:], completion[:BOUNDARY]
-    return tokenizer.encode(before + after) != [*tokenizer.encode(before), *encode_after(tokenizer, after)]
-
-
-def collate(examples: Sequence[Example], length: int, batch_size: int | None = None) -> Batch:
-    """Right-pads examples to one numpy batch.
-
-    Args:
-      examples: at least one.
-      length: T, positions of each sequence.
-      batch_size: B; sequences that are all padding fill it up. None: the number of examples.
-
-    Returns:
-      The batch [B, T].
-
-    Raises:
-      ValueError: an example has more than length + 1 tokens; there is no example, or more than batch_size.
-    """
-    rows = len(examples) if batch_size is None else batch_size
-    if not 0 < len(examples) <= rows:
-        raise ValueError(f"collate: {len(examples)} examples do not fit a batch of {rows} rows")
-    tokens = np.zeros((rows, length), np.int32)
-    targets = np.zeros((rows, length), np.int32)
-    loss_mask = np.zeros((rows, length), np.float32)
-    valid = np.zeros((rows, length), bool)
-    for row, example in enumerate(examples):
-        n = len(example.tokens) - 1
-        if n > length:
-            raise ValueError(f"collate: example {row} has {n} positions, more than length {length}; give max_len")
-        tokens[row, :n] = example.tokens[:-1]
-        targets[row, :n] = example.tokens[1:]
-        loss_mask[row, example.completion_start - 1 : n] = 1.0
-        if example.learnt is not None:
-            loss_mask[row, :n] = example.learnt[1:]
-        valid[row, :n] = True
-    return Batch(tokens=tokens, targets=targets, loss_mask=loss_mask, valid=valid)
 
 
 def token_nll(logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Computes the negative log-likelihood of each target in nats, by a float32 log-softmax."""
+    """Computes the negative log-likelihood of each target, by a float32 log-softmax.
+
+    Args:
+      logits: [B, T, vocab] of any floating dtype.
+      targets: token ids [B, T].
+
+    Returns:
+      -log softmax(logits)[target] [B, T], nats, float32.
+
+    Example:
+      >>> nll = token_nll(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]])), jnp.array([[1]]))  # log 4
+      >>> nll.shape, round(float(nll[0, 0]), 4)
+      ((1, 1), 1.3863)
+    """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -188,7 +64,13 @@ def completion_sums(
       loss_mask: weight of each token [B, T].
 
     Returns:
-      (sum of masked NLL in nats [B], sum of the mask [B]).
+      (sum of masked NLL in nats [B], sum of the mask [B]), float32.
+
+    Example:
+      >>> targets, mask = jnp.array([[0, 1, 1]]), jnp.array([[0.0, 1.0, 1.0]])
+      >>> nll, count = completion_sums(jnp.zeros((1, 3, 2)), targets, mask)  # two tokens of log 2 each
+      >>> round(float(nll[0]), 4), count.tolist()
+      (1.3863, [2.0])
     """
     logits = jnp.where(loss_mask[..., None] > 0, logits, jnp.zeros((), logits.dtype))
     return (token_nll(logits, targets) * loss_mask).sum(-1), loss_mask.sum(-1)
@@ -197,7 +79,21 @@ def completion_sums(
 def completion_loss(
     logits: Float[Array, "B T vocab"], targets: Int[Array, "B T"], loss_mask: Float[Array, "B T"]
 ) -> Float[Array, ""]:
-    """Computes the mean NLL in nats over the masked tokens of the whole batch; 0 if there is none."""
+    """Computes the mean NLL over the masked tokens of the whole batch.
+
+    Args:
+      logits: [B, T, vocab]; where the mask is 0 they may be anything, even NaN.
+      targets: token ids [B, T].
+      loss_mask: weight of each token [B, T].
+
+    Returns:
+      Nats per token, a float32 scalar; 0 if no token is masked in.
+
+    Example:
+      >>> loss = completion_loss(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, 1]]), jnp.array([[0.0, 1.0, 1.0]]))
+      >>> round(float(loss), 4)  # log 2
+      0.6931
+    """
     nll, count = completion_sums(logits, targets, loss_mask)
     return mean(nll.sum(), count.sum())
 

@@ -29,9 +29,13 @@ class FactoredState(NamedTuple):
     """A state whose wkv part is kept as a product of rank R: `wkv = u @ w`."""
 
     att_shift: Float[Array, "L D"]
+    """As in `State`, and so is the next."""
     ffn_shift: Float[Array, "L D"]
+    """Of the channel mix."""
     u: Float[Array, "L H V R"]
+    """Left factors, value axis first."""
     w: Float[Array, "L H R K"]
+    """Right factors, key axis last."""
 
 
 def split(state: Tree, where: Where) -> tuple[Tree, Tree]:
@@ -233,7 +237,14 @@ def truncate_rank(state: State, rank: int) -> FactoredState:
 
 
 def expand(factored: FactoredState) -> State:
-    """Returns the full state of a factored one: `wkv = u @ w` in float32. Law: see `truncate_rank`."""
+    """Returns the full state of a factored one: `wkv = u @ w` in float32. Law: see `truncate_rank`.
+
+    Args:
+      factored: of rank R.
+
+    Returns:
+      The unbatched state, its matrices [L, H, V, K] of rank at most R.
+    """
     wkv = jnp.einsum("lhvr,lhrk->lhvk", factored.u, factored.w, precision="highest")
     return State(att_shift=factored.att_shift, ffn_shift=factored.ffn_shift, wkv=wkv)
 
@@ -268,7 +279,14 @@ def info(state: State) -> dict[str, np.ndarray]:
 
 
 def size(state: PyTree) -> int:
-    """Returns the number of values in a tree; holes count nothing. Law: additive over `split`."""
+    """Counts the values in a tree; holes count nothing. Law: additive over `split`.
+
+    Args:
+      state: any pytree of arrays.
+
+    Returns:
+      The sum of the leaves' sizes.
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 

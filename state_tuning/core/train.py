@@ -4,12 +4,10 @@ A *method* says what is trained and how it becomes the initial state of a batch;
 Everything else is one jitted step. Weights are its argument: never closed over, donated or differentiated.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,54 +24,22 @@ from rwkv7_jax.sharding import gathered, pin, whole
 from rwkv7_jax.state import State, zero_state
 from state_tuning.core import non_finite, objective, surgery
 from state_tuning.core.accumulate import accumulated
+from state_tuning.core.config import TuneConfig
 from state_tuning.core.objective import Batch
 from state_tuning.core.segments import scan_segments
 
-
-@dataclasses.dataclass(frozen=True)
-class TuneConfig:
-    """Hyper-parameters of a tuning run."""
-
-    learning_rate: float = 1e-2
-    """Peak step size of Adam, so about the change of each state entry per step."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Decay after the warm-up, to `final_fraction` of the peak at `steps`."""
-    warmup: int = 10
-    """Steps of linear warm-up."""
-    steps: int = 200
-    final_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.99
-    eps: float = 1e-8
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0 turns clipping off."""
-    alpha: float = 1.0
-    """The initial state is alpha * S_0 (S0 Tuning, arXiv 2604.01168)."""
-    l2: float = 0.0
-    """Adds l2 * |S_0|^2 to the loss: the sum of squares over all leaves of the trainable tree.
-
-    For literal DBP these are S~ (not the S~ R that is read) and R, whose squares are in `penalty` and `grad_norm` but
-    move nothing, as no gradient moves R."""
-    tune_shifts: bool = False
-    """Train the token-shift states of both mixes too; otherwise they stay zero."""
-    accumulate: int = 1
-    """Micro-batches per step: memory of B / accumulate sequences, the same update."""
-    loss_chunk: int = 128
-    """Tokens of each sequence whose logits exist at a time."""
-    segment: int = 0
-    """Tokens of each sequence whose activations exist at a time (see `segments`); 0: all."""
-    exact_segments: int = 0
-    """Segments from the start that the gradient runs through; 0: all of them, the exact gradient."""
-
-    def __post_init__(self):
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule {self.schedule!r} is unknown: choose constant, linear or cosine")
-        for name in ("steps", "accumulate", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        for name in ("learning_rate", "warmup", "clip_norm", "l2", "segment", "exact_segments"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be finite and not negative")
+__all__ = [
+    "Method",
+    "TuneConfig",
+    "TuneState",
+    "guarded_update",
+    "init",
+    "make_eval_step",
+    "make_optimizer",
+    "make_schedule",
+    "make_train_step",
+    "standard",
+]
 
 
 class Method(NamedTuple):
@@ -91,7 +57,9 @@ class TuneState(NamedTuple):
     """Everything that changes while tuning; small, and donated to each step."""
 
     trainable: PyTree
+    """The method's tree at this point."""
     opt_state: optax.OptState
+    """The state of the optax transform."""
     step: Int[Array, ""]
     """Steps taken, skipped ones included."""
     skipped: Int[Array, ""]
@@ -155,6 +123,14 @@ def make_schedule(tune: TuneConfig, peak: Float[Array, ""] | None = None) -> Cal
     Args:
       tune: the schedule and its settings.
       peak: the largest rate, where a compiled step is to serve several; None: `tune.learning_rate`.
+
+    Returns:
+      A function count -> rate, a float32 scalar, as optax schedules are.
+
+    Example:
+      >>> rate = make_schedule(TuneConfig(learning_rate=1.0, warmup=2, steps=10, schedule="linear"))
+      >>> [round(float(rate(count)), 4) for count in (0, 1, 2, 10)]
+      [0.5, 1.0, 1.0, 0.1]
     """
     largest = tune.learning_rate if peak is None else peak
 
@@ -174,13 +150,24 @@ def make_optimizer(tune: TuneConfig) -> optax.GradientTransformation:
 
     Args:
       tune: `clip_norm`, the schedule, and Adam's constants.
+
+    Returns:
+      The optax transform, for `make_train_step` and `init`.
     """
     clip = optax.clip_by_global_norm(tune.clip_norm) if tune.clip_norm else optax.identity()
     return optax.chain(clip, optax.adam(make_schedule(tune), tune.b1, tune.b2, tune.eps))
 
 
 def init(optimizer: optax.GradientTransformation, trainable: PyTree) -> TuneState:
-    """Returns the state before the first step; `trainable` is copied, so it outlives the donation."""
+    """Returns the state before the first step.
+
+    Args:
+      optimizer: the optax transform that the step is made with.
+      trainable: the method's tree at the start, as `Method.init()` gives it; it is copied, so it outlives the donation.
+
+    Returns:
+      The state, with all counters zero; on the devices of the mesh that is set, if any.
+    """
     trainable = jax.tree.map(jnp.array, trainable)
     with _optax_promotion():
         opt_state = optimizer.init(trainable)
@@ -203,6 +190,16 @@ def guarded_update(
     Returns:
       (the state after the step, metrics: loss, grad_norm and update_norm (before and after optax), applied, skipped,
       consecutive).
+
+    Example:
+      >>> optimizer = optax.sgd(0.5)
+      >>> tuned = init(optimizer, {"s": jnp.array([1.0])})
+      >>> tuned, metrics = guarded_update(optimizer, tuned, jnp.float32(1.0), {"s": jnp.array([2.0])})
+      >>> tuned.trainable["s"].tolist(), bool(metrics["applied"])
+      ([0.0], True)
+      >>> tuned, metrics = guarded_update(optimizer, tuned, jnp.float32(1.0), {"s": jnp.array([jnp.nan])})
+      >>> tuned.trainable["s"].tolist(), bool(metrics["applied"]), int(metrics["skipped"])
+      ([0.0], False, 1)
     """
     with _optax_promotion():
         updates, opt_state = optimizer.update(grads, tuned.opt_state, tuned.trainable, **extra)

@@ -20,7 +20,7 @@ from state_tuning.core.objective import Batch
 from state_tuning.core.train import Correlate, Method
 from state_tuning.dbp.queries import state_queries
 
-__all__ = ["Correlate", "Correlator", "Recorder", "make_correlate", "record", "second_moment"]
+__all__ = ["Correlate", "make_correlate", "record", "second_moment"]
 
 
 class Recorder(NamedTuple):
@@ -69,7 +69,19 @@ class Correlator(NamedTuple):
 
 
 def second_moment(z: Float[Array, "B T H K"], valid: Array | None = None) -> Float[Array, "H K K"]:
-    """Returns the mean of z z^T over sequences and valid tokens, float32."""
+    """Computes the mean of z z^T over sequences and valid tokens.
+
+    Args:
+      z: vectors of each token by head.
+      valid: [B, T], False marks padding; None: all tokens count.
+
+    Returns:
+      C [H, K, K], float32; zeros without a valid token.
+
+    Example:
+      >>> second_moment(jnp.array([[[[1.0, 0.0]], [[1.0, 2.0]]]])).tolist()  # two tokens, one head
+      [[[1.0, 1.0], [1.0, 2.0]]]
+    """
     z = z.astype(jnp.float32)
     used = jnp.ones(z.shape[:2], jnp.float32) if valid is None else valid.astype(jnp.float32)
     total = jnp.einsum("bthi,bthj->hij", z * used[:, :, None, None], z, precision="highest")
@@ -103,7 +115,16 @@ def make_correlate(model: RWKV7, method: Method, sample: float = 0.1) -> Correla
 
 
 def record(model: RWKV7, params: Params, batch: Batch) -> Streams:
-    """Returns the streams [L, B, T, H, K] of the frozen model on a batch, from the zero state."""
+    """Records what each layer's recurrence reads and writes on a batch of text, from the zero state.
+
+    Args:
+      model: the model's description.
+      params: its weights.
+      batch: sequences [B, T], of which `tokens` and `valid` are used.
+
+    Returns:
+      The streams r, log_w, k, v, kk and iclr, [L, B, T, H, K] each.
+    """
     return _record(model, params, *(jnp.asarray(batch[name]) for name in ("tokens", "valid")))
 
 

@@ -14,16 +14,27 @@ from jaxtyping import PyTree
 from state_tuning.core.train import Method
 from state_tuning.dbp import transform
 
+__all__ = ["Rotated", "decorrelated", "method"]
+
 
 class Rotated(NamedTuple):
     """A trainable tree S~ and, for each of its matrices, the R through which it is read (None at other leaves)."""
 
     scaled: PyTree
+    """S~, a tree like the inner method's."""
     r: PyTree
+    """R [..., K, K] float32 for each of its matrices, the identity at start."""
 
 
 def method(inner: Method) -> Method:
-    """Returns the method `inner` with every matrix X of its trainable tree replaced by X~ R; no gradient reaches R."""
+    """Returns the method `inner` with every matrix X of its trainable tree replaced by X~ R; no gradient reaches R.
+
+    Args:
+      inner: any method.
+
+    Returns:
+      A method of `Rotated` trees, to be moved by `decorrelated` of this module.
+    """
 
     def product(trainable: Rotated) -> PyTree:
         return transform.apply_right(trainable.scaled, jax.lax.stop_gradient(trainable.r))
@@ -45,7 +56,22 @@ def decorrelated(
     decay: ArrayLike = 0.9,
     damping: ArrayLike = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the transform for trees of `method`: `inner` moves S~, the rule moves R. Args: see `dbp.decorrelated`."""
+    """Returns the transform for trees of `method`: `inner` moves S~, the rule moves R.
+
+    Args:
+      inner: the optimiser of S~, learning rate included.
+      rate: step size of R in [0, 1), or a schedule of the number of updates.
+      kappa: 0 decorrelates, 1 normalises variances, between them R whitens.
+      every: R learns at every `every`-th update, from the first on; a whole number.
+      decay: of the running mean of C; 0 takes each C alone.
+      damping: added to the unit mean eigenvalue of C, at least 0.
+
+    Returns:
+      A transform whose update takes `correlations`, a tree like `Rotated.r` with C in each matrix's place.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
     transform.check(every=every, decay=decay, damping=damping)
     inner = optax.with_extra_args_support(inner)
     learn = transform.rule(rate, kappa)

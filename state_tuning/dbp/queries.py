@@ -24,7 +24,7 @@ def state_queries(
 
     Args:
       r: what a head reads with.
-      log_w: log of the decay.
+      log_w: log of the decay, below 0.
       k: what a head writes with.
       a: the removal key, negative.
       b: the removal key times its rate.
@@ -33,7 +33,13 @@ def state_queries(
       implementation: of the WKV op; None picks by device.
 
     Returns:
-      q [B, T, H, K].
+      q [B, T, H, K], float32.
+
+    Example:
+      >>> r, log_w, still = jnp.ones((1, 3, 1, 2)), jnp.log(jnp.full((1, 3, 1, 2), 0.5)), jnp.zeros((1, 3, 1, 2))
+      >>> q = state_queries(r, log_w, still, still, still, implementation="scan")  # a decay of 1/2 a token alone
+      >>> [round(x, 4) for x in q[0, :, 0, 0].tolist()]
+      [0.5, 0.25, 0.125]
     """
     batch, _, heads, size = r.shape
     identity = jnp.broadcast_to(jnp.eye(size, dtype=jnp.float32), (batch, heads, size, size))

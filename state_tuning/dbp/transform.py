@@ -24,7 +24,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
+
+from state_tuning.dbp.preconditioner import decorrelate, identity_like, inverse_root, precondition, product
+
+__all__ = [
+    "DecorrelatedState",
+    "condition_numbers",
+    "decorrelate",
+    "decorrelated",
+    "inverse_root",
+    "precondition",
+    "whitened",
+]
 
 Learn = Callable[[Array, Array, Int[Array, ""]], Array]
 """(R, running mean of C, updates so far) -> R"""
@@ -35,6 +47,7 @@ class DecorrelatedState(NamedTuple):
     """State of `decorrelated` and `whitened`; `r`, `mean` and `looks` are None at leaves that pass untouched."""
 
     inner_state: optax.OptState
+    """Of the wrapped optimiser."""
     r: PyTree
     """R [..., K, K] float32 of every matrix, the identity at start."""
     mean: PyTree
@@ -104,7 +117,27 @@ def whitened(
 
     The exact control of `decorrelated`.
 
-    Args, Returns, Raises: as for `decorrelated`. With damping 0 see `inverse_root` for a singular C.
+    Args:
+      inner: the optimiser, learning rate included; sees `G R^T`.
+      every: R is made anew at every `every`-th update, from the first on; a whole number.
+      decay: of the running mean of C, which is the plain mean of the first 1 / (1 - decay); 0 takes each C alone.
+      damping: added to the unit mean eigenvalue of C; with 0 see `inverse_root` for a singular C.
+      mask: which leaves are preconditioned, as for `decorrelated`.
+
+    Returns:
+      A transform whose update takes `correlations`, as that of `decorrelated`.
+
+    Raises:
+      ValueError: a setting is out of range; while tracing, a C has the wrong shape or is complex.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params, grads = jnp.zeros((1, 2)), jnp.array([[1.0, 1.0]])
+      >>> optimizer = whitened(optax.sgd(1.0), damping=0.0)
+      >>> c = jnp.array([[1.6, 0.0], [0.0, 0.4]])
+      >>> updates, _ = optimizer.update(grads, optimizer.init(params), params, correlations=c)  # - grads C^-1
+      >>> [round(x, 3) for x in updates[0].tolist()]
+      [-0.625, -2.5]
     """
     check(every=every, decay=decay, damping=damping)
     return _right_preconditioned(inner, lambda r, mean, count: inverse_root(mean), every, decay, damping, mask)
@@ -121,37 +154,14 @@ def rule(rate: optax.ScalarOrSchedule, kappa: ArrayLike) -> Learn:
     return learn
 
 
-def decorrelate(
-    r: Float[Array, "*L K K"], c: Float[Array, "*L K K"], rate: Float[Array, ""], kappa: Float[Array, ""]
-) -> Float[Array, "*L K K"]:
-    """Makes one step of the rule on R with both guards; `c` must not be zero. R itself if rate is 0."""
-    size = r.shape[-1]
-    after = precondition(r, c)
-    identity = _identity_like(r)
-    slope = jnp.where(identity > 0, kappa * (after - identity), (1 - kappa) * after)
-    slope = slope / jnp.maximum(jnp.linalg.norm(slope, axis=(-2, -1), keepdims=True), 1.0)
-    new = r - rate * _product(slope, r)
-    power = jnp.trace(precondition(new, c), axis1=-2, axis2=-1)[..., None, None]
-    return jnp.where(rate == 0, r, new * jnp.sqrt(size / power))
-
-
-def precondition(r: Float[Array, "*L K K"], c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    """Returns C~ = R C R^T, the correlation of R x."""
-    return _product(_product(r, c), jnp.swapaxes(r, -1, -2))
-
-
-def inverse_root(c: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    """Returns C^(-1/2) of symmetric C; eigenvalues below the float's resolution of the largest are raised to it."""
-    values, vectors = jnp.linalg.eigh(c)
-    values = jnp.maximum(values, jnp.finfo(c.dtype).eps * values[..., -1:])
-    scaled = vectors * jax.lax.rsqrt(values)[..., None, :]
-    return _product(scaled, jnp.swapaxes(vectors, -1, -2))
-
-
 def condition_numbers(state: DecorrelatedState) -> PyTree:
-    """Returns the condition number [...] of C~ for every matrix, from the running mean of C.
+    """Computes the condition number of C~ for every matrix, from the running mean of C; DBP brings it towards one.
 
-    DBP brings it towards one. It is one for a matrix that has learnt nothing yet.
+    Args:
+      state: of `decorrelated` or `whitened`, after some updates.
+
+    Returns:
+      A tree like `state.r`, its leaves [...]; one for a matrix that has learnt nothing yet.
     """
 
     def one(r: Array, mean: Array) -> Array:
@@ -221,7 +231,7 @@ def observed(
         keep = jnp.minimum(jnp.asarray(decay, jnp.float32), times / (times + 1))
         trace = jnp.trace(c.astype(jnp.float32), axis1=-2, axis2=-1)[..., None, None]
         ridge = jnp.asarray(damping, jnp.float32)
-        usual = c.astype(jnp.float32) * (r.shape[-1] / trace) + ridge * _identity_like(r)
+        usual = c.astype(jnp.float32) * (r.shape[-1] / trace) + ridge * identity_like(r)
         average = keep * mean + (1 - keep) * usual
         new = learn(r, average, state.count)
         finite = jnp.isfinite(new) & jnp.isfinite(average)
@@ -263,17 +273,9 @@ def apply_right(tree: PyTree, r: PyTree) -> PyTree:
             return x
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return _product(x.astype(dtype), r.astype(dtype)).astype(x.dtype)
+        return product(x.astype(dtype), r.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(one, tree, r, is_leaf=_is_masked)
-
-
-def _product(x: Array, y: Array) -> Array:
-    return jnp.einsum("...ij,...jk->...ik", x, y, precision="highest")
-
-
-def _identity_like(x: Float[Array, "*L K K"]) -> Float[Array, "*L K K"]:
-    return jnp.broadcast_to(jnp.eye(x.shape[-1], dtype=x.dtype), x.shape)
 
 
 def _is_none(leaf: object) -> bool:

@@ -25,11 +25,23 @@ from state_tuning.objectives import divergences
 from state_tuning.objectives.divergences import Exact, Kind, Target
 from state_tuning.objectives.preference import require_whole
 
+__all__ = ["exact_target", "make_distillation_step", "make_measure"]
+
 DistillationStep = Callable[[Params, TuneState, Batch, Target], tuple[TuneState, Metrics]]
 
 
 def exact_target(model: RWKV7, params: Params, batch: Batch, state: State | None = None) -> Exact:
-    """Returns a model's distributions on a batch, from an unbatched state (None: zero)."""
+    """Reads a batch with the teacher: its whole distribution at every position.
+
+    Args:
+      model: the teacher's description.
+      params: its weights.
+      batch: sequences [R, T] in tokens that both models share.
+      state: the unbatched state that the teacher starts from; None is the zero state.
+
+    Returns:
+      The target, for the step of `make_distillation_step` or for `divergence_sums`.
+    """
     start = zero_state(model.config, None) if state is None else state
     return Exact(model, params, read(model, params, start, batch))
 
@@ -111,7 +123,19 @@ def make_distillation_step(
 def make_measure(
     model: RWKV7, method: Method, tune: TuneConfig, *, kind: Kind = "forward", mixture: float = 0.5
 ) -> Callable[[Params, PyTree, Batch, Target], tuple[Array, Array, Array, Array]]:
-    """Returns a jitted `(params, trainable, batch, target) -> sums` of divergence, NLL, their positions and tokens."""
+    """Returns a jitted `measure(params, trainable, batch, target)`, for held-out text: sums to be added over batches.
+
+    Args:
+      model: the student's description.
+      method: what is trained.
+      tune: settings, of which `loss_chunk` is used.
+      kind: which divergence.
+      mixture: b of `mixed`.
+
+    Returns:
+      The function. It returns (summed divergence, summed NLL in nats, positions that have a divergence, tokens that
+      have an NLL), scalars.
+    """
 
     def measure(params: Params, trainable: PyTree, batch: Batch, target: Target) -> tuple[Array, Array, Array, Array]:
         data = {name: jnp.asarray(batch[name]) for name in ("tokens", "targets", "loss_mask", "valid")}

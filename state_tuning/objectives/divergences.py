@@ -28,6 +28,8 @@ from rwkv7_jax.functional import Params
 from rwkv7_jax.model import RWKV7
 from state_tuning.core.objective import Head, chunked_losses
 
+__all__ = ["Exact", "Listed", "divergence", "divergence_sums", "with_rest"]
+
 Kind = Literal["reverse", "forward", "mixed"]
 NONE = -1e4
 """log 0 of a place in a list that holds no token; finite, so that gradients are."""
@@ -38,11 +40,14 @@ LEAST_REST = 1e-6
 @partial(jax.tree_util.register_dataclass, data_fields=("params", "hidden"), meta_fields=("model",))
 @dataclasses.dataclass(frozen=True)
 class Exact:
-    """The whole distribution at every position, as a model's activations [R, T, D] and the head that reads them."""
+    """The whole distribution at every position, as a model's activations and the head that reads them."""
 
     model: RWKV7
+    """The teacher's description."""
     params: PyTree
+    """Its weights, of which the head is used."""
     hidden: PyTree
+    """Its activations [R, T, D]."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("ids", "log_q", "known"), meta_fields=())
@@ -70,9 +75,9 @@ def divergence(
     """Computes the divergence of two distributions, see the module.
 
     Args:
-      log_p: the student's log-probabilities, nats.
-      log_q: the teacher's.
-      kind: which.
+      log_p: the student's log-probabilities over V classes, nats.
+      log_q: the teacher's, of the same shape.
+      kind: which, see the module.
       mixture: b of `mixed`.
 
     Returns:
@@ -119,6 +124,12 @@ def with_rest(
 
     Returns:
       (the student's, the teacher's log-probabilities of K + 1 classes).
+
+    Example:
+      >>> log_p = jnp.log(jnp.array([0.5, 0.25, 0.25]))
+      >>> mine, theirs = with_rest(log_p, jnp.array([1]), jnp.log(jnp.array([0.75])))
+      >>> [round(x, 3) for x in jnp.exp(jnp.stack([mine, theirs])).ravel().tolist()]
+      [0.25, 0.75, 0.75, 0.25]
     """
     listed = log_q > NONE / 2
     mine = jnp.where(listed, jnp.take_along_axis(log_p, jnp.where(listed, ids, 0), axis=-1), NONE)
@@ -152,6 +163,12 @@ def divergence_sums(
 
     Returns:
       The sums [R], nats.
+
+    Example:
+      >>> target = Listed(jnp.array([[[0], [1]]]), jnp.log(jnp.array([[[0.9], [0.9]]])), jnp.ones((1, 2)))
+      >>> logits, mask = jnp.zeros((1, 2, 2)), jnp.array([[0.0, 1.0]])  # the student is even, the second token counts
+      >>> round(float(divergence_sums(logits, lambda x: x, target, mask, kind="forward")[0]), 3)
+      0.368
     """
     sums = partial(chunked_losses, hidden, chunk=chunk, frozen_head=frozen_head)
     measure: Callable[[Array, Array], Array] = partial(divergence, kind=kind, mixture=mixture)

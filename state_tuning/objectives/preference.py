@@ -24,6 +24,8 @@ from state_tuning.core import objective, train
 from state_tuning.core.objective import Batch, Example
 from state_tuning.core.train import Method, Metrics, TuneConfig, TuneState, guarded_update
 
+__all__ = ["Pair", "dpo", "encode_pairs", "make_preference_step", "pair_batch", "start_nll"]
+
 PreferenceStep = Callable[[Params, TuneState, Batch, Float[Array | np.ndarray, "R"]], tuple[TuneState, Metrics]]
 
 
@@ -31,8 +33,11 @@ class Pair(NamedTuple):
     """Two completions of a prompt, the better one first."""
 
     prompt: str
+    """What both follow; may be empty."""
     chosen: str
+    """The better completion."""
     rejected: str
+    """The other one."""
 
 
 def encode_pairs(
@@ -61,7 +66,18 @@ def encode_pairs(
 
 
 def pair_batch(pairs: Sequence[tuple[Example, Example]], length: int) -> Batch:
-    """Collates B pairs to 2 B rows: the chosen completions, then the rejected ones in the same order."""
+    """Collates B pairs to 2 B rows: the chosen completions, then the rejected ones in the same order.
+
+    Args:
+      pairs: of `encode_pairs`.
+      length: T, positions of each row.
+
+    Returns:
+      The batch [2 B, T].
+
+    Raises:
+      ValueError: a sequence has more than length + 1 tokens, or there is no pair.
+    """
     return objective.collate([row for part in zip(*pairs, strict=True) for row in part], length)
 
 
@@ -152,6 +168,17 @@ def row_nll(model: RWKV7, params: Params, state: PyTree, batch: Batch, chunk: in
 
 
 def start_nll(model: RWKV7, params: Params, method: Method, tune: TuneConfig, batch: Batch) -> Float[np.ndarray, "R"]:
-    """Returns what `step` takes as `start`: the NLL of each row from the method's start."""
+    """Computes what the step of `make_preference_step` takes as `start`: the NLL of each row from the method's start.
+
+    Args:
+      model: the model's description.
+      params: its weights.
+      method: what is trained.
+      tune: settings.
+      batch: of `pair_batch`.
+
+    Returns:
+      The summed NLL of each row [2 B], nats, on the host.
+    """
     evaluate = train.make_eval_step(model, tune, method, per_row=True)
     return np.asarray(evaluate(params, method.init(), batch)[0])

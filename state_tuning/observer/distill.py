@@ -26,6 +26,16 @@ from state_tuning.core.divergence import kl_sums
 from state_tuning.core.objective import Batch, Example, collate, mean
 from state_tuning.core.train import Method, Metrics, TuneConfig, TuneState, guarded_update
 
+__all__ = [
+    "compile_prompt",
+    "make_divergence",
+    "make_step",
+    "method",
+    "portable",
+    "sample_texts",
+    "text_batch",
+]
+
 SEGMENT = 1024
 """Prompt tokens read at once."""
 
@@ -110,6 +120,14 @@ def sample_texts(
 def text_batch(texts: Sequence[Sequence[int]], length: int, batch_size: int | None = None) -> Batch:
     """Collates texts to sequences whose every token counts: the logits after each of them are compared.
 
+    Args:
+      texts: token ids of each, as `sample_texts` returns them.
+      length: T, positions of each sequence.
+      batch_size: B; sequences that are all padding fill it up. None: the number of texts.
+
+    Returns:
+      The batch [B, T], for the step of `make_step`.
+
     Raises:
       ValueError: a text is longer than `length` tokens.
     """
@@ -180,7 +198,15 @@ def make_step(model: RWKV7, optimizer: optax.GradientTransformation, tune: TuneC
 
 
 def make_divergence(model: RWKV7, chunk: int = 128) -> DivergenceStep:
-    """Returns a jitted `(params, wanted, state, batch) -> (KL sum [B], tokens [B])` of two unbatched states."""
+    """Returns a jitted `divergence(params, wanted, state, batch)` of two unbatched states, for held-out texts.
+
+    Args:
+      model: the model's description.
+      chunk: tokens of each sequence whose logits exist at a time.
+
+    Returns:
+      The function. It returns (KL(from wanted | from state) summed over each text's tokens [B], nats; tokens [B]).
+    """
 
     def divergence(params: Params, wanted: State, state: State, batch: Batch) -> tuple[Array, Array]:
         rows = _like_compute(surgery.broadcast(state, batch["tokens"].shape[0]), model)

@@ -24,6 +24,8 @@ from state_tuning.core.train import Metrics, TuneState, guarded_update
 from state_tuning.observer import state_map
 from state_tuning.observer.observe import Observer, relative_error, run_both
 
+__all__ = ["LearnConfig", "by_part", "learnable", "learnt", "make_learn_step"]
+
 LearnStep = Callable[[Params, TuneState, Batch], tuple[TuneState, Metrics]]
 """(weights of the large model, tuned, batch) -> (tuned, metrics)"""
 
@@ -49,16 +51,30 @@ class LearnConfig:
 
 
 def learnable(params: Params, observer: Observer, config: LearnConfig) -> dict[str, PyTree]:
-    """Returns what is trained: `small`, the small model's weights, and the factors of the maps `up`.
+    """Returns what `make_learn_step` trains.
 
-    With a gain those of the maps `down` too, which are used by corrections alone.
+    Args:
+      params: the small model's weights.
+      observer: maps to start from.
+      config: with a gain the maps `down`, which corrections alone use, are trained too.
+
+    Returns:
+      {"small": weights, "up": factors of the maps} and, with a gain, "down".
     """
     tree = {"small": params, "up": state_map.factors(observer.up)}
     return tree | ({"down": state_map.factors(observer.down)} if config.gain else {})
 
 
 def learnt(tree: dict[str, PyTree], observer: Observer) -> Observer:
-    """Returns the observer with trained maps; all else is that of `observer`."""
+    """Puts trained maps into an observer.
+
+    Args:
+      tree: as `learnable` returns it, after training.
+      observer: the maps that training started from.
+
+    Returns:
+      The observer with the trained factors; all else is that of `observer`.
+    """
     return Observer(*(maps._replace(**tree.get(name, {})) for name, maps in observer._asdict().items()))
 
 
@@ -104,7 +120,15 @@ def make_learn_step(
 
 
 def by_part(weights: optax.GradientTransformation, maps: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns the optimiser of a tree as `learnable` returns it: one for the weights, another for the maps."""
+    """Joins two optimisers to one of a tree as `learnable` returns it.
+
+    Args:
+      weights: moves the small model's weights.
+      maps: moves the factors of the maps.
+
+    Returns:
+      The transform, whose state is {"weights", "maps"}.
+    """
 
     def init(tree: dict[str, PyTree]) -> dict[str, optax.OptState]:
         return {"weights": weights.init(tree["small"]), "maps": maps.init(_maps(tree))}

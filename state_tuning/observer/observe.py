@@ -30,6 +30,11 @@ from state_tuning.core.train import Metrics, TuneState, guarded_update
 from state_tuning.observer import state_map
 from state_tuning.observer.state_map import Maps
 
+__all__ = [
+    "Observer", "ObserverConfig", "Report", "Trajectories", "fit", "fit_maps", "make_refine_step", "refinable",
+    "report", "trajectories",
+]  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class ObserverConfig:
@@ -42,6 +47,7 @@ class ObserverConfig:
     iterations: int = 20
     """Rounds of alternating least squares."""
     ridge: float = 1e-5
+    """Of the regressions, relative to the mean eigenvalue."""
     samples: int = 512
     """States that the maps are fitted to, at most."""
     reads: Literal["paired", "all"] = "paired"
@@ -71,7 +77,9 @@ class Trajectories(NamedTuple):
     """The states of both models at the ends of N segments, before any correction there."""
 
     small: Float[Array, "N l B h v k"]
+    """S^, the matrices of the small model."""
     large: Float[Array, "N L B H V K"]
+    """S, those of the large one."""
     predicted: Float[Array, "N L B H V K"] | None
     """P S^; None without maps."""
     valid: Bool[Array, "N B"]
@@ -81,7 +89,9 @@ class Trajectories(NamedTuple):
     kl_state: Float[Array, "B"]
     """KL(large | large, but from P S^ at the start of each segment), summed over valid tokens from segment 1 on."""
     tokens: Float[Array, "B"]
+    """Tokens that `kl_logits` sums over."""
     tokens_state: Float[Array, "B"]
+    """Tokens that `kl_state` sums over."""
 
 
 class Report(NamedTuple):
@@ -135,6 +145,9 @@ def fit_maps(
       target: states of the other at the same tokens.
       config: how the maps are fitted.
       key: of the random start.
+
+    Returns:
+      The maps from source to target.
     """
     names = ("terms", "iterations", "ridge", "bias", "saturating")
     options = {name: getattr(config, name) for name in names}
@@ -269,7 +282,15 @@ RefineStep = Callable[[Params, Params, TuneState, Batch], tuple[TuneState, Metri
 
 
 def refinable(observer: Observer, small: RWKV7) -> dict[str, Array]:
-    """Returns what `make_refine_step` trains: the upward maps' factors, and the small model's S_0, zero at start."""
+    """Returns what `make_refine_step` trains.
+
+    Args:
+      observer: fitted maps.
+      small: the observer's model.
+
+    Returns:
+      The upward maps' factors `u`, `w` and, if there is one, `bias`, and the small model's S_0, zero, as `s`.
+    """
     return {**state_map.factors(observer.up), "s": zero_state(small.config, None).wkv}
 
 

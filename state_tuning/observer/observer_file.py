@@ -21,6 +21,8 @@ from rwkv7_jax.language_model import LanguageModel
 from state_tuning.observer.observe import Observer
 from state_tuning.observer.state_map import Maps
 
+__all__ = ["StoredObserver", "load_observer", "save_observer"]
+
 FORMAT, VERSION = "rwkv7-observer", "1"
 PARTS = {"source": (1, 2), "u": (5,), "w": (5,), "bias": (4,), "scale": (2,)}
 """Name -> numbers of axes."""
@@ -28,10 +30,12 @@ NEEDED = ("source", "u", "w")
 
 
 class StoredObserver(NamedTuple):
-    """An observer, and the text fields stored with it: `small_hash`, `large_hash`, `every`, and others as JSON."""
+    """An observer, and what its file says about it."""
 
     observer: Observer
+    """The maps of both directions."""
     metadata: dict[str, str]
+    """The text fields stored with them: `small_hash`, `large_hash`, `every`, and others as JSON."""
 
     @property
     def every(self) -> int:

@@ -25,6 +25,8 @@ from jaxtyping import Array, Float, Int, Key
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.state import State, zero_state
 
+__all__ = ["Maps", "apply", "factors", "fit", "paired_layers", "r_squared", "transfer", "widened"]
+
 
 class Maps(NamedTuple):
     """Factors of the maps to L target layers with H heads; lower case sizes and layers are the source model's."""
@@ -32,29 +34,54 @@ class Maps(NamedTuple):
     source: Int[Array | np.ndarray, "L *N"]
     """Which source layer, or layers, each target layer is read off."""
     u: Float[Array, "L H P V v"]
+    """Left factors, of values, for each of P source heads and terms."""
     w: Float[Array, "L H P K k"]
+    """Right factors, of keys."""
     bias: Float[Array, "L H V K"] | None = None
+    """The constant b; None: there is none."""
     scale: Float[Array, "l h"] | None = None
     """Of entries that saturate; None: none do."""
 
 
 def paired_layers(sources: int, targets: int) -> list[int]:
-    """Returns the source layer at the same relative depth as each target layer."""
+    """Pairs layers by depth.
+
+    Args:
+      sources: layers of the source model.
+      targets: layers of the target model.
+
+    Returns:
+      The source layer at the same relative depth as each target layer.
+
+    Example:
+      >>> paired_layers(3, 5)
+      [0, 0, 1, 2, 2]
+    """
     return [round(i * (sources - 1) / max(targets - 1, 1)) for i in range(targets)]
 
 
 def factors(maps: Maps) -> dict[str, Array]:
-    """Returns what can be trained of the maps."""
+    """Returns what can be trained of the maps.
+
+    Args:
+      maps: any maps.
+
+    Returns:
+      `u`, `w` and, if there is one, `bias`, by name; `maps._replace(**factors(maps))` is `maps`.
+    """
     return {name: leaf for name in ("u", "w", "bias") if (leaf := getattr(maps, name)) is not None}
 
 
 def apply(maps: Maps, s: Float[Array, "l *B h v k"], *, difference: bool = False) -> Float[Array, "L *B H V K"]:
-    """Returns the target model's matrices as the map has them.
+    """Computes the target model's matrices as the maps have them.
 
     Args:
       maps: the maps.
       s: the source model's matrices, batched or not.
       difference: whether `s` is a difference of states, as a tuned state is one from zero: the constant is left out.
+
+    Returns:
+      P S^ [L, *B, H, V, K].
     """
     x = jnp.asarray(s)
     rows = x.shape[1:-3]
@@ -76,6 +103,9 @@ def widened(maps: Maps, sources: int, heads: int, key: Key[Array, ""]) -> Maps:
       sources: layers of the source model.
       heads: its heads; with saturating ones, twice as many.
       key: of the new W.
+
+    Returns:
+      The wider maps.
     """
     own, (layers, targets, terms) = np.asarray(maps.source).reshape(-1), maps.u.shape[:3]
     order = np.stack([[i, *(j for j in range(sources) if j != i)] for i in own]).astype(np.int32)
@@ -161,7 +191,20 @@ def fit(
 
 
 def r_squared(predicted: Float[Array, "L N *S"], target: Float[Array, "L N *S"]) -> Float[np.ndarray, "L"]:
-    """Returns 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, in float64 on the host; N >= 1."""
+    """Computes 1 - sum |predicted - S|^2 / sum |S - mean S|^2 of each layer, the mean over its N samples.
+
+    Args:
+      predicted: what the maps give, N >= 1.
+      target: S.
+
+    Returns:
+      R^2 [L], float64 on the host: 1 is exact, 0 what the mean alone would give.
+
+    Example:
+      >>> target = jnp.array([[1.0, 2.0, 3.0]])
+      >>> r_squared(target, target).tolist(), r_squared(jnp.full((1, 3), 2.0), target).tolist()
+      ([1.0], [0.0])
+    """
     x, y = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     axes = tuple(range(1, x.ndim))
     spread = np.square(y - y.mean(1, keepdims=True)).sum(axes)

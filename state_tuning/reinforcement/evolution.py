@@ -28,6 +28,17 @@ from rwkv7_jax.state import State, zero_state
 from state_tuning.core import train
 from state_tuning.core.train import Method, Metrics, TuneConfig, TuneState
 
+__all__ = [
+    "ESConfig",
+    "LowRank",
+    "Population",
+    "draw_noise",
+    "gradient",
+    "make_population",
+    "noise_sizes",
+    "perturbed",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class ESConfig:
@@ -49,7 +60,9 @@ class LowRank(NamedTuple):
     """Noise a b^T / sqrt(rank) for n pairs, one matrix a head."""
 
     a: Float[Array, "L N H V rank"]
+    """Independent standard normal entries, value axis before the rank."""
     b: Float[Array, "L N H K rank"]
+    """The same, key axis before the rank."""
 
 
 Noise = PyTree
@@ -66,7 +79,7 @@ def draw_noise(key: Key[Array, ""], tree: PyTree, pairs: int, rank: int) -> Nois
       rank: of the noise of matrices; 0 is full rank. Other leaves have independent normal entries.
 
     Returns:
-      The noise.
+      A tree like the trainable one, its leaves `LowRank`, or arrays [L, N, ...] of full rank, float32.
     """
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(1, len(leaves)))
@@ -85,7 +98,19 @@ def draw_noise(key: Key[Array, ""], tree: PyTree, pairs: int, rank: int) -> Nois
 
 
 def noise_sizes(tree: PyTree, sigma: float) -> PyTree:
-    """Returns sigma times the root mean square of each leaf's entries, by layer [L]; of a zero layer sigma itself."""
+    """Computes the standard deviation of the noise of each leaf and layer.
+
+    Args:
+      tree: the trainable tree at the start; leaves [L, ...].
+      sigma: the noise as a part of the leaf's size.
+
+    Returns:
+      A tree like it, its leaves [L]: sigma times the root mean square of the entries; of a zero layer sigma itself.
+
+    Example:
+      >>> noise_sizes({"s": jnp.array([[3.0, 3.0], [0.0, 0.0]])}, 0.5)["s"].tolist()
+      [1.5, 0.5]
+    """
 
     def one(leaf: Array) -> Float[Array, "L"]:
         size = jnp.sqrt(jnp.mean(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1))
@@ -95,12 +120,15 @@ def noise_sizes(tree: PyTree, sigma: float) -> PyTree:
 
 
 def perturbed(tree: PyTree, noise: Noise, sizes: PyTree) -> PyTree:
-    """Returns the trees of a population: leaves [L, 2 N, ...], of pair i the rows 2 i (plus) and 2 i + 1 (minus).
+    """Makes the trees of a population: of pair i the rows 2 i (plus its noise) and 2 i + 1 (minus it).
 
     Args:
       tree: the trainable tree.
       noise: of N pairs.
       sizes: of the noise, by leaf and layer, see `noise_sizes`.
+
+    Returns:
+      A tree like `tree`, its leaves [L, 2 N, ...].
     """
 
     def one(leaf: Array, e: LowRank | Array, size: Array) -> Array:

@@ -35,6 +35,8 @@ from state_tuning.core.objective import Head, cut, mean, token_nll
 from state_tuning.core.train import Method, Metrics, TuneConfig, TuneState
 from state_tuning.reinforcement.sampling import Drawn, Prompts
 
+__all__ = ["GRPOConfig", "Rollouts", "k3", "make_update", "rollouts", "surrogate", "token_log_probs"]
+
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
@@ -43,10 +45,13 @@ class GRPOConfig:
     updates: int = 1
     """Optimiser steps on each batch of samples; with one, rho is 1 and nothing is clipped."""
     clip_low: float = 0.2
+    """How far below 1 the ratio of a token's probabilities counts, 0 to 1."""
     clip_high: float = 0.28
+    """How far above 1 it counts."""
     kl: float = 0.0
     """Weight of the KL from the start, nats a token; 0 computes none."""
     kl_form: Literal["exact", "k3"] = "exact"
+    """Over the whole vocabulary, or from the sampled token alone, see the module `grpo`."""
     normalise: Literal["tokens", "samples"] = "tokens"
     """N: all tokens, or all samples."""
     scale: bool = False
@@ -75,7 +80,9 @@ class Rollouts(NamedTuple):
     targets: Int[Array | np.ndarray, "R N"]
     """The sample's tokens."""
     counted: Float[Array | np.ndarray, "R N"]
+    """1 for a token of the sample, 0 behind its end, float32."""
     advantage: Float[Array | np.ndarray, "R"]
+    """A of each sample, float32."""
 
 
 Update = Callable[[Params, TuneState, PyTree, Rollouts], tuple[TuneState, Metrics]]
@@ -88,10 +95,10 @@ def rollouts(prompts: Prompts, drawn: Drawn, advantage: Float[np.ndarray, "R"]) 
     Args:
       prompts: B of them, on the host.
       drawn: R = B K samples, those of a prompt together.
-      advantage: of each sample.
+      advantage: of each sample, see `estimators.leave_one_out`.
 
     Returns:
-      The rows, on the host.
+      The rows, on the host, for the update of `make_update`.
     """
     copies = len(drawn.tokens) // len(prompts.tokens)
     tokens, valid = (np.repeat(np.asarray(leaf), copies, axis=0) for leaf in prompts)
@@ -116,15 +123,21 @@ def surrogate(
     """Computes the clipped surrogate of each token.
 
     Args:
-      log_p: log-probabilities of the sampled tokens.
-      old: those of the policy that sampled them.
+      log_p: log-probabilities of the sampled tokens, nats.
+      old: those of the policy that sampled them, nats.
       advantage: of each sample.
       counted: 1 for a token of the sample.
       clip_low: how far below 1 the ratio counts.
       clip_high: how far above 1.
 
     Returns:
-      (min(rho A, clip(rho) A), whether the clipped part is the lesser), 0 where nothing is counted.
+      (min(rho A, clip(rho) A), 1 where the clipped part is the lesser), 0 where nothing is counted.
+
+    Example:
+      >>> log_p, old = jnp.log(jnp.array([[0.9, 0.3]])), jnp.log(jnp.array([[0.5, 0.3]]))  # rho is 1.8 and 1
+      >>> gains, clipped = surrogate(log_p, old, jnp.array([2.0]), jnp.ones((1, 2)), 0.2, 0.28)
+      >>> [round(x, 4) for x in gains[0].tolist()], clipped.tolist()
+      ([2.56, 2.0], [[1.0, 0.0]])
     """
     ratio = jnp.exp(jnp.where(counted > 0, log_p - old, 0.0))
     gain = advantage[:, None]
@@ -133,7 +146,21 @@ def surrogate(
 
 
 def k3(log_p: Float[Array, "R N"], start: Float[Array, "R N"], counted: Float[Array, "R N"]) -> Float[Array, "R N"]:
-    """Computes r - log r - 1 with r = pi_start / pi at each sampled token, 0 where nothing is counted."""
+    """Estimates the KL of the policy from its start at each sampled token: r - log r - 1 with r = pi_start / pi.
+
+    Args:
+      log_p: log-probabilities of the sampled tokens, nats.
+      start: those of the policy at the start.
+      counted: 1 for a token of the sample.
+
+    Returns:
+      The estimates [R, N], nats, at least 0; 0 where nothing is counted.
+
+    Example:
+      >>> found = k3(jnp.log(jnp.array([[0.25]])), jnp.log(jnp.array([[0.5]])), jnp.ones((1, 1)))  # 2 - log 2 - 1
+      >>> round(float(found[0, 0]), 4)
+      0.3069
+    """
     log_r = jnp.where(counted > 0, start - log_p, 0.0)
     return counted * (jnp.exp(log_r) - log_r - 1.0)
 
@@ -145,7 +172,24 @@ def token_log_probs(
     counted: Float[Array, "R N"],
     chunk: int,
 ) -> Float[Array, "R N"]:
-    """Computes the log-probability of each target, logits of `chunk` positions alive at a time; 0 where uncounted."""
+    """Computes the log-probability of each target, with the logits of few positions alive at a time.
+
+    Args:
+      hidden: activations that predict the targets.
+      head: activations [R, C, D] -> logits [R, C, vocab].
+      targets: token ids.
+      counted: 1 for a token of the sample.
+      chunk: C, positions whose logits exist at a time; the backward pass computes them again.
+
+    Returns:
+      The log-probabilities [R, N], nats, float32; 0 where nothing is counted.
+
+    Example:
+      >>> logits = jnp.log(jnp.array([[[0.5, 0.5], [0.9, 0.1]]]))  # activations of a model whose head is the identity
+      >>> found = token_log_probs(logits, lambda x: x, jnp.array([[0, 1]]), jnp.ones((1, 2)), chunk=1)
+      >>> [round(x, 4) for x in found[0].tolist()]  # log 0.5 and log 0.1
+      [-0.6931, -2.3026]
+    """
     size = hidden.shape[1]
     chunk = min(chunk, size)
 

@@ -24,6 +24,8 @@ from state_tuning.reinforcement.evolution import ESConfig
 from state_tuning.reinforcement.grpo import GRPOConfig
 from state_tuning.reinforcement.sampling import Drawn, Prompts, Sampler, on_rows, row_keys
 
+__all__ = ["Asked", "Learner", "Step", "evolution_step", "grpo_step"]
+
 Measures = dict[str, ArrayLike]
 Judge = Callable[[Int[np.ndarray, "R"], Sequence[str]], Float[np.ndarray, "R"]]
 """(number of the problem of each sample, their texts) -> their rewards, finite"""
@@ -37,6 +39,7 @@ class Asked(NamedTuple):
     """A batch of prompts, on the host."""
 
     prompts: Prompts
+    """B of them, padded to one length."""
     index: Int[np.ndarray, "B"]
     """Numbers of the problems, for the judge."""
     number: Int[np.ndarray, ""]
@@ -47,25 +50,45 @@ class Learner(NamedTuple):
     """What both ways to learn have in common."""
 
     lm: LanguageModel
+    """The frozen model."""
     method: Method
+    """What is trained, and how it becomes the initial state."""
     tune: TuneConfig
+    """Settings, of which accumulate, loss_chunk and l2 are used."""
     optimizer: optax.GradientTransformation
+    """How the trainable tree moves."""
     sampler: Sampler
+    """Draws the samples, on the same model."""
     samples: int
     """Samples a prompt; for evolution strategies members of the population, an even number."""
     key: Key[Array, ""]
+    """Of all random numbers."""
     judge: Judge
+    """(number of the problem of each sample [R], their texts) -> their rewards [R], finite."""
 
 
 class Step:
-    """(state, prompts) -> (state, metrics); the state is donated. `tokens` counts what the last call sampled."""
+    """(state, prompts) -> (state, metrics); the state is donated. `tokens` counts what the last call sampled.
+
+    Args:
+      take: (state, prompts, key) -> (state, metrics, samples), as `grpo_step` and `evolution_step` make it.
+      key: of all steps; that of one is folded from it and the batch's number.
+    """
 
     def __init__(self, take: Take, key: Key[Array, ""]):
         self.take, self.key, self.tokens = take, key, 0.0
 
     def __call__(self, tuned: TuneState, asked: Asked) -> tuple[TuneState, Measures]:
-        """Takes one step; metrics besides those of the update: reward (mean), ended (part of the samples that ended by
-        themselves), length (tokens of a sample)."""
+        """Takes one step.
+
+        Args:
+          tuned: the state before it, donated.
+          asked: the prompts.
+
+        Returns:
+          (the state after it, metrics). Metrics besides those of the update: reward (mean), ended (part of the samples
+          that ended by themselves), length (tokens of a sample).
+        """
         with jax.transfer_guard("allow"):
             key = jax.random.fold_in(self.key, int(asked.number))
             tuned, metrics, drawn = self.take(tuned, asked, key)

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+__all__ = ["Answer", "Reward", "RewardError", "last_letter", "last_number", "make_reward"]
+
 LARGEST = 1e6
 """Of a reward, either way, so that sums of rewards stay exact enough."""
 LETTERS = "ABCDEFGHIJ"
@@ -38,13 +40,28 @@ ADVICE = "give number, letter, regex:PATTERN, module:function or file.py:functio
 
 
 class RewardError(ValueError):
-    """A reward that cannot be had, told in one line: what was wrong, and of which answer."""
+    """A reward that cannot be had, told in one line: what was wrong, and of which answer.
+
+    Example:
+      >>> try:
+      ...     make_reward("numbr")
+      ... except RewardError as error:
+      ...     print(error)
+      no reward 'numbr': give number, letter, regex:PATTERN, module:function or file.py:function
+    """
 
 
 class Answer(NamedTuple):
-    """What a reward looks at."""
+    """What a reward looks at.
+
+    Example:
+      >>> answer = Answer("2+2=", " 4", gold="4", record={"level": "easy"})
+      >>> make_reward("number").score(answer)
+      1.0
+    """
 
     prompt: str
+    """The text that was asked."""
     completion: str
     """The text that the model wrote."""
     gold: str = ""
@@ -54,7 +71,13 @@ class Answer(NamedTuple):
 
 
 class Reward(NamedTuple):
-    """How answers are judged."""
+    """How answers are judged; `make_reward` makes those with a name, and any function may be one.
+
+    Example:
+      >>> short = Reward("short", lambda answer: float(len(answer.completion) < 10))
+      >>> short.score(Answer("2+2=", " 4"))
+      1.0
+    """
 
     name: str
     """As the user wrote it."""
@@ -99,7 +122,13 @@ def make_reward(text: str) -> Reward:
 
 
 def last_number(text: str) -> Decimal | None:
-    """Returns the value of the last number of a text; None if there is none.
+    """Finds the value of the last number of a text.
+
+    Args:
+      text: any text; commas between thousands, a decimal point, a dollar sign and a minus sign are read.
+
+    Returns:
+      The exact value; None if there is no number.
 
     Example:
       >>> last_number("it costs $1,250.50."), last_number("5-3 = 2"), last_number("no")
@@ -114,9 +143,15 @@ def last_number(text: str) -> Decimal | None:
 
 
 def last_letter(text: str) -> str | None:
-    """Returns the last capital letter from A to J that stands alone; None if there is none.
+    """Finds the last capital letter from A to J that stands alone.
 
     "I" counts at the end of the text only, as elsewhere it may be the word.
+
+    Args:
+      text: any text.
+
+    Returns:
+      The letter; None if there is none.
 
     Example:
       >>> last_letter(" It is 7, so Tom took B."), last_letter("A or (C)"), last_letter("Bob")

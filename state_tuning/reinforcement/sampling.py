@@ -28,15 +28,26 @@ from rwkv7_jax.sharding import host, place, row_sharding
 from rwkv7_jax.state import State
 from rwkv7_jax.tokenizer import Tokenizer
 
+__all__ = ["Drawn", "Prompts", "Sampler", "pad_prompts", "row_keys"]
+
 
 class Prompts(NamedTuple):
     """Prompts of one length, padded on the left, where `valid` is False."""
 
     tokens: Int[Array | np.ndarray, "B T"]
+    """Token ids, int32."""
     valid: Bool[Array | np.ndarray, "B T"]
+    """False in the padding."""
 
     def take(self, index: Int[np.ndarray, "N"]) -> "Prompts":
-        """Returns some of them, in this order."""
+        """Picks some of the prompts.
+
+        Args:
+          index: their numbers; one may stand there several times.
+
+        Returns:
+          These prompts, in this order.
+        """
         return Prompts(self.tokens[index], self.valid[index])
 
 
@@ -44,6 +55,7 @@ class Drawn(NamedTuple):
     """What was sampled; the end token, where a row ended by itself, is among its tokens."""
 
     tokens: Int[np.ndarray, "R N"]
+    """Token ids, int32; 0 behind the end of a sample."""
     counted: Float[np.ndarray, "R N"]
     """1 for a token of the sample, 0 behind its end."""
     texts: list[str]
@@ -58,10 +70,21 @@ class Drawn(NamedTuple):
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]]) -> Prompts:
-    """Returns prompts of any lengths as rows of one length.
+    """Pads prompts of any lengths on the left to rows of one length.
+
+    Args:
+      prompts: token ids of each.
+
+    Returns:
+      The rows, on the host; T is the next of few lengths, so that few programs are compiled.
 
     Raises:
       ValueError: there is none, or one is empty.
+
+    Example:
+      >>> prompts = pad_prompts([[5, 6, 7], [9]])
+      >>> prompts.tokens[:, -3:].tolist(), prompts.valid.sum(1).tolist()
+      ([[5, 6, 7], [0, 0, 9]], [3, 1])
     """
     rows = [list(map(int, row)) for row in prompts]
     if not rows or not all(rows):
@@ -166,7 +189,21 @@ def cut_at_stop(tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str]) -
 
 
 def row_keys(key: Key[Array, ""], rows: int, each: int = 1) -> Key[Array, "R"]:
-    """Returns a key a row, the same one for `each` rows in a row."""
+    """Makes the keys of `Sampler.draw`.
+
+    Args:
+      key: a random key.
+      rows: R, a multiple of `each`.
+      each: rows in a row that get the same key.
+
+    Returns:
+      A key for each row [R].
+
+    Example:
+      >>> keys = jax.random.key_data(row_keys(jax.random.key(0), 4, each=2))
+      >>> bool((keys[0] == keys[1]).all()), bool((keys[1] == keys[2]).all())
+      (True, False)
+    """
     return _row_keys(key, rows, each)
 
 

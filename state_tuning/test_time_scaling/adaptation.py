@@ -17,6 +17,8 @@ from state_tuning.test_time_scaling.outcomes import Answer, Answered, explorer_o
 from state_tuning.test_time_scaling.policy_gradient import Adapted, Weights
 from state_tuning.test_time_scaling.rollouts import SampledAnswers, Samples, Session, batch_of, reward
 
+__all__ = ["Adaptation", "adapt", "adapt_and_vote"]
+
 PER_PROMPT = 5
 """Axes of an array with a part for each prompt, [L, B, H, V, K]; all others are shared."""
 

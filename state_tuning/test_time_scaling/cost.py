@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Cost of one prompt's answer so far."""
+    """Cost of one prompt's answer so far.
+
+    Example:
+      >>> Cost(student_tokens=96).plus(Cost(student_tokens=32, teacher_tokens=200))
+      Cost(student_tokens=128, teacher_tokens=200, seconds=0.0)
+    """
 
     student_tokens: int = 0
     """Tokens that the student generated: those of every sample, and one for the end of each that ended by itself (end
@@ -17,7 +22,14 @@ class Cost(NamedTuple):
     """Wall clock of the batch divided by its prompts: they run side by side."""
 
     def plus(self, other: "Cost") -> "Cost":
-        """Returns the sum, part by part."""
+        """Adds costs part by part.
+
+        Args:
+          other: another cost.
+
+        Returns:
+          The sum.
+        """
         return Cost(
             self.student_tokens + other.student_tokens,
             self.teacher_tokens + other.teacher_tokens,

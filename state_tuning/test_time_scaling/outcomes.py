@@ -12,7 +12,9 @@ class Answered(NamedTuple):
     """What one problem was answered, at what cost."""
 
     results: Results
+    """[text], or the log-likelihood of each given choice, nats."""
     cost: Cost
+    """Of the answer and of all exploration before it."""
     rewards: tuple[float, ...] = ()
     """Of the samples of the step before."""
 

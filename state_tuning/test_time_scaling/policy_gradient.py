@@ -37,6 +37,8 @@ from state_tuning.objectives import divergences
 from state_tuning.objectives.divergences import Kind
 from state_tuning.test_time_scaling.signals import Signal, losses
 
+__all__ = ["AdaptConfig", "Adapted", "Program", "Weights", "make_program"]
+
 EPSILON = 1e-6
 """Of Adam, against gradients of norm up to 1: rounding noise in entries without a gradient must not become steps."""
 
@@ -90,6 +92,7 @@ class AdaptConfig:
     agreement: float = 0.0
     """A prompt ends early when this share of a step's samples have one answer; 0: never."""
     loss_chunk: int = 128
+    """Tokens of each sample whose logits exist at a time."""
 
     def __post_init__(self):
         divergences.check(self.divergence, self.mixture)
@@ -122,7 +125,9 @@ class Adapted(NamedTuple):
     """What changes while B prompts adapt; donated to each update."""
 
     delta: Float[Array, "L B H V K"]
+    """What each prompt adds to S_0, in `AdaptConfig.units`."""
     opt_state: optax.OptState
+    """Of all prompts; elementwise, so that they stay apart."""
 
 
 class Weights(NamedTuple):

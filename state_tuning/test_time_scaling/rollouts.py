@@ -19,6 +19,8 @@ from state_tuning.test_time_scaling.selection import advantages, leave_one_out
 from state_tuning.test_time_scaling.signals import Signal, take
 from state_tuning.test_time_scaling.teacher.in_process import Scores, Teacher, TokenTeacher
 
+__all__ = ["Explored", "Problem", "SampledAnswers", "Samples", "Session", "Student"]
+
 NOT_CHOSEN = -1e9
 """Log-likelihood reported for a choice that was not chosen."""
 
@@ -27,44 +29,66 @@ Results = list[str] | list[float]
 
 
 class Student(NamedTuple):
-    """The frozen model, and the tuned state that every prompt starts from (unbatched)."""
+    """The model that answers."""
 
     lm: LanguageModel
+    """The frozen model."""
     state: State
+    """The unbatched state that every prompt starts from, tuned or zero."""
 
 
 class Problem(NamedTuple):
-    """One prompt: open, or with choices as (context, continuation)."""
+    """One prompt: open, or with given choices."""
 
     prompt: str
+    """What the student reads."""
     choices: tuple[tuple[str, str], ...] = ()
+    """(context, continuation) of each; empty: the problem is open."""
     stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
 
 
 class Session(NamedTuple):
-    """Everything that the answers of one batch of problems depend on. A prompt's key is its own."""
+    """Everything that the answers of one batch of problems depend on."""
 
     student: Student
+    """The model that answers."""
     program: Program
+    """Of `make_program`, for the student's model and these settings."""
     teacher: Teacher
+    """The larger model, or anything that scores samples."""
     problems: Sequence[Problem]
+    """B of them, all open or all with choices."""
     keys: Key[Array, "B"]
+    """One for each prompt, so that its samples do not depend on the batch."""
     config: AdaptConfig
+    """The settings."""
 
 
 class Samples(NamedTuple):
     """K samples for each of B prompts, flat: r = b K + k."""
 
     examples: list[Example]
+    """Prompt and sample as token ids."""
     texts: list[str]
+    """The samples, before the end token or the stop string."""
     contexts: list[str]
+    """The prompt of each."""
     cost: list[int]
     """Student tokens of each; 0 where a prompt has fewer choices than others, and nothing stands here."""
     ended: list[bool]
     """Whether each ended by the end token, which is then the last one of its example."""
 
     def of(self, prompts: Sequence[int], copies: int) -> "Samples":
-        """Returns the samples of some prompts, in their order."""
+        """Picks the samples of some prompts.
+
+        Args:
+          prompts: their numbers; one may stand there several times.
+          copies: K.
+
+        Returns:
+          Their samples, in this order.
+        """
         rows = [row * copies + k for row in prompts for k in range(copies)]
         return Samples(
             [self.examples[r] for r in rows],
@@ -84,10 +108,15 @@ class Explored(NamedTuple):
     """Samples with the teacher's rewards [R], and what they cost each prompt, seconds aside."""
 
     samples: Samples
+    """What was drawn."""
     rewards: np.ndarray
+    """Of each sample [R], float64; NaN where the teacher says nothing."""
     weights: Weights
+    """How much each counts in the update."""
     cost: list[Cost]
+    """Of each prompt."""
     batch: Batch
+    """The samples [R, T], as `Program.update` takes them."""
     signal: Signal | None
     """What the teacher says of each token."""
     read: np.ndarray
@@ -108,7 +137,16 @@ class SampledAnswers:
         self.live = len(session.problems) if live is None else live
 
     def sample(self, delta: Array, first: int, count: int) -> Samples:
-        """Draws `count` samples a prompt; the k-th depends on its prompt's key and the number first + k alone."""
+        """Draws samples; the k-th of a prompt depends on its prompt's key and the number first + k alone.
+
+        Args:
+          delta: of each prompt [L, B, H, V, K], see `Adapted`.
+          first: number of the first sample.
+          count: samples a prompt.
+
+        Returns:
+          The samples, B * count of them.
+        """
         config = self.s.config
         folds = np.arange(first, first + count)
         keys = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(folds))(self.s.keys).reshape(-1)
@@ -116,11 +154,26 @@ class SampledAnswers:
         return self._generate(delta, count, keys, settings)
 
     def explore(self, delta: Array, step: int) -> Explored:
-        """Draws K new samples a prompt, and learns what the teacher says of them."""
+        """Draws K new samples a prompt, and asks the teacher about them.
+
+        Args:
+          delta: of each prompt [L, B, H, V, K].
+          step: number of the gradient step, from 0.
+
+        Returns:
+          The samples with their rewards and weights, for `Program.update`.
+        """
         return self.weigh(self.sample(delta, step * self.s.config.samples, self.s.config.samples))
 
     def weigh(self, samples: Samples) -> Explored:
-        """Lets the teacher read samples: each weighs its advantage, or all tokens of a prompt the same."""
+        """Lets the teacher read samples: each weighs its advantage, or all tokens of a prompt the same.
+
+        Args:
+          samples: the same number for each prompt.
+
+        Returns:
+          The samples with their rewards and weights, for `Program.update`.
+        """
         config, prompts, batch = self.s.config, len(self.s.problems), batch_of(samples.examples)
         lengths = samples.lengths.reshape(prompts, -1)
         copies = lengths.shape[1]
@@ -157,7 +210,14 @@ class SampledAnswers:
         return self._reading(samples, batch_of(samples.examples), copies)[0]
 
     def greedy(self, delta: Array) -> Samples:
-        """Returns the greedy text of each problem as one sample a prompt."""
+        """Writes the greedy text of each problem.
+
+        Args:
+          delta: of each prompt [L, B, H, V, K].
+
+        Returns:
+          One sample a prompt.
+        """
         settings = SamplingParams(temperature=0.0, max_new_tokens=self.s.config.max_new_tokens)
         return self._generate(delta, 1, self.s.keys, settings)
 

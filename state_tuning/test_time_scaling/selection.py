@@ -6,22 +6,44 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Pool", "advantages", "agreement", "best", "leave_one_out", "majority", "weighted_vote"]
+
 Values = Sequence[float] | np.ndarray
 
 
 class Pool(NamedTuple):
-    """Samples of one prompt that were drawn so far, in order."""
+    """Samples of one prompt that were drawn so far, in order.
+
+    Example:
+      >>> pool = Pool().plus(["so 7", "it is 8"], ["7", "8"], [-2.0, -0.5], [(3, 9), (4, 9)])
+      >>> pool = pool.plus(["7"], ["7"], [-1.5], [(2, 8)])
+      >>> pool.voted(weight=0.1), pool.voted(weight=4.0)
+      ('7', 'it is 8')
+    """
 
     texts: tuple[str, ...] = ()
+    """The samples."""
     answers: tuple[Hashable, ...] = ()
+    """The final answer of each, which votes are counted by; None and NaN have no vote."""
     scores: tuple[float, ...] = ()
+    """The teacher's score of each, nats; NaN where there is none."""
     tokens: tuple[tuple[int, int], ...] = ()
     """(student's, teacher's) of each."""
 
     def plus(
         self, texts: Sequence[str], answers: Sequence[Hashable], scores: Values, tokens: Sequence[tuple[int, int]]
     ) -> "Pool":
-        """Returns the pool with further samples."""
+        """Adds samples.
+
+        Args:
+          texts: the samples.
+          answers: the final answer of each.
+          scores: the teacher's score of each, nats.
+          tokens: (student's, teacher's) of each.
+
+        Returns:
+          A new pool, with the further samples at its end.
+        """
         numbers = (*self.scores, *map(float, scores))
         return Pool((*self.texts, *texts), (*self.answers, *answers), numbers, (*self.tokens, *tokens))
 
@@ -31,9 +53,17 @@ class Pool(NamedTuple):
 
 
 def majority(answers: Sequence[Hashable]) -> int:
-    """Returns the index of the first sample whose answer is the most frequent one (arXiv 2203.11171).
+    """Chooses by self-consistency: the first sample whose answer is the most frequent one (arXiv 2203.11171).
 
-    None stands for a sample without an answer and has no vote, NaN likewise. Ties go to the answer met first.
+    Args:
+      answers: of each sample; None stands for a sample without an answer and has no vote, NaN likewise.
+
+    Returns:
+      The index; ties go to the answer met first, and without any vote it is 0.
+
+    Example:
+      >>> majority(["8", None, "7", "7"])
+      2
     """
     votes = Counter(answer for answer in answers if _votes(answer))
     return answers.index(votes.most_common(1)[0][0]) if votes else 0
@@ -77,16 +107,37 @@ def weighted_vote(answers: Sequence[Hashable], log_p: Values, weight: float) -> 
 
 
 def agreement(answers: Sequence[Hashable]) -> float:
-    """Returns the share of samples with the most frequent answer; those without one count as samples."""
+    """Measures how far samples agree.
+
+    Args:
+      answers: of each sample; those without one (None, NaN) count as samples.
+
+    Returns:
+      The share of samples with the most frequent answer, 0 to 1.
+
+    Example:
+      >>> agreement(["8", None, "7", "7"])
+      0.5
+    """
     votes = Counter(answer for answer in answers if _votes(answer))
     return votes.most_common(1)[0][1] / len(answers) if votes else 0.0
 
 
 def best(rewards: Values) -> int:
-    """Returns the index of the largest reward, the first among equals; NaN stands for a missing one.
+    """Chooses by best-of-N.
+
+    Args:
+      rewards: of each sample; NaN stands for a missing one.
+
+    Returns:
+      The index of the largest reward, the first among equals.
 
     Raises:
       ValueError: a reward is infinite, or all are missing.
+
+    Example:
+      >>> best([-2.0, float("nan"), -0.5, -0.5])
+      2
     """
     x = np.asarray(rewards, np.float64)
     _check_rewards(x)
@@ -109,6 +160,10 @@ def leave_one_out(rewards: Values) -> np.ndarray:
 
     Raises:
       ValueError: a reward is infinite.
+
+    Example:
+      >>> leave_one_out([1.0, 0.0, 0.0]).tolist()
+      [1.0, -0.5, -0.5]
     """
     x = np.asarray(rewards, np.float64)
     _check_rewards(x)
@@ -130,6 +185,12 @@ def advantages(rewards: Values, probabilities: Values | None = None, scale: bool
 
     Raises:
       ValueError: a reward is infinite, or a probability not finite.
+
+    Example:
+      >>> advantages([3.0, 1.0]).tolist(), advantages([3.0, 1.0], scale=False).tolist()
+      ([1.0, -1.0], [1.0, -1.0])
+      >>> advantages([5.0, 1.0]).tolist(), advantages([5.0, 1.0], scale=False).tolist()
+      ([1.0, -1.0], [2.0, -2.0])
     """
     x = np.asarray(rewards, np.float64)
     p = np.full(len(x), 1 / len(x)) if probabilities is None else np.asarray(probabilities, np.float64)

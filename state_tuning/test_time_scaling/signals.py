@@ -21,11 +21,21 @@ from state_tuning.core import objective
 from state_tuning.core.objective import Head
 from state_tuning.objectives.divergences import Exact, Kind, Listed, divergence_sums
 
+__all__ = ["Sampled", "losses", "token_advantages"]
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=("log_q", "known"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """The teacher's log-probabilities of the sampled tokens alone."""
+    """The teacher's log-probabilities of the sampled tokens alone.
+
+    Example:
+      >>> signal = Sampled(log_q=jnp.array([[-0.5], [-1.5]]), known=jnp.ones((2, 1)))  # A is 1 and -1 nat
+      >>> logits, tokens, mask = jnp.zeros((2, 1, 4)), jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1))
+      >>> settings = {"copies": 2, "chunk": 8, "kind": "reverse", "mixture": 0.5}
+      >>> [round(x, 3) for x in losses(logits, lambda x: x, tokens, mask, signal, **settings).tolist()]
+      [1.386, -1.386]
+    """
 
     log_q: PyTree
     """[R, T], nats."""
@@ -53,8 +63,8 @@ def losses(
     Args:
       hidden: the student's activations [R, T, D].
       head: activations -> logits.
-      targets: the sampled tokens.
-      mask: 1 at the sample's tokens.
+      targets: the sampled tokens [R, T].
+      mask: 1 at the sample's tokens [R, T].
       signal: what the teacher says of each token; None: nothing, the loss is - log pi of the sample.
       copies: samples of each prompt, which stand together.
       chunk: positions whose logits exist at a time.
@@ -63,6 +73,13 @@ def losses(
 
     Returns:
       The losses [R], nats.
+
+    Example:
+      >>> logits, tokens, mask = jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3))
+      >>> settings = {"copies": 2, "chunk": 8, "kind": "reverse", "mixture": 0.5}
+      >>> found = losses(logits, lambda x: x, tokens, mask, None, **settings)  # no signal: 3 log 4
+      >>> [round(x, 3) for x in found.tolist()]
+      [4.159, 4.159]
     """
     if isinstance(signal, Exact | Listed):
         return divergence_sums(hidden, head, signal, mask, kind=kind, mixture=mixture, chunk=chunk)
@@ -104,7 +121,22 @@ def token_log_p(
 def token_advantages(
     log_pi: Float[Array, "R T"], log_q: Float[Array, "R T"], mask: Float[Array, "R T"], copies: int
 ) -> Float[Array, "R T"]:
-    """Returns log q - log pi at each token, less the mean of it over the tokens of the prompt's other samples."""
+    """Computes A_t = log q - log pi - b at each token, b the mean of the first two over the prompt's other samples.
+
+    Args:
+      log_pi: the student's log-probabilities of the sampled tokens, nats.
+      log_q: the teacher's, nats.
+      mask: 1 at the sample's tokens.
+      copies: K, samples of each prompt, which stand together: R = B K.
+
+    Returns:
+      The advantages [R, T], nats; 0 where the mask is. With one sample a prompt, b is 0.
+
+    Example:
+      >>> log_q = jnp.array([[-1.0, -1.0], [-2.0, -4.0]])
+      >>> token_advantages(jnp.full((2, 2), -2.0), log_q, jnp.ones((2, 2)), copies=2).tolist()
+      [[2.0, 2.0], [-1.0, -3.0]]
+    """
     gain = jnp.where(mask > 0, log_q - log_pi, 0.0)
     total, count = (x.sum(-1).reshape(-1, copies) for x in (gain, mask))
     others = _mean(total.sum(1, keepdims=True) - total, count.sum(1, keepdims=True) - count)

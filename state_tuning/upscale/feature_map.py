@@ -11,12 +11,24 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
+__all__ = ["Kernel", "fit", "kmeans"]
+
 
 class Kernel(NamedTuple):
-    """`psi(x)_m = exp(-gamma |x - u_m|^2)`, see `rwkv7_jax.wkv_state.gaussian`."""
+    """`psi(x)_m = exp(-gamma |x - u_m|^2)`, see `rwkv7_jax.wkv_state.gaussian`.
+
+    Example:
+      >>> from rwkv7_jax.wkv_state import gaussian
+      >>> kernel = Kernel(jnp.zeros((1, 1, 2)), jnp.array([0.5]))  # of one head, with one support at the origin
+      >>> points = jnp.ones((1, 1, 1, 2))  # [B, T, H, K]
+      >>> round(float(gaussian(points, kernel.supports[None], kernel.gamma[None]).sum()), 4)  # exp(-1)
+      0.3679
+    """
 
     supports: Float[Array, "*L M K"]
+    """u_m, float32."""
     gamma: Float[Array, "*L"]
+    """1 / (2 width^2), in units of the points' squared distance."""
 
 
 def fit(
@@ -44,6 +56,12 @@ def fit(
 
     Raises:
       ValueError: there are fewer points than supports.
+
+    Example:
+      >>> points = jax.random.normal(jax.random.key(0), (2, 64, 3))  # of two heads
+      >>> kernel = fit(points, 8, jax.random.key(1))
+      >>> kernel.supports.shape, kernel.gamma.shape
+      ((2, 8, 3), (2,))
     """
     count, width = points.shape[-2:]
     if size > count:
@@ -55,7 +73,20 @@ def fit(
 
 
 def kmeans(points: Float[Array, "N K"], centres: Float[Array, "M K"], iterations: int) -> Float[Array, "M K"]:
-    """Runs Lloyd's algorithm; a centre that no point is nearest to stays. The mean squared distance never rises."""
+    """Runs Lloyd's algorithm; a centre that no point is nearest to stays. The mean squared distance never rises.
+
+    Args:
+      points: N points, float32.
+      centres: M centres to start from.
+      iterations: rounds.
+
+    Returns:
+      The centres [M, K] after the last round.
+
+    Example:
+      >>> kmeans(jnp.array([[0.0], [2.0], [10.0]]), jnp.array([[0.0], [9.0]]), iterations=2).tolist()
+      [[1.0], [10.0]]
+    """
 
     def step(centres: Array, _: None) -> tuple[Array, None]:
         member = jax.nn.one_hot(jnp.argmin(squared_distances(points, centres), axis=1), centres.shape[0])

@@ -35,9 +35,11 @@ class Upscale:
     """Which map, and how it is fitted."""
 
     map: Literal["residual", "recurrent", "literal"] = "residual"
+    """Which map, see the module `fitting`."""
     size: int = 0
     """M, the lifted key size, any number above K; 0 means 2 K. `residual` appends F = M - K kernel features."""
     supports: Literal["kmeans", "random"] = "kmeans"
+    """Where the Gaussians stand: at centres of k-means, or at random points."""
     bandwidth: float = 0.35
     """Width of the Gaussians in units of the median heuristic. At 1 nearly all features are one direction, at this
     value they have at least half as many as the queries of S_0 (docs/results.md)."""
@@ -61,6 +63,7 @@ class Fitted(NamedTuple):
     """The start of tuning: an unbatched state with the fitted map, its matrices zero, and how stable it is."""
 
     state: State
+    """Unbatched, its `wkv` a state of `rwkv7_jax.wkv_state`."""
     stability: Float[np.ndarray, "L H"]
     """See `stability.worst`."""
 
@@ -122,7 +125,18 @@ def method(fitted: Fitted, tune: TuneConfig, upscale: Upscale) -> Method:
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def lift(config: RWKV7Config, streams: Streams, upscale: Upscale, size: int, key: Key[Array, ""]) -> PyTree:
-    """Returns the unbatched `wkv` state of `upscale`, fitted to streams [L, N, H, K], with zero matrices."""
+    """Fits the map of `upscale` to given streams.
+
+    Args:
+      config: the model's dimensions.
+      streams: what the model's recurrence reads on N calibration tokens, [L, N, H, K] each, see `sample_tokens`.
+      upscale: which map, and how it is fitted.
+      size: M, the lifted key size, above K.
+      key: of the sampled supports.
+
+    Returns:
+      The unbatched `wkv` state, a state of `rwkv7_jax.wkv_state` with zero matrices.
+    """
     layers, _, heads, value = streams.v.shape
     kernel = partial(feature_map.fit, key=key, supports=upscale.supports, bandwidth=upscale.bandwidth)
     x = Streams(*(jnp.swapaxes(z, 1, 2).astype(jnp.float32) for z in streams))
@@ -144,14 +158,38 @@ def lift(config: RWKV7Config, streams: Streams, upscale: Upscale, size: int, key
 
 
 def sample_tokens(streams: Streams, valid: Array, count: int, key: Key[Array, ""]) -> Streams:
-    """Returns at most `count` random valid tokens of streams [L, B, T, H, K], as [L, N, H, K]."""
+    """Draws calibration tokens without replacement.
+
+    Args:
+      streams: of `dbp.record`, [L, B, T, H, K] each.
+      valid: [B, T], False marks padding.
+      count: N, tokens at most.
+      key: of the choice.
+
+    Returns:
+      The streams of these tokens, [L, N, H, K] each.
+    """
     places = jnp.flatnonzero(valid.reshape(-1))
     places = jax.random.permutation(key, places)[:count]
     return jax.tree.map(lambda z: z.reshape(z.shape[0], -1, *z.shape[3:])[:, places], streams)
 
 
 def pad(x: Streams, size: int) -> Streams:
-    """Returns the exact lift E = [I; 0] to M key dimensions, w' = 1 on the padding: outputs stay the same."""
+    """Lifts streams exactly, by E = [I; 0]: new key dimensions are zero, with decay 1, so that outputs stay the same.
+
+    Args:
+      x: streams [B, T, H, K].
+      size: M, at least K.
+
+    Returns:
+      The streams with M key dimensions; v stays.
+
+    Example:
+      >>> x = Streams(*(jnp.ones((1, 2, 1, 4)) for _ in Streams._fields))
+      >>> lifted = pad(x, 6)
+      >>> lifted.r[0, 0, 0].tolist(), lifted.v.shape
+      ([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], (1, 2, 1, 4))
+    """
     extra = ((0, 0),) * 3 + ((0, size - x.r.shape[-1]),)
     lifted = {name: jnp.pad(getattr(x, name), extra) for name in ("r", "log_w", "k", "kk", "iclr")}
     return x._replace(**lifted)

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, PyTree
 
 from rwkv7_jax.wkv_state import Streams
 
+__all__ = ["require", "summary", "worst"]
+
 LIMIT = 1.0
 
 
@@ -32,6 +34,9 @@ def worst(wkv: PyTree, streams: Streams) -> Float[np.ndarray, "L H"]:
     Args:
       wkv: an unbatched lifted state, see `rwkv7_jax.wkv_state`.
       streams: [L, N, H, *] of N tokens.
+
+    Returns:
+      float32 [L, H] on the host; the recurrence is a contraction on these tokens where it is below `LIMIT`.
     """
 
     def layer(args: tuple[PyTree, Streams]) -> Float[Array, "H"]:
@@ -42,7 +47,20 @@ def worst(wkv: PyTree, streams: Streams) -> Float[np.ndarray, "L H"]:
 
 
 def summary(values: Float[np.ndarray, "L H"]) -> str:
-    """Returns one line a layer: the largest value and its head."""
+    """Writes one line a layer: the largest value and its head.
+
+    Args:
+      values: of `worst`.
+
+    Returns:
+      The text.
+
+    Example:
+      >>> print(summary(np.array([[0.3, 0.625], [0.5, 0.4]])))
+      stability, largest sum of iclr kk^2 / (1 + w), a contraction below 1:
+        layer 0: 0.625 (head 1)
+        layer 1: 0.500 (head 0)
+    """
     heads = values.argmax(1)
     lines = [
         f"  layer {i}: {row[head]:.3f} (head {head})" for i, (row, head) in enumerate(zip(values, heads, strict=True))
@@ -53,8 +71,18 @@ def summary(values: Float[np.ndarray, "L H"]) -> str:
 def require(values: Float[np.ndarray, "L H"], what: str) -> None:
     """Checks that every value is below `LIMIT`.
 
+    Args:
+      values: of `worst`.
+      what: beginning of the message.
+
     Raises:
       ValueError: one line that names layer, head and value.
+
+    Example:
+      >>> require(np.array([[0.3, 0.6]]), "my map")
+      >>> require(np.array([[0.3, 2.0]]), "my map")
+      Traceback (most recent call last):
+      ValueError: my map: unstable in layer 0, head 1: sum iclr kk^2 / (1 + w) is 2, must be below 1 ...
     """
     if (values < LIMIT).all():
         return

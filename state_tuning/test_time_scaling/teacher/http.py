@@ -18,6 +18,7 @@ from rwkv7_jax.generation.stop_strings import cut_at_first_complete
 from rwkv7_jax.language_model import LanguageModel
 from rwkv7_jax.tokenizer import Tokenizer
 from state_tuning.core.objective import Batch, Example
+from state_tuning.test_time_scaling.teacher import forced
 from state_tuning.test_time_scaling.teacher.echo import NotEchoed
 from state_tuning.test_time_scaling.teacher.foreign_text import quoted
 from state_tuning.test_time_scaling.teacher.http_client import Client, TeacherError
@@ -36,6 +37,7 @@ from state_tuning.test_time_scaling.teacher.replay import Replay
 
 EMPTY = -20.0
 """Mean log-probability given to an empty sample, which a server cannot score; nats."""
+APIS = ("completions", "chat", "llama.cpp")
 STOPS = 4
 """Stop strings that servers take."""
 ALTERNATIVES = 20
@@ -65,15 +67,19 @@ class _Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HttpTeacher:
-    """The larger model behind an address; `base_url` is all before `/completions` or `/chat/completions`.
+    """The larger model behind an address.
 
     Raises:
       ValueError: a wrong address, or a key that no header can hold.
     """
 
     base_url: str
+    """All before `/completions` or `/chat/completions`, as `http://localhost:8000/v1`."""
     model: str
-    api: Literal["completions", "chat"] = "completions"
+    """The name that the server knows the model by."""
+    api: Literal["completions", "chat", "llama.cpp"] = "completions"
+    """Interface; `chat` gives no log-probabilities of a given text. `llama.cpp` is `completions` of llama.cpp's server,
+    which does not echo: a grammar makes it write the text."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key, which is sent, never stored and never shown."""
     timeout: float = 60.0
@@ -88,14 +94,16 @@ class HttpTeacher:
     workers: int = 4
     """Requests at once."""
     question: Question = dataclasses.field(default_factory=Question)
+    """How a sample is verified."""
     replay: Replay | None = None
+    """Where answers are kept, and looked up before the server is asked; None keeps none."""
     missing: Counter[str] = dataclasses.field(default_factory=Counter, compare=False, repr=False)
     """Samples so far whose answers say nothing of them: `log_probability`, `margin`. Their score is NaN."""
 
     def __post_init__(self):
-        if self.api not in ("completions", "chat"):
-            raise ValueError(f"api {self.api!r} is unknown: choose completions or chat")
-        self._client()
+        if self.api not in APIS:
+            raise ValueError(f"api {self.api!r} is unknown: choose {', '.join(APIS[:-1])} or {APIS[-1]}")
+        self._client("completions")
 
     def score(
         self,
@@ -117,7 +125,7 @@ class HttpTeacher:
         pairs = list(zip(prompts, samples, strict=True))
         likely, length, tokens = np.full(count, np.nan), np.zeros(count, int), np.zeros(count, int)
         verdict = np.full(count, np.nan)
-        if self.api == "completions":
+        if self.api != "chat":
             found = self._map(self._log_probability, list(zip(prompts, samples, ends, strict=True)))
             self._count_missing("log_probability", found)
             likely = np.asarray([one.value for one in found], float)
@@ -152,9 +160,9 @@ class HttpTeacher:
         return Generated(texts, np.asarray([used for _, used in found], int))
 
     def reads(self, lm: LanguageModel) -> bool:
-        """Returns whether it lists likely tokens of a given text: through `completions`, of a student of any kind."""
+        """Returns whether it lists likely tokens of a given text: all but `chat` do, of a student of any kind."""
         del lm
-        return self.api == "completions"
+        return self.api != "chat"
 
     def read(
         self,
@@ -183,6 +191,8 @@ class HttpTeacher:
 
     def _lists(self, one: tuple[str, str, bool]) -> tuple[_Found, Lists | None]:
         """The mean log-probability of the sample's tokens, and the likeliest tokens at each."""
+        if self.api == "llama.cpp":
+            return self._forced(one, ALTERNATIVES)
         prompt, sample, _ = one
         kept: list[Lists | None] = [None]
 
@@ -196,6 +206,8 @@ class HttpTeacher:
     ) -> _Found:
         """The mean log-probability of the sample's tokens; `also` gets the answer if they are found in it."""
         prompt, sample, ended = one
+        if self.api == "llama.cpp":
+            return self._forced(one)[0]
         if not sample:
             return _Found(EMPTY, 0, 0)
         body: Json = {"prompt": prompt + sample, "max_tokens": 1, "temperature": 0.0, "echo": True}
@@ -209,6 +221,25 @@ class HttpTeacher:
                 return found
             except NotEchoed as problem:
                 return _Found(math.nan, 0, used, f"{problem}; scores of a given text need a server with `echo`")
+
+        return self._ask(body, read)
+
+    def _forced(self, one: tuple[str, str, bool], alternatives: int = 1) -> tuple[_Found, Lists | None]:
+        """As `_lists`, from a server that is made to write the sample."""
+        prompt, sample, ended = one
+        if not sample:
+            return _Found(EMPTY, 0, 0), None
+        cut: Json = {"content": sample, "add_special": False, "with_pieces": True}
+        tokens = self._exchange(cut, lambda answer: forced.pieces(answer, sample), "tokenize")
+        body: Json = {"prompt": prompt, "max_tokens": len(sample.encode(errors="replace")) + 1, "temperature": 0.0}
+        body |= {"logprobs": alternatives, "grammar": forced.grammar(tokens)}
+
+        def read(choice: object, used: int) -> tuple[_Found, Lists | None]:
+            try:
+                lists = forced.written(choice, tokens)
+                return _Found(*forced.mean(lists, ended), used), lists
+            except NotEchoed as problem:
+                return _Found(math.nan, 0, used, str(problem)), None
 
         return self._ask(body, read)
 
@@ -259,6 +290,10 @@ class HttpTeacher:
         def whole(answer: Json) -> T:
             return read(part(answer, "choices", 0), tokens_used(answer))
 
+        return self._exchange(body, whole, "chat/completions" if self.api == "chat" else "completions")
+
+    def _exchange(self, body: Json, whole: Callable[[Json], T], path: str) -> T:
+        """`whole(answer)`, from the replay file or the server."""
         request = {"model": self.model, **body}
         kept = self.replay.get(request) if self.replay is not None else None
         if self.replay is not None and kept is not None:
@@ -266,7 +301,7 @@ class HttpTeacher:
                 return whole(kept)
             except (MalformedAnswer, UnusableAnswer) as problem:
                 raise TeacherError(f"{self.replay.path}: an answer that cannot be used, {problem}") from None
-        answer, value = self._client().post(request, whole)
+        answer, value = self._client(path).post(request, whole)
         if self.replay is not None:
             self.replay.put(request, answer)
         return value
@@ -275,10 +310,10 @@ class HttpTeacher:
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(call, items))
 
-    def _client(self) -> Client:
-        path = "chat/completions" if self.api == "chat" else "completions"
-        url, key = f"{self.base_url.rstrip('/')}/{path}", _key(self.key_variable)
-        return Client(url, key, self.timeout, self.retries, self.backoff)
+    def _client(self, path: str) -> Client:
+        base = self.base_url.rstrip("/")
+        base = base.removesuffix("/v1") if path == "tokenize" else base
+        return Client(f"{base}/{path}", _key(self.key_variable), self.timeout, self.retries, self.backoff)
 
 
 def _key(variable: str) -> str:

@@ -51,6 +51,7 @@ class Generated(NamedTuple):
     """One entry a prompt."""
 
     texts: list[str]
+    """What the teacher wrote, before the first stop string."""
     tokens: Int[np.ndarray, "N"]
     """All tokens that the teacher read or generated for this."""
 
@@ -76,16 +77,33 @@ class Teacher(Protocol):
         margin: bool = False,
         ended: Sequence[bool] | None = None,
     ) -> Scores:
-        """Scores `samples[i]` as what follows `prompts[i]`; `margin` asks the yes-or-no question too.
+        """Scores samples.
 
-        Where `ended`, the sample's end is scored as a token of it, as far as the teacher can.
+        Args:
+          prompts: what each sample follows.
+          samples: the texts to be scored.
+          margin: whether the yes-or-no question is asked too.
+          ended: whether each sample ended by itself; its end is then scored as a token of it, if the teacher can.
+
+        Returns:
+          The scores, one entry a sample.
         """
         ...
 
     def generate(
         self, prompts: Sequence[str], max_tokens: int, stop: Sequence[str] = (), seed: int | None = None
     ) -> Generated:
-        """Returns continuations of the prompts, up to the first stop string; greedy, or sampled with a seed."""
+        """Continues prompts.
+
+        Args:
+          prompts: the texts.
+          max_tokens: tokens of each continuation at most.
+          stop: texts that end it.
+          seed: of samples; None is greedy.
+
+        Returns:
+          The continuations, up to the first stop string.
+        """
         ...
 
 
@@ -111,11 +129,19 @@ class TokenTeacher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """How a sample is verified."""
+    """How a sample is verified.
+
+    Example:
+      >>> Question("{prompt}{chain}\\nRight? Y or N:", yes=" Y", no=" N").text("2+2=", " 4")
+      '2+2= 4\\nRight? Y or N:'
+    """
 
     template: str = "{prompt}{chain}\n\nIs the answer above correct? Answer yes or no:"
+    """Begins with {prompt}{chain}, the prompt and the sample; the question follows."""
     yes: str = " yes"
+    """How an answer begins that calls the sample right."""
     no: str = " no"
+    """How one begins that calls it wrong."""
 
     def __post_init__(self):
         if "{prompt}" not in self.template or "{chain}" not in self.template:

@@ -31,7 +31,7 @@ class Lists(NamedTuple):
     tokens: list[str]
     """With the one that the server itself chose after the sample as the last."""
     log_q: list[float]
-    """Of each, nats."""
+    """Of each, nats; NaN: the server does not say."""
     likely: list[dict[str, float]]
     """Log-probabilities of the likeliest tokens instead of each."""
 
@@ -88,7 +88,7 @@ def _aligned(
             break
         end = at + len(decode_bytes_after(tokenizer, [token]))
         i, theirs = starts.get(at, (-1, -1))
-        if theirs == end:
+        if theirs == end and not np.isnan(lists.log_q[i]):
             likely = _students(tokenizer, lists.likely[i], byte_level) | {token: lists.log_q[i]}
             found.append((place, token, likely))
         at = end

@@ -9,6 +9,7 @@ from state_tuning.test_time_scaling.teacher.json_answer import MalformedAnswer, 
 from state_tuning.test_time_scaling.teacher.listed import ENDS, Lists
 
 NOTHING = "the server gives no log-probabilities"
+LLAMA_CPP = ", or llama.cpp's and api llama.cpp"
 
 
 def echoed(choice: object, prompt: str, sample: str, ended: bool = False) -> tuple[float, int]:
@@ -54,7 +55,7 @@ def _inside(choice: object, prompt: str, sample: str) -> tuple[list[str], list[o
     found = log_probabilities(choice)
     tokens, values = found.get("tokens"), found.get("token_logprobs")
     if not isinstance(tokens, list) or not isinstance(values, list):
-        raise UnusableAnswer(f"{NOTHING} of the prompt; scores of a given text need a server with `echo`")
+        raise UnusableAnswer(f"{NOTHING} of the prompt; scores of a given text need a server with `echo`{LLAMA_CPP}")
     if len(tokens) != len(values) or not all(isinstance(token, str) for token in tokens):
         raise MalformedAnswer("tokens and log-probabilities that do not belong together")
     return tokens, values, tokens_of_sample(tokens, prompt, sample)

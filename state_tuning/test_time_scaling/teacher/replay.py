@@ -27,6 +27,13 @@ class Replay:
     Raises:
       FileNotFoundError: offline without the file.
       ValueError: no line is one of a replay file.
+
+    Example:
+      >>> import os, tempfile
+      >>> replay = Replay(os.path.join(tempfile.mkdtemp(), "answers.jsonl"))
+      >>> replay.put({"prompt": "2+2="}, {"choices": [{"text": " 4"}]})
+      >>> Replay(replay.path, offline=True).get({"prompt": "2+2="})
+      {'choices': [{'text': ' 4'}]}
     """
 
     def __init__(self, path: str | Path, offline: bool = False):
@@ -40,7 +47,13 @@ class Replay:
         return len(self._answers)
 
     def get(self, request: Json) -> Json | None:
-        """Returns the answer to an equal earlier request, None if there is none.
+        """Looks up the answer to an equal earlier request.
+
+        Args:
+          request: the body of a request, an object of JSON.
+
+        Returns:
+          The answer; None if there is none.
 
         Raises:
           ValueError: there is none, offline.
@@ -54,7 +67,12 @@ class Replay:
         return answer
 
     def put(self, request: Json, answer: Json) -> None:
-        """Keeps an answer, in memory and at the end of the file."""
+        """Keeps an answer, in memory and at the end of the file.
+
+        Args:
+          request: the body of a request.
+          answer: what the server answered.
+        """
         key = _key(request)
         with self._lock:
             self._answers[key] = answer

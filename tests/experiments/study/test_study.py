@@ -1,6 +1,7 @@
 """The results table: statistics, the search for rates, and a small table that is interrupted, resumed and published."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -130,7 +131,7 @@ def test_a_tuned_state_is_kept_and_equals_what_a_plain_run_tunes(finished: Path,
 
     lm, (job,) = build.load_model(config.model), load_jobs(config.data, config.evaluate, config.seed)
     tune = build.tune_config(config.tune)
-    tune = train.dataclasses.replace(tune, learning_rate=0.1)
+    tune = dataclasses.replace(tune, learning_rate=0.1)
     optimizer = train.make_optimizer(tune)
     step, tuned = train.make_train_step(lm.model, optimizer, tune), None
     tuned = train.init(optimizer, train.init_trainable(lm.model.config, tune))
