@@ -34,7 +34,9 @@ class TeacherConfig:
     tokenizer: str = option("auto", "of a checkpoint")
     state: str | None = option(None, "tuned state that a checkpoint starts from; none: the zero state")
     model: str | None = option(None, "name of the model behind an address")
-    api: Literal["completions", "chat"] = option("completions", "of an address")
+    api: Literal["completions", "chat", "llama.cpp"] = option(
+        "completions", "of an address; llama.cpp: completions of llama-server, which does not echo"
+    )
     replay: str | None = option(None, "file that keeps the endpoint's answers, to repeat the run without it")
     offline: bool = option(False, "ask nothing that is not in the replay file")
     timeout: float = option(60.0, "seconds for one attempt")
