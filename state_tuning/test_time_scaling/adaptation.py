@@ -120,7 +120,7 @@ class _Run:
         greedy = {b: Answered(*row) for b, row in enumerate(zip(results, costs, self.rewards, strict=True))}
         if self.answer is None or self.s.config.reward == "margin":
             return greedy, greedy
-        results, cost = explorer.added(self.adapted.delta, asked=any(self.rewards))
+        results, cost = explorer.added(self.adapted.delta, asked=explorer.charged)
         voted = self.clock.charge(self.spent, cost)
         return greedy, {b: Answered(*row) for b, row in enumerate(zip(results, voted, self.rewards, strict=True))}
 

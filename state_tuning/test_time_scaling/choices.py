@@ -44,6 +44,8 @@ class GivenChoices:
         self.batch = batch_of(examples)
         self.present = np.asarray([bool(row) for row in rows])
         self._scores: Scores | None = None
+        self.charged = False
+        """Whether the teacher's reading is part of the costs that `explore` and `teacher_answers` returned."""
 
     def log_likelihoods(self, delta: Array) -> np.ndarray:
         """Returns those of the choices [B, C], nats; -inf where a prompt has fewer choices.
@@ -62,7 +64,7 @@ class GivenChoices:
         """Scores all choices; each weighs as the gradient says, see the module."""
         config = self.s.config
         p = _softmax(self.log_likelihoods(delta))
-        first = self._scores is None
+        first, self.charged = not self.charged, True
         scores = self.score()
         rewards = np.where(self.present, reward(scores, config), 0.0)
         sums = self.teacher_sums() if config.signal != "reward" and config.reward == "log_probability" else None
@@ -123,7 +125,7 @@ class GivenChoices:
             NOTHING if np.isnan(row).all() else self.samples.examples[best(row) + b * self.width]
             for b, row in enumerate(rewards)
         ]
-        read = scores.tokens.reshape(rewards.shape).sum(1)
+        read, self.charged = scores.tokens.reshape(rewards.shape).sum(1), True
         return examples, [Cost(0, int(n)) for n in read]
 
 

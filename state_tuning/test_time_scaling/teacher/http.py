@@ -186,7 +186,8 @@ class HttpTeacher:
         silent = int((np.asarray(target.known).sum(1) == 0).sum())
         if silent == len(samples):
             raise TeacherError(f"{self.base_url}: {UNLISTED}; choose signal reward")
-        self.missing["distribution"] += silent
+        if silent:
+            self.missing["distribution"] += silent
         return Reading(Scores(value.astype(float), np.full(len(value), np.nan), length, used), target, sampled)
 
     def _lists(self, one: tuple[str, str, bool]) -> tuple[_Found, Lists | None]:

@@ -249,7 +249,9 @@ def test_choices_move_towards_the_teachers_and_its_scores_can_be_added():
         both = student[b, :count] + s.config.choice_weight * teacher[b, :count]
         np.testing.assert_allclose(found.voted[0][b].results, both, rtol=1e-5)
         assert found.voted[0][b].cost.teacher_tokens > 0
-        assert found.voted[2][b].cost.teacher_tokens == found.greedy[2][b].cost.teacher_tokens
+        read = found.voted[0][b].cost.teacher_tokens
+        assert [answers[b].cost.teacher_tokens for answers in found.greedy] == [0, read, read, read, read]
+        assert [answers[b].cost.teacher_tokens for answers in found.voted] == [read] * 5
     added = baselines.controls(s, [3], lambda b, text: text)["added"][1]
     assert [a.results for a in added] == [a.results for a in found.voted[0]]
 
