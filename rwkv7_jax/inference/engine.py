@@ -41,9 +41,9 @@ class EngineStats(NamedTuple):
     refused: int
     """Requests refused because the queue was full."""
     tokens_read: int
-    """Of prompts; without those that were known."""
+    """Tokens of prompts, without those that were known."""
     tokens_chosen: int
-    """Of answers."""
+    """Tokens of answers."""
     steps: int
     """Passes over all slots."""
     chunks: int
@@ -59,7 +59,7 @@ class EngineStats(NamedTuple):
     cache_entries: int
     """States kept."""
     cache_bytes: int
-    """Bytes of theirs, on the device."""
+    """Bytes that these states take on the device."""
 
 
 class Engine:

@@ -117,6 +117,8 @@ def module_page(module: str, own: list[Public]) -> str:
         if snippet := snippet_of(one):
             first = programs.setdefault(snippet, one) if "```" in snippet else one
             parts.append(snippet if first is one else f"**Example**: the program under [`{first.name}`][{first.path}].")
+    if below := [name for name in modules() if name.startswith(f"{module}.")]:
+        parts += ["## Modules", "\n".join(f"- [`{name}`]({name}.md): {_summary(name)}" for name in below)]
     more = [one for one in names(module) if one.name not in shown]
     if more:
         parts += ["## Also here", "\n".join(f"- [{one.name}][{one.home}]" for one in more)]
@@ -204,6 +206,11 @@ def _fields(kind: type) -> dict[str, bool]:
 def _of_module(module: str) -> list[str]:
     """The docstring of a module: its indented parts are code already."""
     return [inspect.getdoc(importlib.import_module(module)) or ""]
+
+
+def _summary(module: str) -> str:
+    """The first paragraph of a module's docstring as Markdown."""
+    return escaped(" ".join(_of_module(module)[0].partition("\n\n")[0].split()))
 
 
 def module_file(module: str) -> str:
@@ -305,7 +312,5 @@ def index_page() -> str:
     lines = ["# Reference", "", "## Commands", "", "| command | what it does |", "|---|---|"]
     lines += [f"| [`rwkv7 {name}`](commands/{name}.md) | {what} |" for name, what in COMMANDS.items()]
     lines += ["", "## Python", "", "| module | what it is |", "|---|---|"]
-    for module in modules():
-        first = (inspect.getdoc(importlib.import_module(module)) or "").partition("\n\n")[0]
-        lines.append(f"| [`{module}`](api/{module}.md) | {escaped(' '.join(first.split()))} |")
+    lines += [f"| [`{module}`](api/{module}.md) | {_summary(module)} |" for module in modules()]
     return "\n".join(lines) + "\n"

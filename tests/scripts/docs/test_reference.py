@@ -30,6 +30,12 @@ def test_a_program_stands_once_on_a_page():
     assert "**Example**: the program under [`" in page
 
 
+def test_a_module_names_the_modules_below_it():
+    page = reference.module_page("rwkv7_jax.inference", [])
+    assert "- [`rwkv7_jax.inference.scoring`](rwkv7_jax.inference.scoring.md): Log-likelihoods by" in page
+    assert "## Modules" not in reference.module_page("rwkv7_jax.inference.scoring", [])
+
+
 def test_pages_tell_everything():
     assert len(PUBLIC) > 250
     assert {one.path: missing for one in PUBLIC if (missing := reference.lacking(one))} == {}
