@@ -54,7 +54,10 @@ KERNELS = (
     Kernels("tpu", tpu.supports, tpu.rule),
     Kernels("cuda", gpu.supports, gpu.rule),
 )
-WIDE_KERNELS = (Kernels("tpu", tpu.supports, partial(tpu.rule, wide=True)),)
+WIDE_KERNELS = (
+    Kernels("tpu", tpu.supports, partial(tpu.rule, wide=True)),
+    Kernels("cuda", gpu.supports, partial(gpu.rule, wide=True)),
+)
 
 NARROW = Family(KERNELS, chunked.cpu_rule, chunked.accelerator_rule)
 WIDE = Family(WIDE_KERNELS, partial(chunked.cpu_rule, wide=True), partial(chunked.accelerator_rule, wide=True))

@@ -49,7 +49,7 @@ def gated_delta_rule(
       (o, s_T): outputs [B, T, H, V] in the dtype of v, and the state after the last token [B, H, V, K], float32.
 
     Raises:
-      ValueError: a shape or dtype that does not fit, or an implementation that does not take strong decays.
+      ValueError: a shape or dtype that does not fit, or an unknown implementation.
 
     Example:
       A value is stored under a key, forgotten by half, and half replaced.

@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 from pallas_kernels.chunked.layout import varying
 from pallas_kernels.chunked.op import wkv7_chunked, wkv7_chunked_wide
 from pallas_kernels.dispatch import wkv7_auto, wkv7_auto_wide
-from pallas_kernels.gpu import wkv7_gpu
+from pallas_kernels.gpu import wkv7_gpu, wkv7_gpu_wide
 from pallas_kernels.reference import wkv7_scan
 from pallas_kernels.tpu import wkv7_tpu, wkv7_tpu_wide
-from pallas_kernels.triton.launch import wkv7_triton
+from pallas_kernels.triton.launch import wkv7_triton, wkv7_triton_wide
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "scan": jax.jit(wkv7_scan),
@@ -27,7 +27,9 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
 WIDE: dict[str, Callable[..., tuple[Array, Array]]] = {
     "scan": IMPLEMENTATIONS["scan"],
     "chunked": jax.jit(wkv7_chunked_wide),
+    "gpu": jax.jit(wkv7_gpu_wide),
     "tpu": jax.jit(wkv7_tpu_wide),
+    "triton": jax.jit(wkv7_triton_wide),
 }
 """The same for log_w down to `LOWEST_LOG_W`."""
 
@@ -87,7 +89,7 @@ def wkv7(
       (y, s_T): outputs [B, T, H, V] in the dtype of v, and the state after the last token [B, H, V, K], float32.
 
     Raises:
-      ValueError: a shape or dtype that does not fit, an unknown implementation, or a `min_log_w` that it cannot take.
+      ValueError: a shape or dtype that does not fit, an unknown implementation, or a `min_log_w` out of range.
 
     Example:
       Two tokens with the keys (1, 0) and (0, 1) store the values (1, 2) and (3, 4) as columns of the state, and each
@@ -173,11 +175,6 @@ def _named(name: str, min_log_w: float) -> Callable[..., tuple[Array, Array]]:
     wide = min_log_w < NARROW_LOG_W
     if name == AUTO:
         return _auto_wide if wide else _auto
-    if wide and name not in WIDE:
-        raise ValueError(
-            f"wkv7: implementation {name!r} takes log_w down to {NARROW_LOG_W}, min_log_w is {min_log_w}: "
-            "leave `implementation` out to get one that takes it"
-        )
     return (WIDE if wide else IMPLEMENTATIONS)[name]
 
 

@@ -78,16 +78,18 @@ def rows(target: str, cases: Sequence[nvidia.Case]) -> list[Row]:
 def _programs(case: nvidia.Case, dtype: str) -> dict[str, tuple[Callable[..., object], tuple[object, ...]]]:
     """Functions and abstract arguments by kernel name."""
     batch, _, heads, size = case.shape
-    launch, given = Launch(), triton.inputs(case, dtype)
+    given = triton.inputs(case, dtype)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
     one = jax.ShapeDtypeStruct((batch, heads, size), dtype)
-    saved = jax.eval_shape(launch.forward_saving, given, state)[2]
-    found: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {
-        "forward": (launch.forward, (given, state)),
-        "forward_saving": (launch.forward_saving, (given, state)),
-        "backward": (launch.backward, (saved, given.v, state)),
-        "state_backward": (launch.state_backward, (given, given.v, state)),
-    }
+    found: dict[str, tuple[Callable[..., object], tuple[object, ...]]] = {}
+    for suffix, launch in (("", Launch()), (nvidia.WIDE, Launch(wide=True))):
+        saved = jax.eval_shape(launch.forward_saving, given, state)[2]
+        found |= {
+            f"forward{suffix}": (launch.forward, (given, state)),
+            f"forward_saving{suffix}": (launch.forward_saving, (given, state)),
+            f"backward{suffix}": (launch.backward, (saved, given.v, state)),
+            f"state_backward{suffix}": (launch.state_backward, (given, given.v, state)),
+        }
     step = Token(*[one] * 6, None)  # type: ignore[arg-type]
     return found if case.resets else found | {"decode": (decode.gpu_step, (step, state))}
 

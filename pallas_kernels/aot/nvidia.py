@@ -35,6 +35,8 @@ TARGETS = {
 }
 """From NVIDIA's data sheets of the SXM modules."""
 
+WIDE = "_wide"
+"""Ends the names of the rules for log_w down to -20."""
 DTYPES = ("bfloat16", "float32")
 
 
@@ -93,7 +95,7 @@ def floor_bytes(kernel: str, shape: tuple[int, ...], dtype: str) -> int:
         "backward": 13 * vector + 2 * state + saved,
         "state_backward": 5 * vector + 2 * state,
         "decode": 7 * vector // length + 2 * state,
-    }[kernel]
+    }[kernel.removesuffix(WIDE)]
 
 
 def ptxas() -> str | None:

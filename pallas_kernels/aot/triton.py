@@ -26,6 +26,9 @@ PARTS = ("dr_ptr", "dlog_w_ptr", "dk_ptr", "da_ptr", "db_ptr")
 """Gradients of which programs write parts, in float32 where there are several."""
 
 
+RULES = ("forward", "forward_saving", "backward", "state_backward")
+
+
 class Program(NamedTuple):
     """One kernel, and how it is compiled."""
 
@@ -52,7 +55,7 @@ def rows(target: str, case: nvidia.Case) -> list[Row]:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as the committed tables were made; Triton warns if unset
     out = []
     for dtype in case.dtypes:
-        for rule in ("forward", "forward_saving", "backward", "state_backward"):
+        for rule in (*RULES, *(f"{rule}{nvidia.WIDE}" for rule in RULES)):
             floor_ms = 1e3 * nvidia.floor_bytes(rule, case.shape, dtype) / nvidia.TARGETS[target].bandwidth
             row = Row(f"triton {rule}", target, case.shape, dtype, COMPILED, floor_ms=floor_ms, resets=case.resets)
             try:
@@ -76,6 +79,8 @@ def programs(rule: str, x: OpInputs, tuning: Tuning | None = None) -> list[Progr
     """Returns the kernels of a rule of `triton.launch.Launch`, as it would launch them."""
     from pallas_kernels.triton import backward, kernels
 
+    if rule.endswith(nvidia.WIDE):
+        return wide_programs(rule.removesuffix(nvidia.WIDE), tuning, x)
     launch = Launch(tuning)
     tuned = launch.tuned(x)
     if launch.divides(rule.removesuffix("_saving"), x):
@@ -107,6 +112,26 @@ def divided_programs(rule: str, launch: Launch, x: OpInputs) -> list[Program]:
         found.append(Program("gradients", parallel.gradients, constants, Schedule(tuning.gradient_warps, 1)))
     elif not back:
         found.append(Program("outputs", parallel.outputs, constants, Schedule(tuning.output_warps, 1)))
+    return found
+
+
+def wide_programs(rule: str, tuning: Tuning | None, x: OpInputs) -> list[Program]:
+    """Returns the kernels of a rule for log_w down to -20."""
+    from pallas_kernels.triton import wide
+
+    plan, chosen, block = PallasLaunch(tuning).wide_plan(x)
+    constants = make_constants(x, plan) | {"LEVELS": plan.chunk.bit_length() - 1}
+    back = rule in ("backward", "state_backward")
+    kernel = wide.state_backward if back else wide.forward
+    follow = {"VT": block, "SAVE": rule in ("forward_saving", "backward")}
+    found = [
+        Program(
+            "prepare", wide.prepare, constants | {"WITH_K": rule != "state_backward"}, Schedule(chosen.prepare_warps, 1)
+        ),
+        Program("over time", kernel, constants | follow, Schedule(chosen.follow_warps, chosen.stages)),
+    ]
+    if rule == "backward":
+        found.append(Program("gradients", wide.gradients, constants, Schedule(chosen.gradient_warps, 1)))
     return found
 
 

@@ -11,13 +11,14 @@ from jax import Array
 
 from pallas_kernels import decode, gpu
 from pallas_kernels.bench.oracle import oracle
-from pallas_kernels.bench.shapes import REGIMES, Example, Shape, make_example
+from pallas_kernels.bench.shapes import GATE, REGIMES, Example, Shape, make_example
 from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Form
 from pallas_kernels.reference import Token
 from pallas_kernels.triton import launch as triton
 
 VECTORS = ("r", "log_w", "k", "v", "a", "b")
 NAMES = (*VECTORS, "s0")
+DTYPES = ("bfloat16", "float32")
 EXACT, ROUNDED, ALIGNED = 1e-5, 5e-3, 8e-2
 """Largest error: float32, of the largest entry; bfloat16, relative L2; of a and b where all keys are one direction."""
 
@@ -38,11 +39,12 @@ class Check(TypedDict):
 
 
 class Candidate(NamedTuple):
-    """A kernel to check: its name, the dtype of its inputs and the op."""
+    """A kernel to check: its name, the dtype of its inputs, the op, and the regimes that it takes."""
 
     name: str
     dtype: str
     op: Op
+    regimes: tuple[str, ...] = REGIMES
 
 
 def candidates(interpret: bool = False) -> list[Candidate]:
@@ -51,22 +53,24 @@ def candidates(interpret: bool = False) -> list[Candidate]:
     tunings = [(f"gpu {form}", "bfloat16", BFLOAT16._replace(form=form)) for form in forms]
     tunings.append(("gpu small", "float32", FLOAT32))
     found = [Candidate(name, dtype, gpu.make_op(tuning, interpret)) for name, dtype, tuning in tunings]
+    wide = [("gpu wide", gpu.make_op(interpret=interpret, wide=True))]
     if triton.missing() is None:
-        found += [Candidate("triton", dtype, triton.make_op()) for dtype in ("bfloat16", "float32")]
-    return found
+        found += [Candidate("triton", dtype, triton.make_op()) for dtype in DTYPES]
+        wide.append(("triton wide", triton.make_op(wide=True)))
+    return found + [Candidate(name, dtype, op, ("model", GATE)) for name, op in wide for dtype in DTYPES]
 
 
 def checks(found: Sequence[Candidate], shapes: Sequence[Shape], seed: int = 0) -> Iterator[Check]:
-    """Checks each candidate at each shape in each regime, with resets; the gradient of s0 alone too ("s0 alone")."""
+    """Checks each candidate at each shape in its regimes, with resets; the gradient of s0 alone too ("s0 alone")."""
     rng = np.random.default_rng(seed)
     for shape in shapes:
         everywhere = np.ones((shape.batch, shape.length), bool)
         reset = rng.random(everywhere.shape) < 0.02
-        examples = {regime: make_example(rng, shape, regime) for regime in REGIMES}
+        examples = {regime: make_example(rng, shape, regime) for regime in (*REGIMES, GATE)}
         for candidate in found:
             run = compiled(candidate.op)
-            for regime, example in examples.items():
-                rounded = in_dtype(example, candidate.dtype)
+            for regime in candidate.regimes:
+                rounded = in_dtype(examples[regime], candidate.dtype)
                 wanted = oracle(rounded, everywhere, reset)
                 wanted["s0 alone"] = wanted["s0"]
                 yield checked(candidate, shape, regime, partial(run, rounded, reset), wanted)
@@ -135,7 +139,7 @@ def check_decode(shape: Shape, interpret: bool = False) -> Iterator[Check]:
     rng = np.random.default_rng(0)
     shape = shape._replace(length=1)
     example, reset = make_example(rng, shape), rng.random((shape.batch, 1)) < 0.3
-    for dtype in ("bfloat16", "float32"):
+    for dtype in DTYPES:
         rounded = in_dtype(example, dtype)
         wanted = {n: z for n, z in oracle(rounded, ~np.zeros_like(reset), reset).items() if n in ("y", "s_T")}
 

@@ -6,6 +6,8 @@ import numpy as np
 
 STRONGEST_LOG_DECAY = -float(np.exp(-0.5))
 REGIMES = ("model", "strong", "aligned")
+GATE = "gate"
+"""A regime beside RWKV-7's own: log_w down to -20."""
 
 
 class Shape(NamedTuple):
@@ -35,7 +37,8 @@ def make_example(rng: np.random.Generator, shape: Shape, regime: str = "model") 
     """Draws random inputs with the statistics of one regime.
 
     "model": as in the released architecture (a = -kk, b = kk * iclr, kk of unit length); "strong": every decay at its
-    strongest; "aligned": hardly any decay, one key direction for all tokens and iclr near 1, where errors pile up.
+    strongest; "aligned": hardly any decay, one key direction for all tokens and iclr near 1, where errors pile up;
+    "gate": decays as other models have them, half of them weaker than e^-1, one in six e^-20.
     """
     batch, length, heads, key, value = shape
     vectors = (batch, length, heads, key)
@@ -44,6 +47,7 @@ def make_example(rng: np.random.Generator, shape: Shape, regime: str = "model") 
         "model": STRONGEST_LOG_DECAY / (1 + np.exp(-2 * logits)),
         "strong": np.full(vectors, STRONGEST_LOG_DECAY),
         "aligned": np.full(vectors, -1e-3),
+        GATE: -np.exp(3 * logits).clip(0, 20),
     }[regime]
     kk = rng.standard_normal(vectors)
     iclr = 1 / (1 + np.exp(-rng.standard_normal(vectors)))

@@ -54,6 +54,12 @@ def make_specs(plan: Plan) -> Specs:
     )
 
 
+def make_chunk_specs(plan: Plan) -> Specs:
+    """Blocks of arrays of tokens for the grid (H, chunks, B); all of the value axis."""
+    value = pl.BlockSpec((None, plan.chunks * plan.chunk, None, plan.value_tile), lambda h, i, b: (b, 0, h, 0))
+    return make_specs(plan)._replace(value=value)
+
+
 def each_chunk(plan: Plan, rows: int, columns: int) -> pl.BlockSpec:
     """The block of an array [n, B, H, rows, columns], a tile for each chunk; the grid is (H, ., B)."""
     return pl.BlockSpec((plan.chunks, None, None, rows, columns), lambda h, j, b: (0, b, h, 0, 0))

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu import parallel
-from pallas_kernels.gpu.blocks import Block, Schedule, Specs, call, each_chunk, make_specs
+from pallas_kernels.gpu.blocks import Block, Schedule, Specs, call, each_chunk, make_chunk_specs, make_specs
 from pallas_kernels.gpu.gradients import gradients
 from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Divided
@@ -88,11 +87,7 @@ class Kernels(NamedTuple):
         return each_chunk(self.plan, self.plan.value_tile, self.plan.key_tile), states
 
     def _specs(self) -> Specs:
-        """Blocks of arrays of tokens for the grid (H, chunks, B); all of the value axis."""
-        value = pl.BlockSpec(
-            (None, self.plan.chunks * self.plan.chunk, None, self.plan.value_tile), lambda h, i, b: (b, 0, h, 0)
-        )
-        return make_specs(self.plan)._replace(value=value)
+        return make_chunk_specs(self.plan)
 
     def _each_chunk(
         self,

@@ -12,11 +12,11 @@ from jaxtyping import Float
 
 from pallas_kernels import decode
 from pallas_kernels.chunked.layout import OpInputs, Saved
-from pallas_kernels.gpu import divided, kernels, sequential
+from pallas_kernels.gpu import divided, kernels, sequential, wide_launch
 from pallas_kernels.gpu.blocks import Block, Schedule, call, make_specs
 from pallas_kernels.gpu.chunk import Numerics
 from pallas_kernels.gpu.tiles import Plan
-from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Divided, Form, Tuning, before_hopper
+from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Divided, Form, Tuning, Wide, before_hopper
 from pallas_kernels.support import only_on
 
 MULTIPROCESSORS = 128
@@ -31,16 +31,19 @@ Values = Float[Array, "B T H V"]
 class Launch(NamedTuple):
     """The four functions that `chunked.make_op` asks for. tuning: None for `BFLOAT16` or `FLOAT32`, by the inputs.
 
-    interpret: run the kernels on a CPU; otherwise the program compiles for a GPU only.
+    interpret: run the kernels on a CPU; otherwise the program compiles for a GPU only. wide: for log_w down to -20.
     """
 
     tuning: Tuning | None = None
     interpret: bool = False
+    wide: bool = False
 
     def forward(self, x: OpInputs, s0: State) -> tuple[Values, State]:
         """(y, s_T); a single token is a step of decoding."""
         if x.v.shape[1] == 1:
             return decode.forward(x, s0)
+        if self.wide:
+            return self.strong(x).forward(s0)
         if self.form("forward", x) == "divided":
             y, s_last, _ = self.divided(x).forward(s0)
             return y, s_last
@@ -52,6 +55,9 @@ class Launch(NamedTuple):
 
         A backward that is divided over time computes u again, so none is saved.
         """
+        if self.wide:
+            y, s_last, states, u = self.strong(x).forward_saving(s0)
+            return y, s_last, Saved(x, states, u)
         batch, _, heads, value = x.v.shape
         none = jnp.zeros((batch, 0, heads, value), self._operand(x))
         divided = self.form("backward", x) == "divided"
@@ -75,6 +81,8 @@ class Launch(NamedTuple):
     def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
         x = saved.inputs
+        if self.wide:
+            return self.strong(x).backward(saved.states, saved.u, dy, ds)
         if self.form("backward", x) == "divided":
             return self.divided(x).backward(saved.states, dy, ds)
         plan = self.plan(x)
@@ -94,6 +102,8 @@ class Launch(NamedTuple):
 
     def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
         """The gradient of s0 alone."""
+        if self.wide:
+            return self.strong(x).state_backward(dy, ds)
         form = self.form("state_backward", x)
         if form == "divided":
             return self.divided(x).state_backward(dy, ds)
@@ -124,6 +134,16 @@ class Launch(NamedTuple):
         """Returns the passes that are divided over time."""
         plan, tuning = self.divided_plan(x)
         return divided.Kernels(self._bound(x), plan, tuning)
+
+    def strong(self, x: OpInputs) -> wide_launch.Kernels:
+        """Returns the passes for log_w down to -20."""
+        return wide_launch.Kernels(self._bound(x), *self.wide_plan(x))
+
+    def wide_plan(self, x: OpInputs) -> tuple[Plan, Wide, int]:
+        """Returns the sizes and choices of these passes, and the most rows of the state that follow time together."""
+        tuning, (batch, _, heads, value) = self.tuned(x).wide, x.v.shape
+        plan = self.plan(x)._replace(chunk=tuning.chunk, every=1, value_tile=tile(value))
+        return plan, tuning, min(value_tile(batch * heads, value), tuning.block, 32 if before_hopper() else 64)
 
     def divided_plan(self, x: OpInputs) -> tuple[Plan, Divided]:
         """Returns the sizes and choices of these passes."""

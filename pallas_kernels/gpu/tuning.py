@@ -30,13 +30,30 @@ class Divided(NamedTuple):
     stages: int = 3
 
 
+class Wide(NamedTuple):
+    """Choices for the kernels for log_w down to -20.
+
+    chunk: tokens per chunk, a power of two, at least 16, and per saved state; block: most rows of the state that one
+    program has that follows time; warps of the programs that prepare the chunks, of those that follow time, and of
+    those of the gradients; stages: of the pipeline of the loads of those that follow time.
+    """
+
+    chunk: int = 32
+    block: int = 64
+    prepare_warps: int = 4
+    follow_warps: int = 4
+    gradient_warps: int = 8
+    stages: int = 2
+
+
 class Tuning(NamedTuple):
     """Choices that change speed and rounding, not the function.
 
     chunk: tokens per chunk, a power of two, at least 16; checkpoint: tokens per saved state, `chunk` times a power of
     two; warps and stages: as in Triton, of the forward and the state's backward, and of the full backward; value_block:
     most rows of the state that one program has, a power of two, at least 16; form: of all kernels, None for what should
-    be fastest; divided: choices for the forms in larger chunks, whose chunk must be `checkpoint`.
+    be fastest; divided: choices for the forms in larger chunks, whose chunk must be `checkpoint`; wide: choices for the
+    kernels for log_w down to -20, to which the others do not apply.
     """
 
     chunk: int = 16
@@ -48,11 +65,18 @@ class Tuning(NamedTuple):
     value_block: int = 64
     form: Form | None = None
     divided: Divided = Divided()
+    wide: Wide = Wide()
 
 
 BFLOAT16 = Tuning()
 """bfloat16 inputs."""
-FLOAT32 = Tuning(checkpoint=64, warps=8, stages=1, value_block=16)
+FLOAT32 = Tuning(
+    checkpoint=64,
+    warps=8,
+    stages=1,
+    value_block=16,
+    wide=Wide(chunk=16, block=16, prepare_warps=4, follow_warps=4, stages=1),
+)
 """float32 inputs, whose operands take four times the registers."""
 
 

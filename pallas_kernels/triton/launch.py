@@ -1,7 +1,7 @@
 """WKV-7 through Triton itself and jax-triton: the path to NVIDIA GPUs that outlives Pallas's Triton lowering.
 
-The small and the divided form of `pallas_kernels.gpu`, with its tuning. Needs the extra `gpu`
-(`jax-triton`, which brings `triton`).
+The small and the divided form of `pallas_kernels.gpu` and that for log_w down to -20, with its tuning. Needs the extra
+`gpu` (`jax-triton`, which brings `triton`).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from pallas_kernels.gpu.launch import Launch as PallasLaunch
 from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Tuning
 from pallas_kernels.support import for_sizes, only_on
-from pallas_kernels.triton import divided
+from pallas_kernels.triton import divided, wide_launch
 from pallas_kernels.triton.call import Constants, call, flags
 from pallas_kernels.triton.call import constants as make_constants
 
@@ -30,14 +30,17 @@ Values = Float[Array, "B T H V"]
 
 
 class Launch(NamedTuple):
-    """The four functions that `chunked.make_op` asks for; `tuning` as in `gpu.launch.Launch`."""
+    """The four functions that `chunked.make_op` asks for; `tuning` and `wide` as in `gpu.launch.Launch`."""
 
     tuning: Tuning | None = None
+    wide: bool = False
 
     def forward(self, x: OpInputs, s0: State) -> tuple[Values, State]:
         """(y, s_T); a single token is a step of decoding."""
         if x.v.shape[1] == 1:
             return decode.forward(x, s0)
+        if self.wide:
+            return self.strong(x).forward(s0)
         if self.divides("forward", x):
             y, s_last, _ = self.divided(x).forward(s0)
             return y, s_last
@@ -46,6 +49,9 @@ class Launch(NamedTuple):
 
     def forward_saving(self, x: OpInputs, s0: State) -> tuple[Values, State, Saved]:
         """(y, s_T, what the full backward needs)."""
+        if self.wide:
+            y, s_last, states, u = self.strong(x).forward_saving(s0)
+            return y, s_last, Saved(x, states, u)
         none = jnp.zeros((x.v.shape[0], 0, *x.v.shape[2:]), self.plan(x)[0].numerics.operand)
         if self.divides("forward", x) and self.divides("backward", x):
             y, s_last, states = self.divided(x).forward(s0)
@@ -69,6 +75,8 @@ class Launch(NamedTuple):
     def backward(self, saved: Saved, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
         x = saved.inputs
+        if self.wide:
+            return self.strong(x).backward(saved.states, saved.u, dy, ds)
         if self.divides("backward", x):
             return self.divided(x).backward(saved.states, dy, ds)
         plan, constants = self.plan(x)
@@ -85,6 +93,8 @@ class Launch(NamedTuple):
 
     def state_backward(self, x: OpInputs, dy: Values, ds: State) -> State:
         """The gradient of s0 alone."""
+        if self.wide:
+            return self.strong(x).state_backward(dy, ds)
         if self.divides("state_backward", x):
             return self.divided(x).state_backward(dy, ds)
         constants = {n: z for n, z in self.plan(x)[1].items() if n not in ("B", "EVERY")}
@@ -107,6 +117,11 @@ class Launch(NamedTuple):
         """Returns the passes that are divided over time."""
         plan, tuning = PallasLaunch(self.tuning).divided_plan(x)
         return divided.Kernels(x._replace(log_w=only_on(x.log_w, "cuda", "triton")), plan, tuning)
+
+    def strong(self, x: OpInputs) -> wide_launch.Kernels:
+        """Returns the passes for log_w down to -20."""
+        plan, tuning, block = PallasLaunch(self.tuning).wide_plan(x)
+        return wide_launch.Kernels(x._replace(log_w=only_on(x.log_w, "cuda", "triton")), plan, tuning, block)
 
     def _call(
         self,
@@ -134,18 +149,18 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _rule(name: str, tuning: Tuning | None) -> Callable[..., PyTree]:
-    return getattr(Launch(tuning), name)
+def _rule(name: str, tuning: Tuning | None, wide: bool) -> Callable[..., PyTree]:
+    return getattr(Launch(tuning, wide), name)
 
 
-def make_op(tuning: Tuning | None = None) -> Callable[..., tuple[Array, Array]]:
-    """Makes the op, see `chunked.make_op`.
+def make_op(tuning: Tuning | None = None, *, wide: bool = False) -> Callable[..., tuple[Array, Array]]:
+    """Makes the op, see `chunked.make_op`. wide: for log_w down to -20.
 
     Raises (the op):
         ValueError: jax-triton is not installed; heads of a size that has no kernel; when compiled for
             anything but a GPU.
     """
-    op = for_sizes(chunked.make_op(partial(_rule, tuning=tuning)), "triton", gpu.supports, gpu.SIZES)
+    op = for_sizes(chunked.make_op(partial(_rule, tuning=tuning, wide=wide)), "triton", gpu.supports, gpu.SIZES)
 
     def checked(*args):
         if message := missing():
@@ -165,3 +180,5 @@ def missing() -> str | None:
 
 
 wkv7_triton = make_op()
+wkv7_triton_wide = make_op(wide=True)
+"""The same for log_w down to -20."""

@@ -71,7 +71,8 @@ def test_a_rehearsal_writes_one_report(tmp_path, monkeypatch, capsys):
     checked = [row for row in rows if "regime" in row]
     assert {(row["kernel"], row["dtype"]) for row in checked} == {
         ("gpu small", "bfloat16"), ("gpu sequential", "bfloat16"), ("gpu divided", "bfloat16"),
-        ("gpu small", "float32"), ("decode", "bfloat16"), ("decode", "float32"),
+        ("gpu small", "float32"), ("gpu wide", "bfloat16"), ("gpu wide", "float32"), ("decode", "bfloat16"),
+        ("decode", "float32"),
     }  # fmt: skip
     assert not any(row["wrong"] for row in checked)
     timed = [(row["name"], row["task"]) for row in rows if "seconds" in row]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels.op
-from pallas_kernels import tpu, wkv7
+from pallas_kernels import gpu, tpu, wkv7
 from pallas_kernels.bench.shapes import Shape, make_example
 from pallas_kernels.chunked import op as chunked
 from pallas_kernels.chunked.levels import spans
@@ -18,6 +18,7 @@ FLOAT32 = 1e-5
 ACCELERATOR_SCHEDULE = "chunked, accelerator schedule"
 OPS = {
     ACCELERATOR_SCHEDULE: lambda: chunked.make_op(partial(chunked.accelerator_rule, wide=True)),
+    "gpu": lambda: gpu.make_op(interpret=True, wide=True),
     "tpu": lambda: tpu.make_op(interpret=True, wide=True),
 }
 RELEASED = Shape(1, 131, 2, 64, 64)
@@ -44,9 +45,12 @@ def lowest(rng, vectors):
 REGIMES = {"any": any_decay, "forgetful": forgetful, "one a head": one_a_head, "lowest": lowest}
 
 
-@pytest.fixture(scope="module", params=[name for name in pallas_kernels.op.WIDE if name != "tpu"] + [*OPS])
+@pytest.fixture(scope="module", params=[n for n in pallas_kernels.op.WIDE if n not in (*OPS, "triton")] + [*OPS])
 def run(request):
-    """run(example, valid, reset) -> {"y", "s_T", and gradients by input name}; kernels for TPU are interpreted."""
+    """run(example, valid, reset) -> {"y", "s_T", gradients by input name}; kernels for GPU and TPU are interpreted.
+
+    Those of Triton have an interpreter of their own, see triton/test_triton.py.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if request.param in OPS:
             patch.setitem(pallas_kernels.op.WIDE, request.param, jax.jit(OPS[request.param]()))

@@ -67,7 +67,6 @@ def test_the_gated_delta_rule_takes_them_too():
     assert 'kernel_name = "wkv7_forward_wide"' in text
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_elsewhere_it_is_chunked(platform):
+def test_on_a_cpu_it_is_chunked():
     op = jax.jit(partial(wkv7, min_log_w=-20.0, implementation="auto"))
-    assert "custom_call @tpu" not in export.export(op, platforms=[platform])(*structs(64)).mlir_module()
+    assert "custom_call @tpu" not in export.export(op, platforms=["cpu"])(*structs(64)).mlir_module()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import wkv7
-from pallas_kernels.bench.shapes import Shape, make_example
+from pallas_kernels.bench.shapes import GATE, Shape, make_example
 from pallas_kernels.triton import launch as triton
 
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
@@ -21,7 +21,7 @@ INTERPRET = """
 import json, sys
 import numpy as np
 import torch
-from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels, parallel
+from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels, parallel, wide
 triton_kernels.EXACT = "ieee"  # the interpreter knows no products of parts
 constants, paths = json.loads(sys.argv[1]), sys.argv[2:]
 x = {n: torch.tensor(z) for n, z in np.load(paths[0]).items()}
@@ -60,6 +60,29 @@ grads = [torch.full_like(z, nan) for z in vectors]
 parallel.gradients[grid](*vectors, x["reset"], inverse, factors, before, after, x["dy"], *grads, **each)
 divided = dict(zip(("r", "log_w", "k", "v", "a", "b"), grads)) | {"y": y, "s_T": s_last, "s0": ds0}
 out |= {f"divided {name}": z for name, z in divided.items()}
+
+vectors[1] = x["gate"]
+over_time = {name: z for name, z in c.items() if name != "EVERY"}
+inverse, rb, ak, rk = (full(n, b, h, c["C"], c["C"]) for _ in range(4))
+y, s_last, u, ds0, dz = (torch.full_like(z, nan) for z in (y, s_last, y, ds0, y))
+before, after = (torch.full_like(change, nan) for _ in range(2))
+given = [vectors[i] for i in (0, 1, 4, 5)]
+wide.prepare[grid](*vectors[:3], *vectors[4:], x["reset"], inverse, rb, ak, rk, **each, LEVELS=4, WITH_K=True)
+wide.forward[h, blocks, b](
+    *vectors, x["reset"], inverse, rb, ak, rk, x["s0"], y, s_last, before, u, **over_time, SAVE=True
+)
+wide.state_backward[h, blocks, b](
+    *given, x["reset"], inverse, rb, x["dy"], x["ds"], ds0, after, dz, **over_time, SAVE=True
+)
+grads = [torch.full_like(z, nan) for z in vectors]
+wide.gradients[grid](*vectors, x["reset"], ak, rk, before, after, u, dz, x["dy"], *grads, **each, LEVELS=4)
+wanted = dict(zip(("r", "log_w", "k", "v", "a", "b"), grads)) | {"y": y, "s_T": s_last, "s0": ds0}
+inverse, rb, alone = (torch.full_like(z, nan) for z in (inverse, rb, ds0))
+wide.prepare[grid](*vectors[:3], *vectors[4:], x["reset"], inverse, rb, ak, rk, **each, LEVELS=4, WITH_K=False)
+wide.state_backward[h, blocks, b](
+    *given, x["reset"], inverse, rb, x["dy"], x["ds"], alone, after, dz, **over_time, SAVE=False
+)
+out |= {f"wide {name}": z for name, z in (wanted | {"alone": alone}).items()}
 np.savez(paths[1], **{n: z.numpy() for n, z in out.items()})
 """
 
@@ -73,7 +96,8 @@ def test_kernels_match_the_oracle_in_the_interpreter(tmp_path, rng, oracle, erro
     shape = Shape(1, 37, 2, 8, 20)
     example = make_example(rng, shape)
     reset = rng.random((1, 37)) < 0.1
-    arrays = {**example.inputs, "dy": example.dy, "ds": example.ds, "reset": reset.astype(np.int32)}
+    gate = make_example(rng, shape, GATE).inputs["log_w"]
+    arrays = {**example.inputs, "dy": example.dy, "ds": example.ds, "reset": reset.astype(np.int32), "gate": gate}
     np.savez(tmp_path / "in.npz", **arrays)
     constants = {
         "B": 1, "T": 37, "H": 2, "K": 8, "V": 20, "KT": 16, "VT": 16, "C": 16, "EVERY": 2, "HALF": False, "RESET": True,
@@ -84,8 +108,10 @@ def test_kernels_match_the_oracle_in_the_interpreter(tmp_path, rng, oracle, erro
         check=True,
     )
     result = dict(np.load(tmp_path / "out.npz"))
-    expected = oracle(example, np.ones_like(reset), reset)
+    strong = example._replace(inputs=example.inputs | {"log_w": gate})
+    expected, wide = (oracle(x, np.ones_like(reset), reset) for x in (example, strong))
     expected |= {f"divided {n}": x for n, x in expected.items()} | {"alone": expected["s0"]}
+    expected |= {f"wide {n}": x for n, x in wide.items()} | {"wide alone": wide["s0"]}
     errors = {n: error.max(result[n], x) for n, x in expected.items()}
     assert max(errors.values()) <= 1e-5, errors
 
