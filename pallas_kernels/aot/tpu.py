@@ -132,6 +132,7 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
     batch, length, heads, size = shape
     rule, wide = kernel.removesuffix("_wide"), kernel.endswith("_wide")
     device = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices[0]
+    unit = 256 if device.device_kind.startswith(rules.UNITS_OF_256) else LANES
     flat = jax.ShapeDtypeStruct((batch, length, heads * size), dtype)
     state = jax.ShapeDtypeStruct((batch, heads, size, size), jnp.float32)
     x = OpInputs(flat, flat, flat, flat, flat, flat, None)  # type: ignore[arg-type]
@@ -140,7 +141,7 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
         return jax.tree.map(lambda z: z.reshape(batch, length, heads, size) if z.ndim == 3 else z, tree)
 
     def run(*args: PyTree) -> PyTree:
-        results = getattr(rules, rule)(*by_head(args), wide=wide)
+        results = getattr(rules, rule)(*by_head(args), wide=wide, unit=unit)
         return jax.tree.map(lambda z: z.reshape(batch, length, -1) if z.shape[1:2] == (length,) else z, results)
 
     if rule == "backward":

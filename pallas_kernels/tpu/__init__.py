@@ -24,25 +24,26 @@ def supports(key: int, value: int) -> bool:
     return key == value and key in HEAD_SIZES
 
 
-def rule(name: str, *, wide: bool = False) -> Callable[..., PyTree]:
+def rule(name: str, *, wide: bool = False, unit: int | None = None) -> Callable[..., PyTree]:
     """Returns `forward`, `forward_saving`, `backward` or `state_backward` for `chunked.make_op`.
 
-    wide: for log_w down to -20 instead of -2.7.
+    wide: for log_w down to -20 instead of -2.7; unit: width of the matrix units, None for that of the TPU.
     """
-    return partial(getattr(rules, name), wide=wide)
+    return partial(getattr(rules, name), wide=wide, unit=unit)
 
 
 def make_op(
-    interpret: bool | pallas_tpu.InterpretParams = False, *, wide: bool = False
+    interpret: bool | pallas_tpu.InterpretParams = False, *, wide: bool = False, unit: int | None = None
 ) -> Callable[..., tuple[Array, Array]]:
     """Makes the op, see `chunked.make_op`.
 
-    interpret: as `pallas_call` takes it, to run the kernels without a TPU; wide: for log_w down to -20 instead of -2.7.
+    interpret: as `pallas_call` takes it, to run the kernels without a TPU; wide: for log_w down to -20 instead of -2.7;
+    unit: width of the matrix units, 128 or 256, None for that of the TPU.
 
     Raises (the op):
         ValueError: heads of a size that has no kernel; when compiled for anything but a TPU, unless interpreted.
     """
-    op = chunked.make_op(lambda name: partial(rule(name, wide=wide), interpret=interpret))
+    op = chunked.make_op(lambda name: partial(rule(name, wide=wide, unit=unit), interpret=interpret))
     return for_sizes(op, "tpu", supports, "K = V = 64 or 128")
 
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from pallas_kernels.tpu import stages
 from pallas_kernels.tpu.inverse import inverse
-from pallas_kernels.tpu.packing import Masks, keep
+from pallas_kernels.tpu.packing import LANES, Masks, keep
 from pallas_kernels.tpu.schedule import Stages
 from pallas_kernels.tpu.stages import halves, stacked
 
@@ -25,16 +25,30 @@ class Static(TypedDict):
 
 
 class Setting(NamedTuple):
-    """masks; heads per pack; dtype of the operands of products: bfloat16, or float32 for exact ones."""
+    """masks; heads per pack; dtype of the operands of products: bfloat16, or float32 for exact ones; width of the
+    matrix units, 128 or 256."""
 
     masks: Masks
     pack: int
     operand: np.dtype
+    unit: int
 
     @property
     def static(self) -> Static:
         """The same for every stage of a chunk."""
         return {"pack": self.pack, "operand": self.operand}
+
+
+def through_state(keys: Array, state: Array, mask: Array | None, scores: Array, x: Array, at: Setting) -> Stages[Array]:
+    """keys state^T, of the rows in `mask` only, + scores x, by head."""
+    if at.unit > LANES:
+        known = stages.through_state(keys, state, mask, scores, x, **at.static)
+    else:
+        known = stages.keys_to_values(keys, state, mask, **at.static)
+        yield
+        known += stages.product(scores, x, **at.static)
+    yield
+    return known
 
 
 def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
@@ -46,10 +60,7 @@ def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Arr
     (ab, rb), (ak, rk) = stages.scores(ar, b, k, visible, **static)
     yield
     ti = keep(masks.earlier, (yield from inverse(ab, **static)))
-    known = stages.keys_to_values(ar, state * d.enter, masks.head, **static)
-    yield
-    known += stages.product(stacked(ak, rk), v, **static)
-    yield
+    known = yield from through_state(ar, state * d.enter, masks.head, stacked(ak, rk), v, at)
     known_u, known_y = halves(known)
     u = known_u + stages.product(ti, known_u, **static)
     yield
@@ -69,10 +80,7 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     (ba, ka), (br, kr) = stages.scores(bk, a, r, (visible, visible), **static)
     yield
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
-    known = stages.keys_to_values(bk, ds * d.leave, masks.tail, **static)
-    yield
-    known += stages.product(stacked(br, kr), dy, **static)
-    yield
+    known = yield from through_state(bk, ds * d.leave, masks.tail, stacked(br, kr), dy, at)
     du, dv = halves(known)
     dz = du + stages.product(ti, du, **static)
     yield
@@ -104,10 +112,7 @@ def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[A
     (ba,), (br,) = stages.scores(b, a, r, ((masks.later, masks.since),), **static)
     yield
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
-    du = stages.keys_to_values(b, ds * d.leave, masks.tail, **static)
-    yield
-    du += stages.product(br, dy, **static)
-    yield
+    du = yield from through_state(b, ds * d.leave, masks.tail, br, dy, at)
     dz = du + stages.product(ti, du, **static)
     yield
     return (ds * d.whole + stages.outer(stacked(dz, dy), stacked(a, r), masks.head, **static) * d.enter,)

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     """What a kernel needs to know beside its arrays.
 
     rule: its name; head: N; operand: dtype of the operands of products; reverse: chunks from the last to the first;
-    interpret: as `pallas_call` takes it; wide: for log_w down to -20.
+    interpret: as `pallas_call` takes it; wide: for log_w down to -20; unit: width of the matrix units, 128 or 256.
     """
 
     rule: str
@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     reverse: bool
     interpret: bool | pltpu.InterpretParams
     wide: bool
+    unit: int
 
     @property
     def pack(self) -> int:
@@ -71,7 +72,7 @@ def _kernel(*refs, body: Callable[..., Stages], plan: Plan, resets: bool, counts
     if plan.wide:
         at = wide.Setting(masks, make_spans(plan.pack, plan.operand), plan.pack, plan.operand)
     else:
-        at = chunk.Setting(masks, plan.pack, plan.operand)
+        at = chunk.Setting(masks, plan.pack, plan.operand, plan.unit)
 
     def one_pack(i: int) -> Stages[None]:
         lanes = slice(i * LANES, (i + 1) * LANES)

@@ -3,6 +3,7 @@
 from types import ModuleType
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental.pallas import tpu as pallas_tpu
@@ -20,6 +21,8 @@ State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
 Interpret: TypeAlias = bool | pallas_tpu.InterpretParams
 """Whether, and how, `pallas_call` runs a kernel without a TPU."""
+UNITS_OF_256 = "TPU v6"
+"""How the names of TPUs begin whose matrix units are 256 wide."""
 
 
 def _on_tpu(s: State, interpret: Interpret) -> State:
@@ -27,11 +30,22 @@ def _on_tpu(s: State, interpret: Interpret) -> State:
     return s if interpret else only_on(s, "tpu", "tpu")
 
 
-def _plan(rule: str, x: OpInputs, interpret: Interpret, wide: bool) -> Plan:
+def matrix_unit() -> int:
+    """Returns the width of the matrix units of the TPU that programs are compiled for; 128 where nothing names one."""
+    named = jax.sharding.get_abstract_mesh().abstract_device
+    kind = ""
+    if named is not None and named.platform == "tpu":
+        kind = named.device_kind
+    elif jax.default_backend() == "tpu":
+        kind = jax.devices()[0].device_kind
+    return 256 if kind.startswith(UNITS_OF_256) else 128
+
+
+def _plan(rule: str, x: OpInputs, interpret: Interpret, wide: bool, unit: int | None) -> Plan:
     """Products of bfloat16 operands if that is what all vectors are, else of float32."""
     half = all(z.dtype == jnp.bfloat16 for z in (x.r, x.k, x.v, x.a, x.b))
     operand = jnp.dtype(jnp.bfloat16 if half else jnp.float32)
-    return Plan(rule, x.r.shape[3], operand, rule.endswith("backward"), interpret, wide)
+    return Plan(rule, x.r.shape[3], operand, rule.endswith("backward"), interpret, wide, unit or matrix_unit())
 
 
 def _bodies(wide: bool) -> ModuleType:
@@ -81,12 +95,17 @@ def _segments(reset: Array | None, pack: int) -> Array | None:
     return jnp.concatenate([counts] * pack, -1)
 
 
-def forward(x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False) -> tuple[Values, State]:
-    """(y, s_T); a single token is a step of decoding."""
+def forward(
+    x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False, unit: int | None = None
+) -> tuple[Values, State]:
+    """(y, s_T); a single token is a step of decoding.
+
+    unit: width of the matrix units, of this rule and the others; None for `matrix_unit()`.
+    """
     s0 = _on_tpu(s0, interpret)
     if x.v.shape[1] == 1:
         return decode.forward(x, s0)
-    plan = _plan("forward", x, interpret, wide)
+    plan = _plan("forward", x, interpret, wide, unit)
     tokens = [_tokens(z, plan.pack) for z in x[:6]]
     first, segments = _states(s0, plan.pack), _segments(x.reset, plan.pack)
     (y,), _, last = call(_bodies(wide).forward, plan, tokens, first, segments, out=[x.v.dtype])
@@ -94,11 +113,11 @@ def forward(x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool 
 
 
 def forward_saving(
-    x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False
+    x: OpInputs, s0: State, *, interpret: Interpret = False, wide: bool = False, unit: int | None = None
 ) -> tuple[Values, State, Saved]:
     """(y, s_T, what the full backward needs): the states before all chunks, packed, and u as it lies in memory."""
     s0 = _on_tpu(s0, interpret)
-    plan = _plan("forward_saving", x, interpret, wide)
+    plan = _plan("forward_saving", x, interpret, wide, unit)
     tokens = [_tokens(z, plan.pack) for z in x[:6]]
     (y, u), (states,), last = call(
         _bodies(wide).forward,
@@ -114,11 +133,17 @@ def forward_saving(
 
 
 def backward(
-    saved: Saved, dy: Values, ds: State, *, interpret: Interpret = False, wide: bool = False
+    saved: Saved,
+    dy: Values,
+    ds: State,
+    *,
+    interpret: Interpret = False,
+    wide: bool = False,
+    unit: int | None = None,
 ) -> tuple[Array, ...]:
     """Gradients of (r, log_w, k, v, a, b, s0), in their dtypes, from those of y and s_T."""
     x, ds = saved.inputs, _on_tpu(ds, interpret)
-    plan = _plan("backward", x, interpret, wide)
+    plan = _plan("backward", x, interpret, wide, unit)
     tokens = [_tokens(z, plan.pack) for z in (*x[:6], saved.u, dy)]
     grads, _, first = call(
         _bodies(wide).backward,
@@ -135,10 +160,12 @@ def backward(
     )
 
 
-def state_backward(x: OpInputs, dy: Values, ds: State, *, interpret: Interpret = False, wide: bool = False) -> State:
+def state_backward(
+    x: OpInputs, dy: Values, ds: State, *, interpret: Interpret = False, wide: bool = False, unit: int | None = None
+) -> State:
     """The gradient of s0 alone, from r, log_w, a, b and dy."""
     ds = _on_tpu(ds, interpret)
-    plan = _plan("state_backward", x, interpret, wide)
+    plan = _plan("state_backward", x, interpret, wide, unit)
     tokens = [_tokens(z, plan.pack) for z in (x.r, x.log_w, x.a, x.b, dy)]
     last, segments = _states(ds, plan.pack), _segments(x.reset, plan.pack)
     _, _, first = call(_bodies(wide).state_backward, plan, tokens, last, segments, out=[])

@@ -112,6 +112,13 @@ def keys_to_values(keys: Array, state: Array, mask: Array | None, pack: int, ope
 
 
 @stage
+def through_state(keys: Array, state: Array, mask: Array | None, scores: Array, x: Array, pack: int, operand) -> Array:
+    """`keys_to_values` + `product`, as one product over 256 lanes: half the operands to load, for transposing x."""
+    both = jnp.concatenate([blocks(state, pack), blocks(x, pack).T], 1)
+    return dot(jnp.concatenate([limited(mask, keys), scores], 1), both, operand, NT)
+
+
+@stage
 def values_to_keys(values: Array, state: Array, mask: Array | None, pack: int, operand) -> Array:
     """values state, of the rows in `mask` only."""
     return limited(mask, dot(values, blocks(state, pack), operand))

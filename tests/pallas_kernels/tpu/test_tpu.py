@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 from pallas_kernels import tpu, wkv7
 from pallas_kernels.bench.shapes import Shape, make_example
 from pallas_kernels.chunked import op as chunked
+from pallas_kernels.tpu import rules
 
 FLOAT32 = 1e-5
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
@@ -54,6 +55,28 @@ def test_odd_heads_and_both_sizes_on_poisoned_memory_without_races(shape, regime
     expected = oracle(example, np.ones_like(reset), reset)
     errors = {n: error.max(result[n], x) for n, x in expected.items()}
     assert max(errors.values()) <= FLOAT32, errors
+
+
+@pytest.mark.parametrize("shape", [Shape(2, 131, 3, 64, 64), Shape(1, 67, 2, 128, 128)])
+def test_matrix_units_of_256(shape, rng, oracle, error):
+    """The form for wider units, with resets; the gradient of the state alone too."""
+    example = make_example(rng, shape)
+    reset = rng.random((shape.batch, shape.length)) < 0.05
+    op = tpu.make_op(interpret=True, unit=256)
+    result, expected = value_and_gradients(op, example, jnp.asarray(reset)), oracle(example, np.ones_like(reset), reset)
+    vectors = [jnp.asarray(example.inputs[n]) for n in NAMES[:6]]
+    _, pull = jax.vjp(lambda s0: op(*vectors, s0, jnp.asarray(reset)), jnp.asarray(example.inputs["s0"]))
+    result["alone"], expected["alone"] = pull((jnp.asarray(example.dy), jnp.asarray(example.ds)))[0], expected["s0"]
+    errors = {n: error.max(result[n], x) for n, x in expected.items()}
+    assert max(errors.values()) <= FLOAT32, errors
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("TPU v6 lite", 256), ("TPU v5 lite", 128), (None, 128)])
+def test_the_form_is_that_of_the_chip_that_a_mesh_names(kind, unit):
+    device = kind and jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert rules.matrix_unit() == unit
 
 
 def test_several_packs_and_programs(rng, error):
