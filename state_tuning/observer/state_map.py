@@ -165,7 +165,7 @@ def fit(
       pairs: the source layer, or as many layers, of each target layer; None: `paired_layers`.
       terms: factor pairs for each pair of heads.
       iterations: rounds of alternating least squares.
-      ridge: relative to the mean eigenvalue.
+      ridge: relative to the mean eigenvalue; at least what rounding moves the eigenvalues by.
       bias: whether a constant is fitted too.
       saturating: whether each head is there a second time with entries that saturate.
 
@@ -173,7 +173,7 @@ def fit(
       The maps.
 
     Raises:
-      ValueError: the numbers of samples differ, or `pairs` do not fit.
+      ValueError: the numbers of samples differ, `pairs` do not fit, or states are not finite.
     """
     if source.shape[0] != target.shape[0]:
         raise ValueError(f"fit: {source.shape[0]} states of one model, {target.shape[0]} of the other")
@@ -187,6 +187,8 @@ def fit(
     keys = jax.random.split(key, target.shape[1:3])
     options = {"terms": terms, "iterations": iterations, "bias": bias}
     u, w, constant = _fit_all(x, jnp.asarray(layers.reshape(len(layers), -1)), y, keys, ridge, **options)
+    if not jnp.isfinite(u).all() & jnp.isfinite(w).all():
+        raise ValueError("fit: the maps are not finite; look for NaN or infinite numbers in the states")
     return Maps(layers, u, w, constant if bias else None, scale)
 
 
@@ -277,7 +279,9 @@ def _regress(x: Float[Array, "N P v k"], w: Float[Array, "P K k"], y: Float[Arra
     count, terms, inner, width = features.shape
     f = features.reshape(count, terms * inner, width)
     gram = jnp.einsum("nfK,ngK->fg", f, f, precision="highest")
-    damping = ridge * jnp.trace(gram) / gram.shape[0] + jnp.finfo(jnp.float32).tiny
+    # Rounding moves eigenvalues by eps times the largest, which the Frobenius norm bounds.
+    rounding = 4 * jnp.finfo(gram.dtype).eps * jnp.linalg.norm(gram)
+    damping = jnp.maximum(ridge * jnp.trace(gram) / gram.shape[0], rounding) + jnp.finfo(gram.dtype).tiny
     gram = gram + damping * jnp.eye(gram.shape[0], dtype=gram.dtype)
     right = jnp.einsum("nfK,nVK->fV", f, y, precision="highest")
     u = jax.scipy.linalg.solve(gram, right, assume_a="pos")

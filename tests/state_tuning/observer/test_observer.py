@@ -57,6 +57,25 @@ def test_a_linearly_related_pair_is_recovered():
     assert (r2 > 0.999).all(), r2
 
 
+def test_equal_states_of_rank_one_give_finite_maps():
+    """Their Gram matrix has one eigenvalue, beside which the ridge is less than rounding."""
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(1, 1, 2, 64, 1)) @ rng.normal(size=(1, 1, 2, 1, 64))
+    source = jnp.asarray(np.repeat(one, 4, 0), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(4, 1, 1, 16, 16)), jnp.float32)
+    found = state_map.fit(source, target, jax.random.key(0))
+    mean = target.mean(0, keepdims=True)
+    error = jnp.linalg.norm(state_map.apply(found, source) - target) / jnp.linalg.norm(mean - target)
+    assert bool(jnp.isfinite(error))
+    assert error < 1.2  # the best is the mean's projection on rank one
+
+
+def test_states_that_are_not_finite_are_refused():
+    states = jnp.zeros((2, 1, 1, 4, 4)).at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        state_map.fit(states, states, jax.random.key(0))
+
+
 def test_more_rounds_and_more_terms_never_explain_less_of_what_was_fitted():
     rng = np.random.default_rng(4)
     source = jnp.asarray(rng.normal(size=(40, 2, 2, 4, 4)), jnp.float32)
