@@ -68,8 +68,7 @@ def test_examples_run(path, tmp_path, monkeypatch, capsys):
 def test_the_real_teacher_may_be_any_server_of_llama_cpp(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     path = next(path for path in EXAMPLES if path.stem == "real_teacher")
     text = small(path.read_text(encoding="utf-8"))
-    tasks = '(("arc", "validation", 100), ("gsm8k", "test", 30))'
-    for part, less in (("range(3)", "range(1)"), ("(1, 0.5, 0)", "(1, 0)"), (tasks, '(("arc", "validation", 4),)')):
+    for part, less in (("range(3)", "range(1)"), ("(1, 0.5, 0)", "(1, 0)")):
         assert part in text
         text = text.replace(part, less)
     monkeypatch.setenv("NO_PROXY", "*")
