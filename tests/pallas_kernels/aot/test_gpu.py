@@ -10,6 +10,7 @@ from pallas_kernels.aot.table import COMPILED
 
 RESULTS = pathlib.Path(gpu.__file__).parent / "results"
 SHAPE = (8, 4096, 32, 64)
+RULES = ("forward", "forward_saving", "backward", "state_backward")
 
 
 @pytest.fixture(params=sorted(nvidia.TARGETS))
@@ -19,10 +20,11 @@ def committed(request):
 
 
 def test_every_kernel_compiles_and_none_of_pallas_spills_in_bfloat16(committed):
+    """Those for log_w down to -20 spill up to 24 bytes in one of their programs."""
     target, rows = committed
     assert {(row.kernel, row.dtype) for row in rows if row.shape == SHAPE} >= {
         (kernel, dtype)
-        for kernel in ("forward", "forward_saving", "backward", "state_backward", "decode")
+        for kernel in (*RULES, *(f"{rule}{nvidia.WIDE}" for rule in RULES), "decode")
         for dtype in ("bfloat16", "float32")
     }
     for row in rows:
@@ -31,7 +33,7 @@ def test_every_kernel_compiles_and_none_of_pallas_spills_in_bfloat16(committed):
         assert row.memory < nvidia.TARGETS[target].shared_memory
         plain = target != "a100" and not row.resets
         if not row.kernel.startswith("triton") and (row.dtype == "bfloat16" or plain):
-            assert row.spills == 0, row
+            assert row.spills <= (24 if nvidia.WIDE in row.kernel else 0), row
 
 
 def test_bounds_of_the_bfloat16_backward(committed):
