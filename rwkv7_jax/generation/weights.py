@@ -63,6 +63,7 @@ class _Wanted(NamedTuple):
 
     @property
     def changes(self) -> bool:
+        """Whether the leaf has another form."""
         return self.transposed or self.leaf.dtype != self.dtype
 
 
