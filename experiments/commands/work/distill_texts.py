@@ -90,6 +90,8 @@ def from_teacher(config: Distill, lm: LanguageModel) -> Compiled:
 
     def measured(trainable: State) -> Row:
         sums = np.sum([measure(lm.params, trainable, *one) for one in held_out(range(len(encoded[1])), 16)], axis=0)
+        if not sums[2]:
+            raise UsageError("teacher.checkpoint: it cuts every held-out text in another way than the model does")
         return {"divergence, nats per token": float(sums[0] / sums[2]), "nll, nats per token": float(sums[1] / sums[3])}
 
     chosen = _order(len(encoded[0]), config.batch_size, settings.steps, config.seed)

@@ -43,7 +43,7 @@ STOPS = 4
 ALTERNATIVES = 20
 """Most likely first tokens of the verification's answer that are asked for."""
 
-UNLISTED = "the server lists no likely tokens of a given text, or cuts all of it in another way than the student does"
+UNLISTED = "the server lists no likely tokens of a given text"
 REASONING = "if the model reasons first, turn that off"
 CUT_SHORT = ("length", "max_tokens", "content_filter", "tool_calls", "function_call", "abort", "error")
 """What `finish_reason` says of an answer that did not end by itself."""
@@ -175,7 +175,8 @@ class HttpTeacher:
         """Reads as `TokenTeacher` says: the likeliest tokens, where the server cuts the text as the student does.
 
         Raises:
-          TeacherError: there is no answer, or the answers say nothing of any of the samples.
+          TeacherError: there is no answer, or none lists likely tokens. Samples that the server cuts in another way
+            throughout count in `missing`.
         """
         ends = [len(e.tokens) > e.completion_start and int(e.tokens[-1]) == tokenizer.eos_id for e in examples]
         found = self._map(self._lists, list(zip(prompts, samples, ends, strict=True)))
@@ -184,7 +185,7 @@ class HttpTeacher:
         value, length, used = (np.asarray(column) for column in list(zip(*scored, strict=True))[:3])
         target, sampled = targets(tokenizer, samples, examples, batch, [lists for _, lists in found])
         silent = int((np.asarray(target.known).sum(1) == 0).sum())
-        if silent == len(samples):
+        if any(samples) and all(lists is None for _, lists in found):
             raise TeacherError(f"{self.base_url}: {UNLISTED}; choose signal reward")
         if silent:
             self.missing["distribution"] += silent

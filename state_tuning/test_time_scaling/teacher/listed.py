@@ -86,7 +86,11 @@ def _aligned(
             likely = _students(tokenizer, lists.likely[-1] | {lists.tokens[-1]: lists.log_q[-1]}, byte_level)
             found += [(place, token, likely)] if at == len(text) and token in likely else []
             break
-        end = at + len(decode_bytes_after(tokenizer, [token]))
+        part = decode_bytes_after(tokenizer, [token])
+        end = at + len(part)
+        if text[at:end] != part:
+            # A byte that is no part of a character is U+FFFD in the text, so that places part from here on.
+            break
         i, theirs = starts.get(at, (-1, -1))
         if theirs == end and not np.isnan(lists.log_q[i]):
             likely = _students(tokenizer, lists.likely[i], byte_level) | {token: lists.log_q[i]}

@@ -84,6 +84,15 @@ def test_its_lists_are_laid_onto_the_students_tokens(llama):
     assert teacher.missing == {}
 
 
+def test_samples_that_are_cut_otherwise_throughout_have_scores_and_no_distribution(llama):
+    teacher = http(llama)
+    examples = [encode_example(BYTES, "q:", sample, eos=False) for sample in (" the the", " the")]
+    found = teacher.read(BYTES, ["q:"] * 2, [" the the", " the"], examples, batch_of(examples))
+    assert not found.target.known.any()
+    np.testing.assert_allclose(found.scores.log_probability, HALF)
+    assert teacher.missing == {"distribution": 2}
+
+
 def test_a_sample_of_split_characters_alone_has_no_score(llama):
     teacher = http(llama)
     scores = teacher.score(["q:", "q:"], ["é", "a"])

@@ -43,6 +43,15 @@ def test_where_the_server_cuts_otherwise_nothing_is_known():
     assert sampled.log_q[0, 4] == -3.0
 
 
+def test_after_a_byte_that_the_text_does_not_show_nothing_is_known():
+    tokens = [*BYTES.encode("q:x"), 0xFF, *BYTES.encode("abc4")]
+    example, text = Example(np.asarray(tokens, np.int32), 2, 0), "x\N{REPLACEMENT CHARACTER}abc4"
+    lists = Lists([*text, "!"], [-1.0] * 7, [{"z": -2.0}] * 7)
+    target, sampled = listed.targets(BYTES, [text], [example], batch_of([example]), [lists])
+    assert target.known[0, 1:7].tolist() == [1, 0, 0, 0, 0, 0]
+    assert sampled.known.sum() == 1
+
+
 def test_a_first_token_that_the_server_left_out_moves_nothing():
     lists = Lists(["c", "d", "!"], [-1.0, -2.0, -9.0], [{"c": -1.0}, {"d": -2.0}, {}])
     assert laid("bcd", lists)[0].known[0, 1:4].tolist() == [0, 1, 1]
