@@ -23,41 +23,44 @@ class Piece(NamedTuple):
     spelt: bytes
 
 
-def pieces(answer: Json, text: str) -> list[Piece]:
+def pieces(answer: Json) -> list[Piece]:
     """Returns the tokens in an answer of `/tokenize`.
 
     Args:
       answer: `{"tokens": [{"id", "piece"}]}`; a piece is a string, or bytes where it holds part of a character.
-      text: what was cut.
 
     Raises:
-      MalformedAnswer: these are not its tokens.
+      MalformedAnswer: it has none.
     """
     rows = part(answer, "tokens")
-    found = [Piece(_id(row), _spelt(part(row, "piece"))) for row in rows] if isinstance(rows, list) else []
-    if b"".join(piece.spelt for piece in found) != text.encode(errors="replace"):
-        raise MalformedAnswer("its tokens do not spell the text")
-    return found
+    if not isinstance(rows, list):
+        raise MalformedAnswer("the tokens are no list")
+    return [Piece(_id(row), _spelt(part(row, "piece"))) for row in rows]
 
 
-def grammar(tokens: Sequence[Piece]) -> str:
-    """Returns a grammar (GBNF) that admits these tokens alone.
+def grammar(tokens: Sequence[Piece], text: str) -> str:
+    """Returns a grammar (GBNF) that admits the tokens of a text alone.
 
     A character that takes several tokens is admitted as text: grammars know no token of a part of one.
 
+    Raises:
+      NotEchoed: they do not spell the text; a server may normalise it, or drop control characters.
+
     Example:
-      >>> grammar([Piece(7, b" 4"), Piece(8, bytes([0xC3])), Piece(9, bytes([0xA9]))])
+      >>> grammar([Piece(7, b" 4"), Piece(8, bytes([0xC3])), Piece(9, bytes([0xA9]))], " 4" + chr(233))
       'root ::= <[7]> "\\\\U000000E9"'
     """
+    if b"".join(token.spelt for token in tokens) != text.encode(errors="replace"):
+        raise NotEchoed("the server's tokens do not spell the chain")
     parts, waiting = list[str](), b""
     for token in tokens:
         waiting += token.spelt
         try:
-            text = waiting.decode()
+            shown = waiting.decode()
         except UnicodeDecodeError:
             continue
         whole = waiting == token.spelt
-        parts.append(f"<[{token.id}]>" if whole else '"' + "".join(f"\\U{ord(char):08X}" for char in text) + '"')
+        parts.append(f"<[{token.id}]>" if whole else '"' + "".join(f"\\U{ord(char):08X}" for char in shown) + '"')
         waiting = b""
     return "root ::= " + " ".join(parts)
 

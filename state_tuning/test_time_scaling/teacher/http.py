@@ -232,9 +232,13 @@ class HttpTeacher:
         if not sample:
             return _Found(EMPTY, 0, 0), None
         cut: Json = {"content": sample, "add_special": False, "with_pieces": True}
-        tokens = self._exchange(cut, lambda answer: forced.pieces(answer, sample), "tokenize")
+        tokens = self._exchange(cut, forced.pieces, "tokenize")
+        try:
+            grammar = forced.grammar(tokens, sample)
+        except NotEchoed as problem:
+            return _Found(math.nan, 0, 0, str(problem)), None
         body: Json = {"prompt": prompt, "max_tokens": len(sample.encode(errors="replace")) + 1, "temperature": 0.0}
-        body |= {"logprobs": alternatives, "grammar": forced.grammar(tokens)}
+        body |= {"logprobs": alternatives, "grammar": grammar}
 
         def read(choice: object, used: int) -> tuple[_Found, Lists | None]:
             try:

@@ -47,7 +47,7 @@ def test_a_grammar_admits_tokens_and_characters_of_several_as_text():
         forced.Piece(5, b"\x98\x80"),
         forced.Piece(6, b'"'),
     ]
-    assert forced.grammar(pieces) == r'root ::= <[3]> "\U00000020\U0001F600" <[6]>'
+    assert forced.grammar(pieces, ' a \U0001f600"') == r'root ::= <[3]> "\U00000020\U0001F600" <[6]>'
 
 
 def test_the_server_writes_the_sample_and_its_tokens_are_scored(llama):
@@ -93,6 +93,15 @@ def test_samples_that_are_cut_otherwise_throughout_have_scores_and_no_distributi
     assert teacher.missing == {"distribution": 2}
 
 
+def test_a_sample_that_the_server_does_not_cut_as_it_is_has_no_score(llama):
+    llama.faults["/tokenize"] = [{"tokens": [{"id": 3, "piece": "a"}]}]
+    teacher = http(llama, workers=1)
+    scores = teacher.score(["q:", "q:"], ["a\0", "a"])
+    assert np.isnan(scores.log_probability).tolist() == [True, False]
+    assert teacher.missing == {"log_probability": 1}
+    assert len(llama.requests) == 3
+
+
 def test_a_sample_of_split_characters_alone_has_no_score(llama):
     teacher = http(llama)
     scores = teacher.score(["q:", "q:"], ["é", "a"])
@@ -121,7 +130,7 @@ def test_answers_are_kept_and_repeated_without_the_server(llama, tmp_path):
     ("path", "fault", "message"),
     [
         ("/tokenize", (404, {"error": "File Not Found"}), r"/tokenize: HTTP 404, .*check address"),
-        ("/tokenize", {"tokens": [{"id": 3, "piece": "other"}]}, "its tokens do not spell the text"),
+        ("/tokenize", {"tokens": [{"id": 3, "piece": "other"}]}, "tokens do not spell the chain"),
         ("/tokenize", {"tokens": [{"id": 3, "piece": [999]}]}, "neither text nor bytes"),
         ("/tokenize", {"tokens": [{"id": "x", "piece": "a"}]}, "a token without a number"),
         ("/tokenize", {"tokens": [3]}, "it has no"),
