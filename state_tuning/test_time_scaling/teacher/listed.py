@@ -89,7 +89,7 @@ def _aligned(
         part = decode_bytes_after(tokenizer, [token])
         end = at + len(part)
         if text[at:end] != part:
-            # A byte that is no part of a character is U+FFFD in the text: from here on places differ.
+            # A byte outside of any character is U+FFFD in the text: from here on places differ.
             break
         i, theirs = starts.get(at, (-1, -1))
         if theirs == end and not np.isnan(lists.log_q[i]):
