@@ -6,18 +6,14 @@ from typing import NamedTuple
 
 import jax
 from jax import Array
-from jaxtyping import Float
 
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu import wide
 from pallas_kernels.gpu.blocks import Block, Schedule, Specs, call, each_chunk, make_chunk_specs, make_specs
+from pallas_kernels.gpu.divided import State, States, Values
 from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Wide
 from pallas_kernels.gpu.wide import Ends, Scores
-
-State = Float[Array, "B H V K"]
-Values = Float[Array, "B T H V"]
-States = Float[Array, "n B H V K"]
 
 
 class Kernels(NamedTuple):

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.state import State, zero_state
+from state_tuning.core.non_finite import all_finite
 
 __all__ = ["Maps", "apply", "factors", "fit", "paired_layers", "r_squared", "transfer", "widened"]
 
@@ -187,7 +188,7 @@ def fit(
     keys = jax.random.split(key, target.shape[1:3])
     options = {"terms": terms, "iterations": iterations, "bias": bias}
     u, w, constant = _fit_all(x, jnp.asarray(layers.reshape(len(layers), -1)), y, keys, ridge, **options)
-    if not jnp.isfinite(u).all() & jnp.isfinite(w).all():
+    if not all_finite((u, w)):
         raise ValueError("fit: the maps are not finite; look for NaN or infinite numbers in the states")
     return Maps(layers, u, w, constant if bias else None, scale)
 

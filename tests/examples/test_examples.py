@@ -4,7 +4,6 @@ import importlib.util
 import pathlib
 import re
 import sys
-import threading
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from experiments.pocket import benchmarks
 from tests.llama_stub import Llama
+from tests.loopback import served
 
 EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
 SMALL = (
@@ -76,11 +76,12 @@ def test_the_real_teacher_may_be_any_server_of_llama_cpp(tiny_checkpoint, tmp_pa
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
     names: dict = {"__name__": "real_teacher"}
     exec(compile(text, str(path), "exec"), names)
-    with Llama(reply=" The answer is 7.\n\n") as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            names["main"](server.address, str(tiny_checkpoint))
-        server.shutdown()
+    with (
+        served(Llama(reply=" The answer is 7.\n\n")) as server,
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        names["main"](server.address, str(tiny_checkpoint))
     said = capsys.readouterr().out
     gains = [float(value) for value in re.findall(r"zero state: ([+-]\d\.\d{4}) \[", said)]
     assert len(gains) == 2

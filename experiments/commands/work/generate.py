@@ -64,8 +64,8 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         if not config.quiet:
             print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
         del opened, loaded
-        params = decoding_weights(model.config, params, one_row=True)
         tokenizer, draft = tokenizing.result(), load_draft(config.draft, config.model)
+        params = decoding_weights(model.config, params, one_row=True)
         if compiling:
             compiling.result()
     result = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop, draft=draft)
@@ -115,10 +115,8 @@ def load_draft(config: DraftConfig, model: ModelConfig) -> Draft | None:
             raise UsageError("draft.state needs draft.checkpoint")
         return None
     loaded = checkpoint.load(checkpoint_path(config.checkpoint, "draft.checkpoint"), lazy=True)
-    base, state = loaded.report.weights_hash, None
-    if config.state:
-        state = checkpoint.load_state(config.state, config=loaded.config, base_model_hash=base).state
     dimensions = dataclasses.replace(on_device(loaded.config, model.dtype), wkv_implementation=model.wkv)
+    state = _state(config.state, None, loaded)
     return Draft(*for_decoding(RWKV7(dimensions), loaded.params), config.tokens, state)
 
 

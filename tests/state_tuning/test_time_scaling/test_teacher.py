@@ -27,6 +27,7 @@ from state_tuning.test_time_scaling.teacher.http_client import TeacherError, ret
 from state_tuning.test_time_scaling.teacher.in_process import InProcessTeacher, Question, Scores
 from state_tuning.test_time_scaling.teacher.replay import Replay
 from tests.helpers import CONFIG, MODEL, logits, random_state, weights
+from tests.loopback import served
 
 BYTES = ByteTokenizer()
 LM = LanguageModel(MODEL, weights(), BYTES)
@@ -171,12 +172,8 @@ def answer(path, body):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
-    with Server() as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with served(Server()) as found:
         yield found
-        found.shutdown()
-        thread.join()
 
 
 def http(server, **options):
