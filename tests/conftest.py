@@ -5,18 +5,26 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Unoptimised machine code: the suite compiles much more than it computes.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+# Unoptimised machine code by the quickest way: the suite compiles much more than it computes.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jaxlib.version.__version_info__ < (0, 11):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
-import jaxtyping
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook(["pallas_kernels", "rwkv7_jax", "state_tuning"], "beartype.beartype")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Traced programs are many small objects that stay: seldom worth a search for cycles.
+gc.set_threshold(20_000)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
