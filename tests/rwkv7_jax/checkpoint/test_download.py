@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.body, made.etag, made.length, made.breaks, made.asked = BODY, '"v1"', True, None, []
-    thread = threading.Thread(target=made.serve_forever)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     made.url = f"http://127.0.0.1:{made.server_port}/a%20b/model.pth?x=1"
     yield made

@@ -5,6 +5,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 
 import pytest
 
@@ -115,7 +116,7 @@ def hub(tmp_path, monkeypatch, make_flat):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
     server.shutdown()
@@ -139,9 +140,10 @@ def test_of_a_folder_what_a_model_needs_is_read(hub, small):
     assert load(path).config.n_embd == small.n_embd
 
 
-def test_offline_what_was_read_before_is_used(hub):
+def test_offline_what_was_read_before_is_used(hub, monkeypatch):
     from huggingface_hub import constants
 
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts to reach the hub
     before = [fetched(address) for address in ("hf://owner/one", "hf://owner/one/a.pth", "hf://owner/folder")]
     hub.shutdown()
     hub.server_close()

@@ -1,6 +1,8 @@
 """An observer that learns: its loss and its corrections by hand-written recursion, the observed model frozen."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +38,38 @@ def pair():
     return observer.fit(SMALL, LARGE, batches, config, jax.random.key(1))
 
 
-def stepped(pair, config, optimizer, batches, params=None):
-    step = make_learn_step(MODEL, LARGE.model, pair, optimizer, config)
-    tuned = train.init(optimizer, learnable(SMALL.params if params is None else params, pair, config))
-    metrics = []
-    for batch in batches:
-        tuned, found = step(LARGE.params, tuned, batch)
-        metrics.append({name: float(value) for name, value in found.items()})
-    return step, tuned, metrics
+class Learner(NamedTuple):
+    """A step, which several tests share: it is compiled once for each shape."""
+
+    config: LearnConfig
+    optimizer: optax.GradientTransformation
+    step: Callable[..., Any]
+
+    @classmethod
+    def make(cls, pair, config, optimizer):
+        return cls(config, optimizer, make_learn_step(MODEL, LARGE.model, pair, optimizer, config))
+
+    def init(self, pair, params=SMALL.params):
+        return train.init(self.optimizer, learnable(params, pair, self.config))
+
+    def run(self, tuned, batches):
+        metrics = []
+        for batch in batches:
+            tuned, found = self.step(LARGE.params, tuned, batch)
+            metrics.append({name: float(value) for name, value in found.items()})
+        return tuned, metrics
+
+
+@pytest.fixture(scope="module")
+def plain(pair):
+    """Learns from comparisons alone."""
+    return Learner.make(pair, LearnConfig(every=EVERY), observer.by_part(optax.adam(3e-3), optax.adam(3e-3)))
+
+
+@pytest.fixture(scope="module")
+def corrected(pair):
+    """Learns through the corrections too."""
+    return Learner.make(pair, LearnConfig(every=EVERY, gain=GAIN, state=0.7, kl=2.0), optax.sgd(1.0))
 
 
 def kl(wanted, found):
@@ -54,10 +80,10 @@ def kl(wanted, found):
 
 
 @pytest.mark.parametrize("gain", [0.0, GAIN])
-def test_the_loss_is_that_of_a_hand_written_recursion(pair, gain):
+def test_the_loss_is_that_of_a_hand_written_recursion(pair, corrected, gain):
     """S^ <- S^ + gain Q (S - P S^) after each comparison; sum_l |P S^ - S|^2 / |S|^2 plus the mean KL."""
     tokens = random_batch(3, 3, 12)["tokens"]
-    batch = {"tokens": tokens, "valid": np.ones(tokens.shape, bool)}
+    batch = random_batch(3, 3, 12) | {"tokens": tokens, "valid": jnp.ones(tokens.shape, bool)}
     ours, theirs = zero_state(MODEL.config, 3), zero_state(LARGE_CONFIG, 3)
     errors, sizes, divergence = np.zeros(3), np.zeros(3), []
     for begin in (0, 4, 8):
@@ -70,18 +96,19 @@ def test_the_loss_is_that_of_a_hand_written_recursion(pair, gain):
         divergence.append(kl(large, small))
         back = state_map.apply(pair.down, theirs.wkv - predicted) - pair.down.bias[:, None]
         ours = ours._replace(wkv=ours.wkv + gain * back)
-    config = LearnConfig(every=EVERY, gain=gain, state=0.7, kl=2.0)
-    _, _, (metrics,) = stepped(pair, config, optax.sgd(0.0), [batch])
+    without = dataclasses.replace(corrected.config, gain=0.0)
+    learner = corrected if gain else Learner.make(pair, without, optax.sgd(0.0))
+    _, (metrics,) = learner.run(learner.init(pair), [batch])
     np.testing.assert_allclose(metrics["state_error"], (errors / sizes).sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics["kl"], np.mean(divergence), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], 0.7 * metrics["state_error"] + 2.0 * metrics["kl"], rtol=1e-5)
 
 
-def test_the_gradient_is_that_of_finite_differences(pair):
+def test_the_gradient_is_that_of_finite_differences(pair, corrected):
     """Along one direction of the weights and one of the maps, through the corrections too."""
-    batch, config = random_batch(4, 3, 12), LearnConfig(every=EVERY, gain=GAIN)
-    step, tuned, (metrics,) = stepped(pair, config, optax.sgd(1.0), [batch])
-    tree = learnable(SMALL.params, pair, config)
+    batch = random_batch(4, 3, 12)
+    tuned, (metrics,) = corrected.run(corrected.init(pair), [batch])
+    tree = learnable(SMALL.params, pair, corrected.config)
     gradient = jax.tree.map(lambda a, b: a - b, tree, tuned.trainable)
     square = sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(gradient))
     assert metrics["grad_norm"] == pytest.approx(square**0.5, rel=1e-2)
@@ -89,16 +116,13 @@ def test_the_gradient_is_that_of_finite_differences(pair):
     losses = []
     for sign in (-1, 1):
         moved = jax.tree.map(lambda leaf, g, sign=sign: leaf + sign * length * g, tree, gradient)
-        still = train.init(optax.sgd(1.0), moved)
-        losses.append(float(step(LARGE.params, still, batch)[1]["loss"]))
+        losses += [row["loss"] for row in corrected.run(train.init(corrected.optimizer, moved), [batch])[1]]
     assert (losses[1] - losses[0]) / (2 * length) == pytest.approx(square, rel=0.05)
 
 
-def test_learning_lowers_both_terms_on_text_that_it_has_not_seen(pair):
-    optimizer = observer.by_part(optax.adam(3e-3), optax.adam(3e-3))
-    batches = [random_batch(seed % 4, 8, 16) for seed in range(30)]
-    config = LearnConfig(every=EVERY)
-    _, tuned, metrics = stepped(pair, config, optimizer, batches)
+def test_learning_lowers_both_terms_on_text_that_it_has_not_seen(pair, plain):
+    tuned, metrics = plain.run(plain.init(pair), [random_batch(seed % 4, 8, 16) for seed in range(30)])
+    assert plain.step._cache_size() == 1, "the step is compiled once"
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
     found = learnt(jax.device_get(tuned.trainable), pair)
     assert found.down.u is pair.down.u, "without a gain the maps back are not trained"
@@ -111,10 +135,10 @@ def test_learning_lowers_both_terms_on_text_that_it_has_not_seen(pair):
     assert last.r2.mean() > first.r2.mean()
 
 
-def test_corrections_are_trained_with_a_gain(pair):
-    config = LearnConfig(every=EVERY, gain=GAIN)
-    _, tuned, _ = stepped(pair, config, optax.sgd(1e-2), [random_batch(0, 8, 16)])
-    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), tuned.trainable, learnable(SMALL.params, pair, config))
+def test_corrections_are_trained_with_a_gain(pair, corrected):
+    tuned, _ = corrected.run(corrected.init(pair), [random_batch(0, 3, 12)])
+    before = learnable(SMALL.params, pair, corrected.config)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), tuned.trainable, before)
     assert all(moved["down"][name] for name in ("u", "w"))
     assert not moved["down"]["bias"], "a difference is fed back, so the constant takes no part"
     assert moved["up"]["bias"]
@@ -133,10 +157,9 @@ def test_no_weight_of_the_observed_model_is_differentiated(pair):
     assert added == []
 
 
-def test_an_update_that_is_not_finite_changes_nothing(pair):
+def test_an_update_that_is_not_finite_changes_nothing(pair, plain):
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), SMALL.params)
-    config = LearnConfig(every=EVERY)
-    _, tuned, (metrics,) = stepped(pair, config, optax.adam(1e-2), [random_batch(0, 8, 16)], broken)
+    tuned, (metrics,) = plain.run(plain.init(pair, broken), [random_batch(0, 8, 16)])
     assert not metrics["applied"]
     assert metrics["skipped"] == 1
     same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), tuned.trainable["up"], state_map.factors(pair.up))
@@ -147,12 +170,6 @@ def test_settings_out_of_range_are_told():
     for wrong in ({"every": 0}, {"gain": -1.0}, {"state": 0.0, "kl": 0.0}, {"kl": float("nan")}):
         with pytest.raises(ValueError, match="must be"):
             LearnConfig(**wrong)
-
-
-def test_the_step_is_compiled_once(pair):
-    config = LearnConfig(every=EVERY)
-    step, *_ = stepped(pair, config, optax.adam(1e-3), [random_batch(seed, 8, 16) for seed in range(4)])
-    assert step._cache_size() == 1
 
 
 def test_the_observer_is_a_pair_of_maps(pair):
