@@ -3,8 +3,9 @@
     python -m experiments.study.test_time --tasks mmlu=took,gsm8k=gold --output runs/test_time
 
 For each benchmark and seed a student and the larger model are tuned on the same chains. On the validation split the
-adaptation's rate and divergence and the weights of the votes are chosen, with the first seed; then the test split is
-answered. What is chosen, and each item's result, is kept in cells.jsonl, so that the same command goes on.
+adaptation's rate and divergence, the temperature of each method without adaptation and the weights of the votes are
+chosen, with the first seed; then the test split is answered. What is chosen, and each item's result, is kept in
+cells.jsonl, so that the same command goes on.
 """
 
 import dataclasses

@@ -140,6 +140,10 @@ class Study:
             return dataclasses.replace(shared, signal=signal)
         return dataclasses.replace(shared, signal="distillation", divergence=signal)
 
+    def unadapted(self, task: str, temperature: float) -> AdaptConfig:
+        """Returns the settings of sampling without adaptation."""
+        return dataclasses.replace(self.settings("reverse", 0.1, task), temperature=temperature)
+
     def adapted(self, cell: Cell, split: str, count: int, signal: str, rate: float) -> list[list[Outcome]]:
         """Returns the chains of each problem after each step, the last one of each the adapted model's own."""
         config = self.settings(signal, rate, cell.task)
@@ -155,9 +159,9 @@ class Study:
         key = f"adapted {cell} {split} {count} {signal} {rate} {self.config.samples}x{self.config.steps}"
         return [[Outcome(*one) for one in row] for row in self.kept(key, compute)]  # pyright: ignore
 
-    def searched(self, cell: Cell, split: str, count: int) -> list[Outcome]:
+    def searched(self, cell: Cell, split: str, count: int, temperature: float) -> list[Outcome]:
         """Returns the chains that a search in state space finds, as many as the adaptation draws."""
-        config = self.settings("reverse", 0.1, cell.task)
+        config = self.unadapted(cell.task, temperature)
         found = SearchConfig(self.config.samples * self.config.steps, self.config.span, self.config.part)
 
         def compute() -> object:
@@ -167,11 +171,12 @@ class Study:
                 rows += [_outcome(item, pool) for item, pool in zip(items, pools, strict=True)]
             return rows
 
-        return [Outcome(*one) for one in self.kept(f"search {cell} {split} {count} {found}", compute)]  # pyright: ignore
+        key = f"search {cell} {split} {count} {found}{_at(temperature)}"
+        return [Outcome(*one) for one in self.kept(key, compute)]  # pyright: ignore
 
-    def plain(self, cell: Cell, split: str, count: int) -> tuple[list[Outcome], list[float]]:
+    def plain(self, cell: Cell, split: str, count: int, temperature: float) -> tuple[list[Outcome], list[float]]:
         """Returns the chains of each problem without adaptation, and whether the larger model alone is right."""
-        config, size = self.settings("reverse", 0.1, cell.task), self.config.samples * self.config.steps + 1
+        config, size = self.unadapted(cell.task, temperature), self.config.samples * self.config.steps + 1
 
         def compute() -> object:
             rows, alone = [], []
@@ -182,12 +187,18 @@ class Study:
                 alone += [item.correct(one.results) for item, one in zip(items, larger, strict=True)]
             return [rows, alone]
 
-        rows, alone = self.kept(f"plain {cell} {split} {count} {size}", compute)  # pyright: ignore
+        key = f"plain {cell} {split} {count} {size}{_at(temperature)}"
+        rows, alone = self.kept(key, compute)  # pyright: ignore
         return [Outcome(*one) for one in rows], alone
 
 
 LONGEST = {"mmlu": 48, "gsm8k": 96, "arc": 48, "winogrande": 48}
 """Tokens of the longest chain."""
+
+
+def _at(temperature: float) -> str:
+    """Returns the temperature in a key; 1 is not written."""
+    return "" if temperature == 1.0 else f" at {temperature:g}"
 
 
 def _outcome(item: Item, pool: Pool) -> Outcome:

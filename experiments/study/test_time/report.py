@@ -42,6 +42,8 @@ def mean(values: Sequence[float]) -> float:
 class Chosen(NamedTuple):
     """What the validation split chooses."""
 
+    temperatures: dict[str, float]
+    """Of sampling, by method without adaptation."""
     plain_weight: float
     rates: dict[str, float]
     """By signal."""
@@ -50,23 +52,41 @@ class Chosen(NamedTuple):
 
 
 def choose(study: Study, cell: Cell) -> Chosen:
-    """Returns rates by the accuracy of greedy answer and vote after the last step, and weights by that of the votes."""
+    """Returns what is best by accuracy: a temperature for each method without adaptation, rates by the greedy answer
+    and the vote after the last step, and the weights of the votes.
+    """
     config, count = study.config, study.config.validation
-    plain, _ = study.plain(cell, "validation", count)
     size = config.samples * config.steps + 1
-    plain_weight = max(WEIGHTS, key=lambda c: mean([vote(one, size, c) for one in plain]))
-    rates, weights, table = dict[str, float](), dict[str, float](), [["signal", "rate", "own", "vote", "weight"]]
+    table = [["method", "temperature or rate", "own", "vote or best", "weight"]]
+    tried = dict[str, dict[float, tuple[float, float]]]()
+    for temperature in config.temperatures:
+        plain, _ = study.plain(cell, "validation", count, temperature)
+        for method, found in {
+            "self_consistency": (mean([vote(one, size, None) for one in plain]), 0.0),
+            "best_of_n": (mean([best_of(one, size) for one in plain]), 0.0),
+            "weighted_vote": _best_vote(plain, size),
+        }.items():
+            tried.setdefault(method, {})[temperature] = found
+            table.append([method, f"{temperature:g}", "", f"{found[0]:.3f}", f"{found[1]:g}"])
+    temperatures = {method: max(each, key=lambda t, each=each: each[t][0]) for method, each in tried.items()}
+    plain_weight = tried["weighted_vote"][temperatures["weighted_vote"]][1]
+    rates, weights = dict[str, float](), dict[str, float]()
     for signal in config.signals:
-        tried = {}
+        by_rate = dict[float, tuple[float, float]]()
         for rate in config.rates:
             last = [row[-1] for row in study.adapted(cell, "validation", count, signal, rate)]
-            weight = max(WEIGHTS, key=lambda c, last=last: mean([vote(one, size, c) for one in last]))
-            own, voted = mean([one.right[-1] for one in last]), mean([vote(one, size, weight) for one in last])
-            tried[rate] = (own + voted, weight)
+            own, (voted, weight) = mean([one.right[-1] for one in last]), _best_vote(last, size)
+            by_rate[rate] = (own + voted, weight)
             table.append([signal, f"{rate:g}", f"{own:.3f}", f"{voted:.3f}", f"{weight:g}"])
-        rates[signal] = max(tried, key=lambda r: tried[r][0])
-        weights[signal] = tried[rates[signal]][1]
-    return Chosen(plain_weight, rates, weights, table)
+        rates[signal] = max(by_rate, key=lambda r: by_rate[r][0])
+        weights[signal] = by_rate[rates[signal]][1]
+    return Chosen(temperatures, plain_weight, rates, weights, table)
+
+
+def _best_vote(chains: Sequence[Outcome], size: int) -> tuple[float, float]:
+    """Returns the accuracy of the best weight of a vote, and that weight."""
+    weight = max(WEIGHTS, key=lambda c: mean([vote(one, size, c) for one in chains]))
+    return mean([vote(one, size, weight) for one in chains]), weight
 
 
 Lines = dict[tuple[str, int], list[list[float]]]
@@ -87,17 +107,22 @@ def lines(study: Study, task: str, phrasing: str, chosen: Chosen) -> tuple[Lines
 
     for seed in study.config.seeds:
         cell = Cell(task, phrasing, seed)
-        plain, alone = study.plain(cell, "test", count)
-        found.setdefault(("larger", 1), []).append(alone)
-        for n in sizes:
-            tokens = [one.tokens[:n] for one in plain]
-            add("self_consistency", n, [vote(one, n, None) for one in plain], tokens, scored=False)
-            add("best_of_n", n, [best_of(one, n) for one in plain], tokens, scored=True)
-            add("weighted_vote", n, [vote(one, n, chosen.plain_weight) for one in plain], tokens, scored=True)
-        beams = study.searched(cell, "test", count)
+        weighted = partial(vote, weight=chosen.plain_weight)
+        for name, pick in (
+            ("self_consistency", partial(vote, weight=None)),
+            ("best_of_n", best_of),
+            ("weighted_vote", weighted),
+        ):
+            plain, alone = study.plain(cell, "test", count, chosen.temperatures[name])
+            for n in sizes:
+                tokens = [one.tokens[:n] for one in plain]
+                add(name, n, [pick(one, n) for one in plain], tokens, scored=name != "self_consistency")
+            if name == "self_consistency":
+                found.setdefault(("larger", 1), []).append(alone)
         n = samples * study.config.steps
-        for name, choose in (("search_best", best_of), ("search_vote", partial(vote, weight=chosen.plain_weight))):
-            add(name, n, [choose(one, n) for one in beams], [one.tokens for one in beams], scored=True)
+        beams = study.searched(cell, "test", count, chosen.temperatures["best_of_n"])
+        for name, pick in (("search_best", best_of), ("search_vote", weighted)):
+            add(name, n, [pick(one, n) for one in beams], [one.tokens for one in beams], scored=True)
         for signal in study.config.signals:
             rows = study.adapted(cell, "test", count, signal, chosen.rates[signal])
             if signal == study.config.signals[0]:

@@ -17,6 +17,7 @@ class Settings:
     steps: int = option(3, "steps")
     rates: tuple[float, ...] = option((0.03, 0.1, 0.3), "rates of adaptation, in units of the state")
     signals: tuple[str, ...] = option(("reverse", "forward", "mixed", "token", "reward"), "what is tried")
+    temperatures: tuple[float, ...] = option((0.3, 0.6, 1.0), "of sampling without adaptation; each method has its own")
     span: int = option(6, "tokens between two forks of the search")
     part: float = option(0.1, "nats per token at which chains are forked")
     validation: int = option(128, "validation problems")

@@ -18,14 +18,22 @@ def test_a_vote_turns_with_its_weight_and_the_number_of_chains():
 
 
 class Known:
-    """A study whose chains are written down: adaptation makes every chain right at rate 0.3."""
+    """A study whose chains are written down: adaptation makes every chain right at rate 0.3.
 
-    config = Settings(signals=("reverse", "token"), rates=(0.1, 0.3), samples=1, steps=2, seeds=(0, 1), test=4)
+    At temperature 0.5 all chains are alike and wrong, but at 0.7 the majority is right and the best is wrong.
+    """
 
-    def plain(self, cell, split, count):
-        return [ONE] * 4, [RIGHT, RIGHT, WRONG, WRONG]
+    config = Settings(
+        signals=("reverse", "token"), rates=(0.1, 0.3), samples=1, steps=2, seeds=(0, 1), test=4,
+        temperatures=(0.5, 0.7, 1.0),
+    )  # fmt: skip
 
-    def searched(self, cell, split, count):
+    def plain(self, cell, split, count, temperature):
+        chains = {0.5: ONE._replace(right=[WRONG] * 3), 0.7: ONE._replace(right=[RIGHT, WRONG, RIGHT]), 1.0: ONE}
+        return [chains[temperature]] * 4, [RIGHT, RIGHT, WRONG, WRONG]
+
+    def searched(self, cell, split, count, temperature):
+        assert temperature == 1.0
         return [ONE] * 4
 
     def adapted(self, cell, split, count, signal, rate):
@@ -44,8 +52,9 @@ def found():
 def test_validation_chooses_rates_and_weights(found):
     chosen, _, _ = found
     assert chosen.rates == {"reverse": 0.3, "token": 0.3}
-    assert chosen.plain_weight == 1.0, "the first weight with which the vote is right"
-    assert len(chosen.table) == 1 + 2 * 2
+    assert chosen.temperatures == {"self_consistency": 0.7, "best_of_n": 1.0, "weighted_vote": 0.7}
+    assert chosen.plain_weight == 0.5, "the first weight with which the vote is right"
+    assert len(chosen.table) == 1 + 3 * 3 + 2 * 2
 
 
 def test_every_method_stands_at_its_number_of_chains_with_its_tokens(found):
@@ -61,8 +70,10 @@ def test_every_method_stands_at_its_number_of_chains_with_its_tokens(found):
 def test_differences_are_paired_and_the_items_are_kept(found):
     chosen, lines, costs = found
     body = report.report("mmlu", chosen, lines, costs)
-    assert body["points"]["self_consistency@3"][0] == 0.0
-    assert body["differences"]["reverse_vote@3 - self_consistency@3"] == [1.0, 1.0, 1.0]
+    assert body["points"]["self_consistency@3"][0] == 1.0
+    assert body["points"]["weighted_vote@3"][0] == 1.0
+    assert body["points"]["best_of_n@2"][0] == 1.0
+    assert body["differences"]["reverse_vote@3 - self_consistency@3"] == [0.0, 0.0, 0.0]
     assert body["differences"]["reverse_vote@3 - larger@1"][0] == 0.5
     assert body["differences"]["search_best@2 - best_of_n@2"][0] == 0.0
     assert body["items"]["larger@1"] == ["1100", "1100"]
