@@ -39,20 +39,20 @@ class Kernels(NamedTuple):
     tuning: Divided
 
     def forward(self, s0: State) -> tuple[Values, State, States]:
-        """(y, s_T, the state before each chunk)."""
+        """(y, s_T, the state before each chunk, scaled to its middle)."""
         x, warps = self.x, self.tuning.output_warps
         prepared = self._prepare(parallel.prepare_forward, x._replace(r=None), [])
         s_last, states = self._scan("states", prepared, s0, reverse=False)
-        given = [self._inverse(prepared), self._factors(prepared), self._states(states)]
+        given = [self._inverse(prepared), self._states(states)]
         (y,) = self._each_chunk(parallel.outputs, x, given, [(self._specs().value, x.v)], warps)
         return y, s_last, states
 
     def backward(self, states: States, dy: Values, ds: State) -> tuple[Array, ...]:
-        """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T and the state before each chunk."""
+        """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T and the states that `forward` gives."""
         x, specs = self.x, self._specs()
         prepared = self._prepare_backward(dy)
         ds0, d_states = self._scan("state_gradients", prepared, ds, reverse=True)
-        given = [self._inverse(prepared), self._factors(prepared), self._states(states), self._states(d_states)]
+        given = [self._inverse(prepared), self._states(states), self._states(d_states)]
         wanted = [*zip(specs.inputs(x)[:6], x[:6], strict=True)]
         return *self._each_chunk(gradients, x, [*given, (specs.value, dy)], wanted, self.tuning.gradient_warps), ds0
 
@@ -65,11 +65,11 @@ class Kernels(NamedTuple):
         return self._prepare(parallel.prepare_backward, used, [(self._specs().value, dy)])
 
     def _prepare(self, kernel: Callable[..., None], x: OpInputs, given: Sequence[Block]) -> Prepared:
-        plan, low = self.plan, self.plan.numerics.operand
-        key, value = plan.key, plan.value
-        sizes = ((plan.chunk, plan.chunk, low), (key, key, low), (value, key, low), (3, key, jnp.float32))
-        arrays = [self._array(*size) for size in sizes]
-        tiles = ((plan.chunk, plan.chunk), (plan.key_tile,) * 2, (plan.value_tile, plan.key_tile), (3, plan.key_tile))
+        plan, low, size, factors = self.plan, self.plan.numerics.operand, self.plan.chunk, parallel.FACTORS
+        key, value, wide, high = plan.key, plan.value, plan.key_tile, plan.value_tile
+        sizes = ((size, size, low), (key, key, low), (value, key, low), (factors, key, jnp.float32))
+        arrays = [self._array(*z) for z in sizes]
+        tiles = ((size, size), (wide, wide), (high, wide), (size, wide))
         outputs = [(each_chunk(plan, *tile), array) for tile, array in zip(tiles, arrays, strict=True)]
         return Prepared(*self._each_chunk(kernel, x, given, outputs, self.tuning.prepare_warps))
 
@@ -81,7 +81,7 @@ class Kernels(NamedTuple):
         return each_chunk(self.plan, self.plan.chunk, self.plan.chunk), prepared.inverse
 
     def _factors(self, prepared: Prepared) -> Block:
-        return each_chunk(self.plan, 3, self.plan.key_tile), prepared.factors
+        return each_chunk(self.plan, parallel.FACTORS, self.plan.key_tile), prepared.factors
 
     def _states(self, states: States) -> Block:
         return each_chunk(self.plan, self.plan.value_tile, self.plan.key_tile), states

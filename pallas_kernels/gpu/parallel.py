@@ -2,15 +2,19 @@
 
 In a chunk of C = 32 tokens the state and its gradient change by
 
-    S+ = S o whole + (S o enter) (W' b) o leave + F       W = (I - A_ab)^-1 a    F = (U_0' b + V' k) o leave
-    D- = D o whole + (D o leave) (b' W) o enter + E       R = r + A_rb W         E = (dY' R) o enter
+    S+ = S o whole + (F + (S o enter) W' b) o leave       W = (I - A_ab)^-1 a    F = U_0' b + V' k
+    D- = D o whole + (E + (D o leave) b' W) o enter       R = r + A_rb W         E = dY' R
 
 with r, k, a, b scaled to the middle of the chunk and U_0 what U would be without a state. `prepare_forward` and
 `prepare_backward` compute W' b and F, or b' W and E, one program for each chunk and head; `scan` follows the states,
 one product a chunk; `outputs` and `gradients`, one program for each chunk and head again, compute the rest from the
 states on both sides. Scores and (I - A_ab)^-1 are kept rounded; its diagonal of ones is not stored and stays exact.
+
+Programs of several warps exchange tiles by way of shared memory, behind barriers. So they load all tiles first, and
+products that do not wait for each other stand together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,10 +23,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pallas_triton
 
 from pallas_kernels.chunked.layout import OpInputs
-from pallas_kernels.gpu.chunk import Numerics, Segments, make_masks, make_segments, where
+from pallas_kernels.gpu.chunk import Numerics, make_masks, make_segments, where
 from pallas_kernels.gpu.tiles import GridIndex, Plan, Ref, make_tile_buffer
 
 ENTER, LEAVE, WHOLE = range(3)
+FACTORS = 3
 """Rows of the factors of a chunk, [3, K]: from its start to its middle, on to its end, and all the way."""
 EMPTY = OpInputs(*(None,) * 7)  # type: ignore[arg-type]
 """No inputs, for programs that follow states alone."""
@@ -31,37 +36,62 @@ EMPTY = OpInputs(*(None,) * 7)  # type: ignore[arg-type]
 class Chunk(NamedTuple):
     """What all programs of a chunk begin with.
 
-    c: cumulative sum of log_w relative to the middle, float32 [C, K]; strict, causal: which token (row) sees which
-    (column); head, tail: [C, 1], the tokens that see the state before the chunk, and those that reach the one after it,
-    None for all; segments: None without resets. Factors are computed where they are used, which spares registers.
+    strict, causal: which token (row) sees which (column); head, tail: [C, 1], the tokens that see the state before the
+    chunk, and those that reach the one after it; keep: whether the one reaches the other. The last three are None for
+    all.
     """
 
     n: Numerics
     tile: GridIndex
-    c: Array
     strict: Array
     causal: Array
     head: Array | None
     tail: Array | None
-    segments: Segments | None
-
-    def factor(self, name: str) -> Array:
-        """Computes the decay of r, k, a or b relative to the middle, float32 [C, K]."""
-        if name == "a":
-            return jnp.exp(self.c - self.tile.load("log_w").astype(jnp.float32))
-        return jnp.exp(self.c if name == "r" else -self.c)
-
-    def operand(self, name: str) -> Array:
-        """Loads r, k, a or b, scaled to the middle and rounded for products."""
-        return self.n.pinned(self.tile.load(name).astype(jnp.float32) * self.factor(name))
+    keep: Array | None
 
     def scores(self, rows: Array, columns: Array, mask: Array) -> Array:
         """rows columns' under the mask, rounded for products."""
         return self.n.pinned(where(mask, self.n.mm_t(rows, columns)))
 
+    def scaled(self, *names: str) -> "Scaled":
+        """Loads r, k, a or b and scales them to the middle of the chunk.
+
+        Each tile passes through a product with the identity, which is exact and leaves it in the registers that the
+        sums of log_w are in: all tiles go through shared memory behind one barrier, instead of two barriers for each.
+        """
+        n, plan = self.n, self.tile.plan
+        loaded, log_w = [self.tile.load(name) for name in names], self.tile.load("log_w")
+        row, col = indices(plan.chunk)
+        middle = (col <= middle_row(plan)).astype(jnp.float32)
+        c = row_sums(n, (col <= row).astype(jnp.float32) - middle, log_w)
+        before = row_sums(n, (col < row).astype(jnp.float32) - middle, log_w)
+        ends = row_sums(n, jnp.where(row == ENTER, middle, jnp.where(row == LEAVE, 1.0 - middle, 1.0)), log_w)
+        identity = (row == col).astype(n.operand)
+        moved = [n.mm(identity, x) for x in loaded]
+        factors = {"r": jnp.exp(c), "a": jnp.exp(before), "b": jnp.exp(-c)}
+        factors["k"] = factors["b"]
+        operands = {name: n.pinned(x * factors[name]) for name, x in zip(names, moved, strict=True)}
+        return Scaled(operands, factors, jnp.exp(ends))
+
+
+class Scaled(NamedTuple):
+    """Vectors of a chunk relative to its middle.
+
+    operands: r, k, a, b, rounded for products; factors: float32 [C, K], what they were multiplied by; ends: the decays
+    ENTER, LEAVE and WHOLE, the first rows of [C, K].
+    """
+
+    operands: dict[str, Array]
+    factors: dict[str, Array]
+    ends: Array
+
+    def get(self, names: str) -> list[Array]:
+        """The operands of these names of one letter each."""
+        return [self.operands[name] for name in names]
+
 
 def row_sums(n: Numerics, weights: Array, x: Array) -> Array:
-    """weights x, float32, where weights [C, C] are whole numbers: sums of rows as exact as of float32.
+    """weights x, float32, where weights [., C] are whole numbers: sums of rows as exact as of float32.
 
     A float32 x is added up in two parts, of which a product rounds only the second.
     """
@@ -80,16 +110,12 @@ def own_tile(x: OpInputs, plan: Plan) -> GridIndex:
 def make_chunk(tile: GridIndex) -> Chunk:
     """Returns what the programs of a chunk begin with."""
     plan = tile.plan
-    n = plan.numerics
     segments = make_segments(tile.reset())
-    strict, causal = make_masks(plan.chunk, segments)
-    log_w, (row, col) = tile.load("log_w"), indices(plan.chunk)
-    up_to = (col <= row).astype(jnp.float32) - (col <= middle_row(plan)).astype(jnp.float32)
-    c = row_sums(n, up_to, log_w)
-    head = tail = None
+    head = tail = keep = None
     if segments is not None:
         head, tail = (segments.number == 0)[:, None], (segments.number == segments.last)[:, None]
-    return Chunk(n, tile, c, strict, causal, head, tail, segments)
+        keep = segments.last == 0
+    return Chunk(plan.numerics, tile, *make_masks(plan.chunk, segments), head, tail, keep)
 
 
 def indices(size: int) -> tuple[Array, Array]:
@@ -100,16 +126,6 @@ def indices(size: int) -> tuple[Array, Array]:
 def middle_row(plan: Plan) -> int:
     """The row that decays are relative to."""
     return (plan.chunk - 1) // 2
-
-
-def make_factors(at: Chunk) -> tuple[Array, Array, Array]:
-    """(enter, leave, whole), float32 [1, K]."""
-    log_w = at.tile.load("log_w").astype(jnp.float32)
-    row = lax.broadcasted_iota(jnp.int32, log_w.shape, 0)
-    middle = jnp.sum(where(row <= middle_row(at.tile.plan), log_w), axis=0, keepdims=True)
-    end = jnp.sum(log_w, axis=0, keepdims=True)
-    keep = None if at.segments is None else at.segments.last == 0
-    return jnp.exp(middle), jnp.exp(end - middle), where(keep, jnp.exp(end))
 
 
 def rest_of_inverse(n: Numerics, lower: Array) -> Array:
@@ -124,95 +140,82 @@ def rest_of_inverse(n: Numerics, lower: Array) -> Array:
     return rest
 
 
-class Prepared(NamedTuple):
-    """What both directions make of a chunk."""
-
-    at: Chunk
-    enter: Array
-    leave: Array
-    a: Array
-    b: Array
-    rest: Array
-    """(I - A_ab)^-1 - I."""
-
-
-def prepare(x: OpInputs, inverse: Ref, factors: Ref, plan: Plan) -> Prepared:
-    """Computes what both directions need, and stores the inverse and the factors."""
+def prepare_forward(x: OpInputs, *outputs: Ref, plan: Plan) -> None:
+    """`outputs` takes (I - A_ab)^-1 - I [C, C], W' b [K, K], F [V, K] and the factors [3, K] of a chunk."""
     at = make_chunk(own_tile(x, plan))
-    enter, leave, whole = make_factors(at)
-    store_factors(factors, plan, at.tile.i, (enter, leave, whole))
-    a, b = at.operand("a"), at.operand("b")
-    rest = rest_of_inverse(at.n, where(at.strict, at.n.mm_t(a, b)))
-    store(inverse.at[at.tile.i], rest)
-    return Prepared(at, enter, leave, a, b, rest)
-
-
-def prepare_forward(x: OpInputs, inverse: Ref, step: Ref, change: Ref, factors: Ref, *, plan: Plan) -> None:
-    """(I - A_ab)^-1 - I [C, C], W' b o leave [K, K], F [V, K] and the factors [3, K] of a chunk."""
-    at, _, leave, a, b, rest = prepare(x, inverse, factors, plan)
-    n, tile = at.n, at.tile
+    n, scaled, v = at.n, at.scaled("a", "b", "k"), at.tile.load("v")
+    a, b, k = scaled.get("abk")
+    ab, ak = where(at.strict, n.mm_t(a, b)), at.scores(a, k, at.strict)
+    rest = n.pinned(rest_of_inverse(n, ab))
     head, out = where(at.head, a), where(at.tail, b)
-    w = head.astype(jnp.float32) + n.mm(rest, head)
-    store(step.at[tile.i], n.t_mm(w, out) * leave, plan.key, plan.key)
-    k, v = at.operand("k"), tile.load("v")
-    known = n.mm(at.scores(a, k, at.strict), v)
-    u = known + n.mm(rest, known)
-    total = n.t_mm(u, out) + n.t_mm(v, where(at.tail, k))
-    store(change.at[tile.i], total * leave, plan.value, plan.key)
+    known = n.mm(ak, v)
+    w, u = head.astype(jnp.float32) + n.mm(rest, head), known + n.mm(rest, known)
+    store_prepared(at, outputs, scaled.ends, rest, n.t_mm(w, out), n.t_mm(u, out) + n.t_mm(v, where(at.tail, k)))
 
 
-def prepare_backward(x: OpInputs, dy: Ref, inverse: Ref, step: Ref, change: Ref, factors: Ref, *, plan: Plan) -> None:
-    """(I - A_ab)^-1 - I [C, C], b' W o enter [K, K], E [V, K] and the factors [3, K] of a chunk; no k, v or state."""
-    at, enter, _, a, b, rest = prepare(x, inverse, factors, plan)
-    n, tile = at.n, at.tile
+def prepare_backward(x: OpInputs, dy: Ref, *outputs: Ref, plan: Plan) -> None:
+    """`outputs` takes (I - A_ab)^-1 - I [C, C], b' W [K, K], E [V, K] and the factors [3, K] of a chunk.
+
+    Reads neither k nor v nor a state.
+    """
+    at = make_chunk(own_tile(x, plan))
+    n, scaled, d = at.n, at.scaled("a", "b", "r"), at.tile.get(dy, key=False)
+    a, b, r = scaled.get("abr")
+    ab, rb = where(at.strict, n.mm_t(a, b)), at.scores(r, b, at.causal)
+    rest = n.pinned(rest_of_inverse(n, ab))
     head = where(at.head, a)
-    w = (head.astype(jnp.float32) + n.mm(rest, head)).astype(n.operand)
-    store(step.at[tile.i], n.t_mm(where(at.tail, b), w) * enter, plan.key, plan.key)
-    r = at.operand("r")
-    reads = where(at.head, r).astype(jnp.float32) + n.mm(at.scores(r, b, at.causal), w)
-    store(change.at[tile.i], n.t_mm(tile.get(dy, key=False), reads) * enter, plan.value, plan.key)
+    w = n.pinned(head.astype(jnp.float32) + n.mm(rest, head))
+    reads = where(at.head, r).astype(jnp.float32) + n.mm(rb, w)
+    store_prepared(at, outputs, scaled.ends, rest, n.t_mm(where(at.tail, b), w), n.t_mm(d, reads))
+
+
+def store_prepared(at: Chunk, outputs: Sequence[Ref], ends: Array, rest: Array, step: Array, change: Array) -> None:
+    """Writes what a chunk is prepared by to the outputs of `prepare_forward` or `prepare_backward`."""
+    plan = at.tile.plan
+    if at.keep is not None:
+        broken = (lax.broadcasted_iota(jnp.int32, ends.shape, 0) == WHOLE) & ~at.keep
+        ends = jnp.where(broken, 0.0, ends)
+    to_rest, to_step, to_change, factors = (ref.at[at.tile.i] for ref in outputs)
+    store(to_rest, rest)
+    store(factors, ends, FACTORS, plan.key)
+    store(to_step, step, plan.key, plan.key)
+    store(to_change, change, plan.value, plan.key)
 
 
 def scan(step: Ref, change: Ref, factors: Ref, first: Ref, last: Ref, *states: Ref, plan: Plan, reverse: bool) -> None:
     """The state after all chunks from `first`, or with `reverse` the gradient before them; one block of values.
 
-    `states`, if given, takes that before each chunk, or with `reverse` the gradient after it.
+    `states`, if given, takes that before each chunk, or with `reverse` the gradient after it, scaled to the middle.
     """
     n, buffer = plan.numerics, make_tile_buffer(plan, block=pl.program_id(1))
-    inward = LEAVE if reverse else ENTER
+    inward, outward = (LEAVE, ENTER) if reverse else (ENTER, LEAVE)
 
     def chunk(count: Array, s: Array) -> Array:
         i = plan.chunks - 1 - count if reverse else count
-        if states:
-            buffer.store_state(states[0], s, i)
         tile = buffer.at(EMPTY, i)
-        product = n.mm(s * load_factor(factors, tile, inward), load(step.at[i], plan.key, plan.key))
-        return s * load_factor(factors, tile, WHOLE) + buffer.load_state(change, i) + product
+        scaled = (s * load_factor(factors, tile, inward)).astype(n.operand)
+        if states:
+            buffer.store_state(states[0], scaled, i)
+        added = buffer.load_state(change, i) + n.mm(scaled, load(step.at[i], plan.key, plan.key))
+        return s * load_factor(factors, tile, WHOLE) + added * load_factor(factors, tile, outward)
 
     buffer.store_state(last, lax.fori_loop(0, plan.chunks, chunk, buffer.load_state(first)))
 
 
-def outputs(x: OpInputs, inverse: Ref, factors: Ref, states: Ref, y: Ref, *, plan: Plan) -> None:
+def outputs(x: OpInputs, inverse: Ref, states: Ref, y: Ref, *, plan: Plan) -> None:
     """y of a chunk from the state before it."""
     at = make_chunk(own_tile(x, plan))
-    n, tile = at.n, at.tile
-    s = entering_state(at, states, factors).astype(n.operand)
-    a, b, k, v = at.operand("a"), at.operand("b"), at.operand("k"), tile.load("v")
-    u = solved(at, inverse, s, a, at.scores(a, k, at.strict), v).astype(n.operand)
-    r = at.operand("r")
-    known = where(at.head, n.mm_t(r, s)) + n.mm(at.scores(r, k, at.causal), v)
-    tile.put(y, known + n.mm(at.scores(r, b, at.causal), u), key=False)
+    n, tile, v, s = at.n, at.tile, at.tile.load("v"), stored_state(at, states)
+    a, k, b, r = at.scaled("a", "k", "b", "r").get("akbr")
+    ak, rk, rb = at.scores(a, k, at.strict), at.scores(r, k, at.causal), at.scores(r, b, at.causal)
+    known, out = where(at.head, n.mm_t(a, s)) + n.mm(ak, v), where(at.head, n.mm_t(r, s)) + n.mm(rk, v)
+    u = known + n.mm(load(inverse.at[tile.i]), known)
+    tile.put(y, out + n.mm(rb, u), key=False)
 
 
-def entering_state(at: Chunk, states: Ref, factors: Ref) -> Array:
-    """The state before the chunk, scaled to its middle, float32."""
-    return at.tile.buffer.load_state(states, at.tile.i) * load_factor(factors, at.tile, ENTER)
-
-
-def solved(at: Chunk, inverse: Ref, s: Array, a: Array, ak: Array, v: Array) -> Array:
-    """U, of which row t is S_{t-1} a_t, from the state scaled to the middle, float32; ak: scores of a with k."""
-    known = where(at.head, at.n.mm_t(a, s)) + at.n.mm(ak, v)
-    return known + at.n.mm(load(inverse.at[at.tile.i]), known)
+def stored_state(at: Chunk, states: Ref) -> Array:
+    """The state before the chunk, or the gradient of the one after it, scaled to its middle, as products take it."""
+    return at.n.pinned(at.tile.buffer.load_state(states, at.tile.i))
 
 
 def load(ref: Ref, rows: int | None = None, columns: int | None = None) -> Array:
@@ -239,9 +242,3 @@ def inside(shape: tuple[int, ...], rows: int | None, columns: int | None) -> Arr
 def load_factor(factors: Ref, tile: GridIndex, row: int) -> Array:
     """Reads a factor of a chunk, [1, K], 0 outside."""
     return load(factors.at[tile.i, pl.ds(row, 1)], None, tile.plan.key)
-
-
-def store_factors(factors: Ref, plan: Plan, i: Array, rows: tuple[Array, ...]) -> None:
-    """Writes the factors of chunk i."""
-    for row, x in enumerate(rows):
-        store(factors.at[i, pl.ds(row, 1)], x, None, plan.key)

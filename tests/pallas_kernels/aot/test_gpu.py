@@ -38,14 +38,15 @@ def test_every_kernel_compiles_and_none_of_pallas_spills_in_bfloat16(committed):
 
 def test_bounds_of_the_bfloat16_backward(committed):
     """Before it was divided: 165 barriers, 353 shared loads and 175 stores for each 16 tokens, each by 8 warps, and no
-    asynchronous copy. Now for 32 tokens, loads and stores by 4 or 8 warps."""
-    _, rows = committed
+    asynchronous copy. Now for 32 tokens, loads and stores by 4 or 8 warps; half the loads, and on Hopper the stores."""
+    target, rows = committed
     (whole,) = (row for row in rows if key(row) == ("backward", "bfloat16", SHAPE, False))
     assert whole.async_copies > 0
-    assert whole.barriers <= 2 * 105
-    assert whole.shared_loads <= 353 * 2 * 0.6
+    assert whole.barriers <= 2 * 60
+    assert whole.shared_loads <= 353
+    assert target == "a100" or whole.shared_stores <= 175
     (scan,) = (row for row in rows if key(row) == ("backward: state_gradients", "bfloat16", SHAPE, False))
-    assert scan.barriers <= 21
+    assert scan.barriers <= 22
     assert scan.blocks * nvidia.TARGETS[scan.target].multiprocessors >= 2 * 8 * 32, "one wave"
 
 
