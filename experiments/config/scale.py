@@ -62,7 +62,7 @@ class AdaptationConfig:
     reward: Literal["log_probability", "margin"] = option("log_probability", "the teacher's score")
     samples: int = option(8, "chains a step, K")
     steps: int = option(3, "gradient steps")
-    rate: float = option(0.1, "step size, about the change of each state entry a step, in units")
+    rate: float = option(0.03, "step size, about the change of each state entry a step, in units")
     norm_cap: float = option(1.0, "largest change of a prompt: root mean square in units of the state, else norm")
     units: Literal["state", "absolute"] = option("state", "state: parts of the root mean square of each head of S_0")
     floor: float = option(0.1, "least unit of a head, for a zero S_0")

@@ -55,7 +55,7 @@ class AdaptConfig:
     """What the teacher says of the student's samples, see `signals`. auto: distillation where the teacher gives its
     distributions over the student's tokens, else reward. Of given choices the reward, or the teacher's distribution
     over the choices."""
-    rate: float = 0.1
+    rate: float = 0.03
     """Adam's step size, so about the change of each state entry per step in `units`; 0 leaves the student as it is."""
     norm_cap: float = 1.0
     """Largest Delta of a prompt: the root mean square over its entries in units of the state, else its norm."""
