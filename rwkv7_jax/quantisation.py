@@ -19,8 +19,16 @@ __all__ = ["QuantisedWeight", "dequantise", "quantise", "to_numpy"]
 Bits = Literal[4, 8]
 GROUPS: dict[int, int] = {8: 0, 4: 32}
 """Numbers that share a scale, by bits; 0: a whole row."""
-FEW_ROWS = 64
-"""Up to so many rows a CPU multiplies integers; more of them pay for a conversion of the weights."""
+FEW_ROWS = 4
+"""Up to so many rows of activations a CPU multiplies as integers."""
+NARROW_ROWS = 64
+"""Up to so many rows W x^T is faster than x W^T on a CPU."""
+DECODED_ROWS = 256
+"""Up to so many rows a CPU has products of its own. Longer texts are read as everywhere."""
+TILE = 5 * 2**19
+"""Numbers of a matrix that a CPU has as floats at a time: they stay in its caches."""
+RUN = 32
+"""Products that XLA adds up where it makes them; those of longer sums go through memory."""
 DIGIT = 254.0
 """The second digit of an activation counts 1/254 of the first: both lie in -127..127."""
 
@@ -179,12 +187,12 @@ def dequantise(weight: QuantisedWeight, dtype: DTypeLike = jnp.float32) -> Float
 def product(x: Float[Array, "*B K"], weight: QuantisedWeight) -> Float[Array, "*B O"]:
     """Computes x W^T in the dtype of x, accumulated in float32; its gradient with respect to x is dy W.
 
-    A CPU multiplies few rows as integers: each activation as two digits of 8 bits under one scale a row and group, so
-    that a single row reads the weights once, as bytes, and is exact to 1.6e-5 of the row's largest activation.
+    A CPU multiplies as integers up to `FEW_ROWS` rows by int8 weights with a scale a row, and one row by others:
+    activations then have 16 bits, and errors of at most 1.6e-5 of the largest. It reads the weights once, as bytes.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= FEW_ROWS:
-        y = jax.lax.platform_dependent(rows, weight, cpu=_by_digits, default=_by_floats)
+    if len(rows) <= DECODED_ROWS:
+        y = jax.lax.platform_dependent(rows, weight, cpu=_on_cpu, default=_by_floats)
     else:
         y = _by_floats(rows, weight)
     return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
@@ -200,29 +208,106 @@ def _dot(x: Array, matrix: Array) -> Float[Array, "N O"]:
     return jnp.einsum("nk,ok->no", x, matrix, preferred_element_type=jnp.float32)
 
 
-def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+def _on_cpu(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+    """Chooses by shapes; which is fastest was measured."""
     groups = weight.scales.shape[-1]
-    parts = x.astype(jnp.float32).reshape(len(x), groups, -1)
-    unit = jnp.maximum(jnp.max(jnp.abs(parts), axis=-1), jnp.float32(1e-30)) / 127
-    scaled = parts / unit[..., None]
+    if len(x) <= FEW_ROWS and weight.bits == 8 and groups == 1:
+        return _by_digits(x, weight)
+    if len(x) == 1 and x.shape[-1] % (groups * RUN) == 0:
+        return _by_sums(x, weight)
+    return _by_tiles(x, weight)
+
+
+def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+    """Multiplies two 8-bit digits of every activation by int8 weights with a scale a row, which are read once."""
+    unit = _peak(x) / 127
+    scaled = x.astype(jnp.float32) / unit
     # On a CPU one select over both digits takes a third of the time of a concatenation that is converted.
     both = jnp.broadcast_to(scaled, (2, *scaled.shape))
     first = jnp.round(both)
     second = jax.lax.broadcasted_iota(jnp.int32, both.shape, 0) == 1
     chosen = jnp.where(second, jnp.round((both - first) * DIGIT), first)
-    digits = chosen.astype(jnp.int32).astype(jnp.int8).reshape(-1, *scaled.shape[1:])
-    matrix = integers(weight).reshape(-1, groups, parts.shape[-1])
+    digits = chosen.astype(jnp.int32).astype(jnp.int8).reshape(-1, scaled.shape[-1])
+    counted = jnp.einsum("nk,ok->no", digits, integers(weight), preferred_element_type=jnp.int32).astype(jnp.float32)
+    product = counted[: len(x)] + counted[len(x) :] / DIGIT
+    return product * unit * jnp.asarray(weight.scales)[None, :, 0]
 
-    def of_group(group: int | Array) -> Float[Array, "N O"]:
-        a, b = (jax.lax.dynamic_index_in_dim(z, group, 1, keepdims=False) for z in (digits, matrix))
-        counted = jnp.einsum("nk,ok->no", a, b, preferred_element_type=jnp.int32).astype(jnp.float32)
-        product = counted[: len(x)] + counted[len(x) :] / DIGIT
-        scale = jax.lax.dynamic_index_in_dim(jnp.asarray(weight.scales), group, 1, keepdims=False)
-        return product * jax.lax.dynamic_index_in_dim(unit, group, 1) * scale[None]
 
-    if groups == 1:
-        return of_group(0)
-    return jax.lax.fori_loop(1, groups, lambda group, y: y + of_group(group), of_group(0))
+def _by_sums(x: Float[Array, "1 K"], weight: QuantisedWeight) -> Float[Array, "1 O"]:
+    """Multiplies one row, as 16-bit numbers, by the integers of each run; the sums of runs are scaled and added up."""
+    unit = _peak(x) / 32767
+    # By way of int16, so that the machine code may multiply and add pairs of 16-bit numbers.
+    whole = jnp.round(x.astype(jnp.float32) / unit).astype(jnp.int32).astype(jnp.int16).astype(jnp.int32)
+    runs = x.shape[-1] // RUN
+    outputs, groups = weight.scales.shape
+    terms = [
+        numbers.reshape(1, runs, -1) * values.astype(jnp.int32).reshape(outputs, runs, -1)
+        for numbers, values in _sides(whole, weight)
+    ]
+    sums = jnp.sum(sum(terms[1:], terms[0]), axis=-1, dtype=jnp.int32).astype(jnp.float32)
+    scaled = sums.reshape(outputs, groups, -1) * jnp.asarray(weight.scales)[..., None]
+    return (scaled.sum(axis=(1, 2)) * unit[0])[None]
+
+
+def _peak(x: Float[Array, "N K"]) -> Float[Array, "N 1"]:
+    """Returns the largest size of each row, above 0."""
+    return jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1, keepdims=True), jnp.float32(1e-30))
+
+
+def _sides(x: Array, weight: QuantisedWeight) -> list[tuple[Array, Array]]:
+    """Returns parts of activations [N, k] and of integers [O, k], whose products add up to that of all.
+
+    4-bit numbers are two parts, the low bits and the high bits: putting them in order takes longer than the product.
+    """
+    values = jnp.asarray(weight.values)
+    if weight.bits == 8:
+        return [(x, values)]
+    groups = x.reshape(len(x), weight.scales.shape[-1], 2, -1)
+    low, high = (groups[:, :, half].reshape(len(x), -1) for half in (0, 1))
+    return [(part, bits.astype(jnp.int8) - jnp.int8(8)) for part, bits in ((low, values & 0xF), (high, values >> 4))]
+
+
+def _by_tiles(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+    """Computes what `_by_floats` does, with a part of a large matrix as floats at a time."""
+    outputs, inputs = weight.shape
+    tiles = -(-outputs * inputs // TILE)
+    size, narrow = -(-outputs // tiles), len(x) <= NARROW_ROWS
+    if tiles == 1:
+        y = _tile(x, weight, narrow)
+        return y.T if narrow else y
+
+    def step(tile: Array, y: Array) -> Array:
+        # The last tile begins where it ends with the matrix: rows of it may be those of the one before, once more.
+        part = QuantisedWeight(*(jax.lax.dynamic_slice_in_dim(jnp.asarray(z), tile * size, size) for z in weight))
+        return jax.lax.dynamic_update_slice_in_dim(y, _tile(x, part, narrow), tile * size, 0 if narrow else 1)
+
+    blank = jnp.zeros((outputs, len(x)) if narrow else (len(x), outputs), jnp.float32)
+    y = jax.lax.fori_loop(0, tiles, step, blank)
+    return y.T if narrow else y
+
+
+def _tile(x: Float[Array, "N K"], weight: QuantisedWeight, narrow: bool) -> Float[Array, "_ _"]:
+    """Returns W x^T if `narrow`, else x W^T."""
+    scales = jnp.asarray(weight.scales)
+    outputs, groups = scales.shape
+
+    def product(part: Array, values: Array) -> Array:
+        matrix = _after(x, values).astype(jnp.float32)
+        if groups > 1:
+            matrix = (matrix.reshape(outputs, groups, -1) * scales[..., None]).reshape(outputs, -1)
+        factors = (matrix.astype(x.dtype), part)
+        return jnp.einsum("ak,bk->ab", *(factors if narrow else factors[::-1]), preferred_element_type=jnp.float32)
+
+    terms = [product(*side) for side in _sides(x, weight)]
+    y = sum(terms[1:], terms[0])
+    return y if groups > 1 else y * (scales if narrow else scales.T)
+
+
+def _after(x: Float[Array, "N K"], values: Array) -> Array:
+    """Returns `values`, but no sooner than `x`: XLA would convert the matrices of all layers first and keep them."""
+    bits = jax.lax.bitcast_convert_type(x[0, 0].astype(jnp.float32), jnp.int32)
+    never = (bits | 1) == 0
+    return values + never.astype(values.dtype)
 
 
 def _product_forward(x, weight):
