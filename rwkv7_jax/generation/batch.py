@@ -1,24 +1,39 @@
 """The arguments of one generation, checked and as arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from rwkv7_jax import bucketing
 from rwkv7_jax.finite import check_rows
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation import decode_loop
 from rwkv7_jax.generation.decode_loop import Decoding, Rules
-from rwkv7_jax.generation.sampling import SamplingArrays, SamplingFlags, SamplingParams
+from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingFlags, SamplingParams
 from rwkv7_jax.generation.speculative import Drafted
-from rwkv7_jax.model import RWKV7
+from rwkv7_jax.model import RWKV7, split_layers
 from rwkv7_jax.non_finite_cause import cause_named
 from rwkv7_jax.state import State, zero_state
 from rwkv7_jax.wkv_state import WKVState
+
+Compile = Callable[[str | None, Callable[..., PyTree], tuple[PyTree, ...]], Callable[..., PyTree]]
+"""(what tells a function from others of the same arguments, the function, arguments or their shapes) -> the program,
+which raises TypeError for arguments of other shapes."""
+
+
+class Programs(NamedTuple):
+    """What a batch calls, compiled before it is called."""
+
+    prefill: Callable[..., Decoding]
+    decode: Callable[..., Decoding]
+    made_for: tuple[RWKV7, SamplingFlags, int]
+    """The model, the flags, and the most tokens of a call of `decode`."""
 
 
 class Arguments(NamedTuple):
@@ -41,6 +56,7 @@ class GenerationBatch:
     def __init__(self, given: Arguments):
         model, self.params, prompts, state, key, config, stop, eos_id, uncounted = given
         self.model, self.flags = model, SamplingFlags.of(config)
+        self.programs: Programs | None = None
         self.start = state
         vocab = model.config.vocab_size
         rows = [_checked_ids(row, vocab, f"prompt {i}") for i, row in enumerate(prompts)]
@@ -68,17 +84,44 @@ class GenerationBatch:
         """Returns the rules for a call that generates at most `size` tokens."""
         return self._rules._replace(limit=jax.device_put(np.asarray(min(size, self.limit), np.int32)))
 
+    def compiled(self, compiler: Compile, size: int) -> Programs:
+        """Compiles what `prefill` and `decode` call for up to `size` tokens; arrays may be given as shapes."""
+        name = f"of {self.model!r} with {self.flags}" if type(self.model) is RWKV7 else None
+        start = jax.eval_shape(partial(_started, self.model, self.flags), self.state, self.rules(0))
+        reading = (self.params, *self.prompt, self.state, self.rules(0))
+        writing = (self.params, start, self.keys, self.rules(1))
+        with ThreadPoolExecutor(2) as pool:
+            tasks = (
+                pool.submit(compiler, name and f"prefill {name}", self._prefill, reading),
+                pool.submit(compiler, name and f"decode {size} {name}", partial(self._decode, size), writing),
+            )
+            prefill, decode = (task.result() for task in tasks)
+        return Programs(prefill, decode, (self.model, self.flags, size))
+
+    def _prefill(self, *args: PyTree) -> Decoding:
+        return decode_loop.prefill(self.model, *args, penalised=self.flags.penalised)
+
+    def _decode(self, size: int, *args: PyTree) -> Decoding:
+        return decode_loop.decode(self.model, *args, flags=self.flags, size=size)
+
     def prefill(self) -> Decoding:
         """Reads the prompts."""
-        return decode_loop.prefill(
-            self.model, self.params, *self.prompt, self.state, self.rules(0), penalised=self.flags.penalised
-        )
+        args = (self.params, *self.prompt, self.state, self.rules(0))
+        return self._run(self.programs and self.programs.prefill, self._prefill, args)
+
+    def _run(self, ready: Callable[..., Decoding] | None, otherwise: Callable[..., Decoding], args: tuple) -> Decoding:
+        """Calls what is ready, if it takes such arguments."""
+        if ready:
+            try:
+                return ready(*args)
+            except TypeError:  # it was compiled for a state or a prompt of other shapes
+                self.programs = None
+        return otherwise(*args)
 
     def decode(self, now: Decoding, limit: int, size: int) -> Decoding:
         """Generates `limit` <= size tokens in every row that does not end before."""
-        return decode_loop.decode(
-            self.model, self.params, now, self.keys, self.rules(limit), flags=self.flags, size=size
-        )
+        args = (self.params, now, self.keys, self.rules(limit))
+        return self._run(self.programs and self.programs.decode, partial(self._decode, size), args)
 
     def run(self) -> tuple[Decoding, Decoding]:
         """Returns the batch after the prompts, and after all tokens, in one program."""
@@ -118,6 +161,24 @@ class GenerationBatch:
         logits, state, wrong = decode_loop.replay(self.model, self.params, start, end, tokens, valid, again)
         self.check(jax.device_get(wrong))
         return logits, state
+
+
+def _started(model: RWKV7, flags: SamplingFlags, state: State, rules: Rules) -> Decoding:
+    """Returns arrays like those that `decode_loop.prefill` returns."""
+    rows, vocab = state.att_shift.shape[1], model.config.vocab_size
+    counts = jnp.zeros(rows, jnp.int32)
+    return Decoding(
+        logits=jnp.zeros((rows, vocab), jnp.float32),
+        state=state if model.config.scan_layers else split_layers(state),
+        active=jnp.zeros(rows, jnp.bool_),
+        recent=jnp.zeros((rows, rules.stops.shape[1]), jnp.int32),
+        occurrences=Occurrences.none(rows, vocab if flags.penalised else 0),
+        step=jnp.zeros((), jnp.int32),
+        tokens=jnp.zeros((rows, 0), jnp.int32),
+        length=counts,
+        stop_length=counts,
+        wrong=counts,
+    )
 
 
 def _checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:

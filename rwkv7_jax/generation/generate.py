@@ -1,7 +1,6 @@
 """Generation of tokens and of text: batches with one state a row, stop sequences, and streaming."""
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -11,8 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from rwkv7_jax import bucketing
 from rwkv7_jax.functional import Params
-from rwkv7_jax.generation import decode_loop
-from rwkv7_jax.generation.batch import Arguments, GenerationBatch
+from rwkv7_jax.generation.batch import Arguments, Compile, GenerationBatch, Programs
 from rwkv7_jax.generation.draft import Draft, make_batch
 from rwkv7_jax.generation.sampling import SamplingFlags, SamplingParams, sample_logits
 from rwkv7_jax.generation.speculative import Drafted
@@ -170,6 +168,7 @@ def stream(
     stop: Sequence[str] = (),
     chunk: int = 8,
     draft: Draft | None = None,
+    programs: Programs | None = None,
 ) -> Generator[str, None, TextResult]:
     """Yields the continuation of one prompt in pieces, which join to the text of `generate_text` with the same key.
 
@@ -186,6 +185,7 @@ def stream(
       stop: texts that end the continuation and are left out of it.
       chunk: tokens of a piece at most, and those of a round more; the first piece is of one token.
       draft: as for `generate`.
+      programs: what `compile_stream` returned for a model, prompt and settings like these; others do no harm.
 
     Yields:
       Pieces of text. The generator returns the `TextResult`.
@@ -203,7 +203,7 @@ def stream(
       >>> len("".join(pieces)) <= 4
       True
     """
-    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk, draft, first=1)
+    pieces = _text_pieces(model, params, tokenizer, [prompt], state, key, config, stop, chunk, draft, programs, first=1)
     while True:
         try:
             (piece,) = next(pieces)
@@ -221,10 +221,11 @@ def compile_stream(
     state: State | None,
     key: Key[Array, ""],
     config: SamplingParams,
+    compiler: Compile,
     *,
     chunk: int = 8,
-) -> None:
-    """Compiles what `stream` calls up to its first piece, so that this goes on while weights are read.
+) -> Programs:
+    """Compiles what `stream` calls without a draft, so that this goes on while weights are read.
 
     Args:
       model: as `for_decoding` returns it.
@@ -234,23 +235,17 @@ def compile_stream(
       state: the initial state.
       key: a random key.
       config: how tokens are chosen.
+      compiler: compiles a function, see `rwkv7_jax.inference.program_store.compiled`.
       chunk: tokens of a piece at most.
+
+    Returns:
+      The programs, for `stream`.
 
     Raises:
       ValueError: as `stream`.
     """
     batch = _batch(model, shapes, tokenizer, [prompt], state, key, config)
-    prefill = decode_loop.prefill.lower(
-        model, shapes, *batch.prompt, batch.state, batch.rules(0), penalised=batch.flags.penalised
-    )
-    start = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), prefill.out_info)
-    with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(prefill.compile)
-        size = bucketing.padded_prompt_length(chunk)
-        decode_loop.decode.lower(
-            model, shapes, start, batch.keys, batch.rules(1), flags=batch.flags, size=size
-        ).compile()
-        compiled.result()
+    return batch.compiled(compiler, bucketing.padded_prompt_length(chunk))
 
 
 def uncounted_ids(tokenizer: Tokenizer) -> list[int]:
@@ -301,15 +296,18 @@ def _text_pieces(
     stop: Sequence[str],
     chunk: int,
     draft: Draft | None,
+    programs: Programs | None = None,
     *,
     first: int | None = None,
 ) -> Generator[list[str], None, TextResult]:
     """Yields the new text of each row, chunk after chunk, the first of `first` tokens; returns the result."""
     batch = _batch(model, params, tokenizer, prompts, state, key, config, draft)
+    left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
+    if programs and programs.made_for == (model, batch.flags, size):
+        batch.programs = programs
     rows = [StopText(tokenizer, stop) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     start = end = batch.prefill()
-    left, size = config.max_new_tokens, bucketing.padded_prompt_length(chunk)
     active, now = np.ones(len(rows), bool), first or chunk
     while left > 0:
         end = batch.decode(end, min(now, left), size)

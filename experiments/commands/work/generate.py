@@ -17,9 +17,11 @@ from rwkv7_jax import RWKV7, checkpoint
 from rwkv7_jax.compile_cache import use_compilation_cache
 from rwkv7_jax.dtypes import compute_name, on_device, quantised
 from rwkv7_jax.functional import Params
+from rwkv7_jax.generation.batch import Programs
 from rwkv7_jax.generation.generate import Draft, compile_stream, for_decoding, stream
 from rwkv7_jax.generation.sampling import SamplingParams
 from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights, one_by_one
+from rwkv7_jax.inference import program_store
 from rwkv7_jax.language_model import find_tokenizer
 from rwkv7_jax.state import State
 from rwkv7_jax.terminal import standard_input, typed
@@ -66,9 +68,9 @@ def pieces(config: Generate) -> Generator[str, None, None]:
         del opened, loaded
         tokenizer, draft = tokenizing.result(), load_draft(config.draft, config.model)
         params = decoding_weights(model.config, params, one_row=True)
-        if compiling:
-            compiling.result()
-    result = yield from stream(model, params, tokenizer, prompt, state, key, sampling, stop=stop, draft=draft)
+        programs = compiling.result() if compiling else None
+    given = (tokenizer, prompt, state, key, sampling)
+    result = yield from stream(model, params, *given, stop=stop, draft=draft, programs=programs)
     if result.drafted and draft and not config.quiet:
         (passes,), (kept,) = result.drafted
         proposed = f"{kept} of {passes * draft.tokens} proposed tokens kept"
@@ -82,10 +84,10 @@ def _compile(
     prompt: str,
     key: Key[Array, ""],
     sampling: SamplingParams,
-) -> None:
-    """Compiles what the text needs while the weights are checked and cast."""
+) -> Programs:
+    """Compiles what the text needs, or reads what was compiled before, while the weights are checked and cast."""
     shapes = decoding_shapes(model.config, params, one_row=True)
-    compile_stream(model, shapes, tokenizing.result(), prompt, None, key, sampling)
+    return compile_stream(model, shapes, tokenizing.result(), prompt, None, key, sampling, program_store.compiled)
 
 
 def _state(path: str | None, layout: str | None, loaded: checkpoint.Checkpoint) -> State | None:

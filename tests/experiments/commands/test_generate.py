@@ -16,6 +16,7 @@ from experiments.commands import generate
 from experiments.commands.work import generate as work
 from rwkv7_jax import RWKV7, RWKV7Config, State, checkpoint, compile_cache, zero_state
 from rwkv7_jax.generation.generate import SamplingParams, for_decoding, stream
+from rwkv7_jax.inference import program_store
 from rwkv7_jax.terminal import exit_status
 from rwkv7_jax.tokenizer import ByteTokenizer
 
@@ -66,6 +67,27 @@ def test_text_is_that_of_stream_with_and_without_a_state(params, weights, state_
     assert tuned.out == expected(params, "ab", state, config) + "\n"
     assert tuned.out != plain.out
     assert tuned.err == ""
+
+
+def test_a_later_start_compiles_nothing_and_gives_the_same_text(
+    params, weights, state_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(program_store, "_folder", lambda: tmp_path)
+    common = ["--model.checkpoint", weights, "--prompt=ab", "--seed=3", "--max-new-tokens=20", "--top_k=50", "--quiet"]
+    common.append("temperature=0.8")
+    assert generate.main(common) == 0
+    first = capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(program_store, "_keep", lambda *_: pytest.fail("compiled again"))
+    assert generate.main(common) == 0
+    assert capsys.readouterr().out == first
+    path, state = state_file
+    assert generate.main([*common, "--state", path]) == 0
+    config = SamplingParams(temperature=0.8, top_p=0.85, top_k=50, max_new_tokens=20)
+    tuned = capsys.readouterr().out
+    assert tuned == expected(params, "ab", state, config) + "\n"
+    assert tuned != first
+    assert first == expected(params, "ab", None, config) + "\n"
 
 
 def test_escapes_are_understood_in_what_is_typed(params, weights, capsys, monkeypatch):
