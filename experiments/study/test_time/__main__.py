@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from experiments.config.loading import parse
 from experiments.reporting.json_text import json_text
+from experiments.study.test_time import plots
 from experiments.study.test_time.cells import Cell, Study
 from experiments.study.test_time.report import choose, lines, report, tables
 from experiments.study.test_time.settings import Settings
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = dataclasses.asdict(config)
         write_text(study.folder / "results.json", json_text({"settings": settings, "tasks": bodies}, indent=1) + "\n")
     write_text(study.folder / "report.md", "\n".join(itertools.starmap(tables, bodies.items())))
+    plots.accuracy(study.folder / "accuracy.png", bodies)
     return 0
 
 

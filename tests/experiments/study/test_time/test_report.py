@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.study.test_time import report
+from experiments.study.test_time import plots, report
 from experiments.study.test_time.cells import Cell, Outcome
 from experiments.study.test_time.settings import Settings
 
@@ -80,3 +80,15 @@ def test_differences_are_paired_and_the_items_are_kept(found):
     text = report.tables("mmlu", body)
     assert "| reverse_vote | 3 | 100.0 |" in text
     assert "reverse_vote@3 - larger@1" in text
+
+
+def test_the_picture_has_a_panel_for_each_benchmark(found, tmp_path):
+    body = report.report("mmlu", *found)
+    plots.accuracy(tmp_path / "one.png", {"mmlu": body})
+    plots.accuracy(tmp_path / "two.png", {"mmlu": body, "arc": body})
+    sizes = [
+        tuple(int.from_bytes((tmp_path / name).read_bytes()[at : at + 4]) for at in (16, 20))
+        for name in ("one.png", "two.png")
+    ]
+    assert sizes[1][0] > sizes[0][0] > 0
+    assert sizes[1][1] == sizes[0][1]
