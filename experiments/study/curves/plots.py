@@ -30,7 +30,9 @@ def _curves(
 ) -> None:
     """Draws a panel a benchmark, a line a row with its intervals; the untuned model as a dotted line."""
     plt = pyplot()
-    tasks = [task for task in study.tasks if any(place.task == task for place in study.found)]
+    tuned = [place for place in study.found if place.row != VANILLA] or list(study.found)
+    tasks = [task for task in study.tasks if any(place.task == task for place in tuned)]
+    rows = [row for row in study.rows if any(place.row == row for place in tuned)]
     width = 1.6 + 3.3 * max(1, len(tasks))
     figure, axes = plt.subplots(1, max(1, len(tasks)), figsize=(width, 3.8), squeeze=False, layout="constrained")
     colours = plt.get_cmap("tab20").colors
@@ -39,7 +41,7 @@ def _curves(
         base = study.found.get(Place(VANILLA, task, 0))
         if base:
             axis.axhline(100 * summary.interval(base, metric).mean, color="0.5", linestyle=":", linewidth=1)
-        for index, row in enumerate(study.rows):
+        for index, row in enumerate(rows):
             cells = [study.found[p] for b in study.budgets if (p := Place(row, task, b)) in study.found]
             each = scale(row, task)
             if not cells or each is None:
