@@ -1,6 +1,7 @@
 """Strict settings for every test: exact dtypes, exact ranks, warnings are errors, annotated shapes are checked."""
 
 import gc
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import jaxlib.version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Unoptimised machine code by the quickest way: the suite compiles much more than it computes.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if jaxlib.version.__version_info__ < (0, 11):
+# A flag that jaxlib 0.11 and libtpu do not know, and end at.
+if jaxlib.version.__version_info__ < (0, 11) and importlib.util.find_spec("libtpu") is None:
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
