@@ -3,13 +3,13 @@
 import contextlib
 import http.server
 import os
-import threading
 
 import numpy as np
 import pytest
 
 from rwkv7_jax.checkpoint import CheckpointError
 from rwkv7_jax.checkpoint.download import download
+from tests.loopback import served
 
 BODY = np.random.default_rng(0).bytes(300_000)
 
@@ -56,13 +56,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.body, made.etag, made.length, made.breaks, made.asked = BODY, '"v1"', True, None, []
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     made.url = f"http://127.0.0.1:{made.server_port}/a%20b/model.pth?x=1"
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with served(made):
+        yield made
 
 
 def test_a_file_is_read_once(server, tmp_path):

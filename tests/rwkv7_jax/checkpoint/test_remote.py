@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import json
 import sys
-import threading
 import time
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from rwkv7_jax import LanguageModel
 from rwkv7_jax.checkpoint import CheckpointError, load, pth, remote, safetensors
 from rwkv7_jax.checkpoint.remote import HubPlace, fetched, hub_place, short_name
+from tests.loopback import served
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -116,12 +116,8 @@ def hub(tmp_path, monkeypatch, make_flat):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(server):
+        yield server
 
 
 @pytest.mark.parametrize("address", ["hf://owner/one", "hf://owner/one/a.pth", "hf://owner/many@main/sub/c.pth"])
