@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.reporting.accuracy_curve import METHODS
 from experiments.reporting.plots import pyplot, save_figure
 
-LABELS = {
-    "self_consistency": "self-consistency",
-    "best_of_n": "best of N",
-    "weighted_vote": "weighted vote",
-    "search_best": "search, best",
+LINES = ("greedy", ":"), ("larger", "--")
+LABELS = {name: METHODS[name] for name in ("self_consistency", "best_of_n", "weighted_vote")} | {
+    "search_best": "search in state space, best",
     "reverse": "adapted, greedy",
     "reverse_best": "adapted, best of its chains",
     "reward": "adapted by the reward, greedy",
@@ -25,9 +24,10 @@ def accuracy(path: Path, bodies: Mapping[str, Mapping[str, object]]) -> None:
     for axis, (task, body) in zip(axes.flat, bodies.items(), strict=True):
         points = body["points"]
         assert isinstance(points, dict)
-        for name, label, style in (("greedy", "greedy", ":"), ("larger", "larger model alone", "--")):
+        for name, style in LINES:
             if f"{name}@1" in points:
-                axis.axhline(100 * points[f"{name}@1"][0], color="0.4", linestyle=style, linewidth=1, label=label)
+                level = 100 * points[f"{name}@1"][0]
+                axis.axhline(level, color="0.4", linestyle=style, linewidth=1, label=METHODS[name])
         for index, (method, label) in enumerate(LABELS.items()):
             mine = sorted((int(n), value) for key, value in points.items() for m, n in [key.split("@")] if m == method)
             if mine:
