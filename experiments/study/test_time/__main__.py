@@ -13,6 +13,7 @@ import itertools
 import sys
 from collections.abc import Sequence
 
+from experiments.config.cli import exit_status
 from experiments.config.loading import parse
 from experiments.reporting.json_text import json_text
 from experiments.study.test_time import plots
@@ -24,8 +25,13 @@ from rwkv7_jax.compile_cache import use_compilation_cache
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the study, and writes results.json and report.md; returns the exit status."""
-    config = parse(Settings(), list(sys.argv[1:] if argv is None else argv))
+    """Runs the study; returns the exit status: 2 after wrong settings (one line), 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: run(parse(Settings(), words)), "interrupted; the same command goes on")
+
+
+def run(config: Settings) -> int:
+    """Computes what is not kept yet, and writes results.json, report.md and accuracy.png; returns 0."""
     use_compilation_cache(True)
     study, bodies = Study(config), dict[str, dict[str, object]]()
     for task, phrasing in (one.split("=") for one in config.tasks):

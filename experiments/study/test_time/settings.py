@@ -26,3 +26,7 @@ class Settings:
     test: int = option(400, "test problems")
     batch_size: int = option(16, "problems at once")
     output: str = option("runs/test_time", "folder")
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise ValueError("must be given, all above 0")
