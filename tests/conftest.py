@@ -14,7 +14,9 @@ QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 # A flag that jaxlib 0.11 and libtpu do not know, and end at.
 if jaxlib.version.__version_info__ < (0, 11) and importlib.util.find_spec("libtpu") is None:
     QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK}")
+# Eight devices wait for each other; a machine that stands still for 40 seconds, as a virtual one may, is no deadlock.
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {PATIENT} {QUICK}")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import jaxtyping  # noqa: E402
