@@ -1,7 +1,7 @@
 """A study of curves as Markdown and JSON. Every value by item and seed is in the JSON, so that others can recompute."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.config.schema import Json
 from experiments.reporting.tables import markdown_table
@@ -222,9 +222,16 @@ def _times_json(study: Study, task: str) -> dict[str, object]:
     return {"accuracy": target, "rows": {row: None if one is None else one._asdict() for row, one in found.items()}}
 
 
-def _values(place: Place, cell: Mapping[str, object]) -> dict[str, object]:
-    """The values of one cell; those of 0 and 1 as a text of digits, item by item."""
-    scores = cell["scores"]
-    assert isinstance(scores, dict)
-    right = {name: "".join(str(int(one)) for one in found) for name, found in scores.items()}
-    return {**place._asdict(), "seed": cell["seed"], "scores": right, "nll": cell["nll"]}
+def _values(place: Place, cell: Mapping[str, Any]) -> dict[str, object]:
+    """The values of one cell, with those of other benchmarks and of plain text where they are measured."""
+    found: dict[str, object] = {**place._asdict(), "seed": cell["seed"], "scores": _digits(cell), "nll": cell["nll"]}
+    if "elsewhere" in cell:
+        found["elsewhere"] = {task: _digits(other) for task, other in cell["elsewhere"].items()}
+    if "text" in cell:
+        found["text"] = cell["text"]
+    return found
+
+
+def _digits(cell: Mapping[str, Any]) -> dict[str, str]:
+    """Metric -> its values of 0 and 1 as a text, item by item."""
+    return {name: "".join(str(int(one)) for one in found) for name, found in cell["scores"].items()}

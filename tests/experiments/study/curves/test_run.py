@@ -114,6 +114,26 @@ def test_what_others_recompute_from_the_json_are_the_reported_numbers(finished: 
         assert point["loss"] == pytest.approx(list(crossed_interval([ItemValues(nll, tokens)])))
 
 
+def test_what_others_recompute_of_changes_elsewhere_are_the_reported_numbers(finished: Path):
+    body = json.loads((finished / "results.json").read_text())
+    digits = lambda text: np.array([int(one) for one in text], float)  # noqa: E731
+    untuned = {one["task"]: one for one in body["values"] if one["row"] == "vanilla"}
+    for told in body["elsewhere"]:
+        where = {name: told[name] for name in ("row", "task", "budget")}
+        mine = [one for one in body["values"] if {name: one[name] for name in where} == where]
+        for task, change in told["change"].items():
+            if task == "text":
+                before = untuned[told["task"]]["text"]
+                nll = np.array([np.subtract(one["text"]["nll"], before["nll"]) for one in mine])
+                values = ItemValues(nll, np.array(before["tokens"], float))
+            else:
+                metric = body["headlines"][task]
+                before = digits(untuned[task]["scores"][metric])
+                found = np.array([digits(one["elsewhere"][task][metric]) - before for one in mine])
+                values = ItemValues(found, np.ones(found.shape[1]))
+            assert change == pytest.approx(list(crossed_interval([values])))
+
+
 def test_other_benchmarks_and_text_are_measured_at_their_budget_alone(finished: Path):
     body = json.loads((finished / "results.json").read_text())
     places = {(one["row"], one["task"], one["budget"]): set(one["change"]) for one in body["elsewhere"]}
