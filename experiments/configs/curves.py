@@ -55,6 +55,6 @@ config = CurvesConfig(
     tune=TuneConfig(),
     evaluate=EvaluateConfig(max_records=400),
     rows=ROWS,
-    # The zero state solves none of them: 0 of 3,200 samples.
-    solved=SolvedConfig(row="standard", budget=100),
+    # Of 3,200 samples the zero state solves none, and at temperature 1 the state of 100 steps 5.
+    solved=SolvedConfig(row="standard", budget=100, temperature=0.3),
 )
