@@ -55,6 +55,6 @@ config = CurvesConfig(
     tune=TuneConfig(),
     evaluate=EvaluateConfig(max_records=400),
     rows=ROWS,
-    # Of 3,200 samples the zero state solves none, and at temperature 1 the state of 100 steps 5.
-    solved=SolvedConfig(row="standard", budget=100, temperature=0.3),
+    # The zero state solves none in 3,200 samples, the state of 100 steps 5 at temperature 1 and 29 at 0.3.
+    solved=SolvedConfig(row="standard", budget=100, temperature=0.3, samples=16),
 )
