@@ -21,6 +21,8 @@ GROUPS: dict[int, int] = {8: 0, 4: 32}
 """Numbers that share a scale, by bits; 0: a whole row."""
 FEW_ROWS = 4
 """Up to so many rows of activations a CPU multiplies as integers."""
+LONG = 1536
+"""From so many activations a row on a CPU multiplies integers as W x^T faster than as x W^T."""
 NARROW_ROWS = 64
 """Up to so many rows W x^T is faster than x W^T on a CPU."""
 DECODED_ROWS = 256
@@ -228,7 +230,11 @@ def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, 
     second = jax.lax.broadcasted_iota(jnp.int32, both.shape, 0) == 1
     chosen = jnp.where(second, jnp.round((both - first) * DIGIT), first)
     digits = chosen.astype(jnp.int32).astype(jnp.int8).reshape(-1, scaled.shape[-1])
-    counted = jnp.einsum("nk,ok->no", digits, integers(weight), preferred_element_type=jnp.int32).astype(jnp.float32)
+    turned = scaled.shape[-1] >= LONG
+    spec = "nk,ok->on" if turned else "nk,ok->no"
+    counted = jnp.einsum(spec, digits, integers(weight), preferred_element_type=jnp.int32).astype(jnp.float32)
+    # Turned after the conversion: XLA would make x W^T of a product that is turned itself.
+    counted = counted.T if turned else counted
     product = counted[: len(x)] + counted[len(x) :] / DIGIT
     return product * unit * jnp.asarray(weight.scales)[None, :, 0]
 

@@ -74,6 +74,19 @@ def test_a_large_matrix_is_multiplied_part_by_part(bits, group, rows):
     assert (np.abs(got - x.astype(np.float64) @ matrix.T) <= bound).all()
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_long_rows_are_multiplied_as_integers_too(rows):
+    rng = np.random.default_rng(0)
+    weight = quantise(rng.standard_normal((24, quantisation.LONG)).astype(np.float32))
+    x = rng.standard_normal((rows, quantisation.LONG)).astype(np.float32)
+    matrix = to_numpy(weight).astype(np.float64)
+    got = np.asarray(jax.jit(product)(x, jax.tree.map(jnp.asarray, weight)))
+    off = np.abs(got - x.astype(np.float64) @ matrix.T)
+    assert (off <= 2e-5 * np.abs(x).max() * np.abs(matrix).sum(axis=1)).all()
+    columns = jax.make_jaxpr(product)(x, weight).pretty_print()
+    assert f"i32[24,{2 * rows}]" in columns
+
+
 def test_a_row_of_very_small_activations_is_finite(matrix):
     tiny = jnp.full((1, 32), 1e-37)
     for weight in (quantise(matrix), quantise(matrix, 4)):
