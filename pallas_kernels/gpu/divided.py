@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import pallas as pl
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
@@ -15,7 +16,7 @@ from pallas_kernels.gpu import parallel
 from pallas_kernels.gpu.blocks import Block, Schedule, Specs, call, each_chunk, make_chunk_specs, make_specs
 from pallas_kernels.gpu.gradients import gradients
 from pallas_kernels.gpu.tiles import Plan
-from pallas_kernels.gpu.tuning import Divided
+from pallas_kernels.gpu.tuning import Divided, before_hopper
 
 State = Float[Array, "B H V K"]
 Values = Float[Array, "B T H V"]
@@ -41,9 +42,9 @@ class Kernels(NamedTuple):
     def forward(self, s0: State) -> tuple[Values, State, States]:
         """(y, s_T, the state before each chunk, scaled to its middle)."""
         x, warps = self.x, self.tuning.output_warps
-        prepared = self._prepare(parallel.prepare_forward, x._replace(r=None), [])
+        prepared = self._prepare(parallel.prepare_forward, x._replace(r=None), [self._weights()])
         s_last, states = self._scan("states", prepared, s0, reverse=False)
-        given = [self._inverse(prepared), self._states(states)]
+        given = [self._weights(), self._inverse(prepared), self._states(states)]
         (y,) = self._each_chunk(parallel.outputs, x, given, [(self._specs().value, x.v)], warps)
         return y, s_last, states
 
@@ -52,7 +53,7 @@ class Kernels(NamedTuple):
         x, specs = self.x, self._specs()
         prepared = self._prepare_backward(dy)
         ds0, d_states = self._scan("state_gradients", prepared, ds, reverse=True)
-        given = [self._inverse(prepared), self._states(states), self._states(d_states)]
+        given = [self._weights(), self._inverse(prepared), self._states(states), self._states(d_states)]
         wanted = [*zip(specs.inputs(x)[:6], x[:6], strict=True)]
         return *self._each_chunk(gradients, x, [*given, (specs.value, dy)], wanted, self.tuning.gradient_warps), ds0
 
@@ -62,20 +63,24 @@ class Kernels(NamedTuple):
 
     def _prepare_backward(self, dy: Values) -> Prepared:
         used = self.x._replace(k=None, v=None)
-        return self._prepare(parallel.prepare_backward, used, [(self._specs().value, dy)])
+        return self._prepare(parallel.prepare_backward, used, [self._weights(), (self._specs().value, dy)])
 
     def _prepare(self, kernel: Callable[..., None], x: OpInputs, given: Sequence[Block]) -> Prepared:
         plan, low, size, factors = self.plan, self.plan.numerics.operand, self.plan.chunk, parallel.FACTORS
         key, value, wide, high = plan.key, plan.value, plan.key_tile, plan.value_tile
         sizes = ((size, size, low), (key, key, low), (value, key, low), (factors, key, jnp.float32))
         arrays = [self._array(*z) for z in sizes]
-        tiles = ((size, size), (wide, wide), (high, wide), (size, wide))
+        tiles = ((size, size), (wide, wide), (high, wide), (parallel.SMALLEST, wide))
         outputs = [(each_chunk(plan, *tile), array) for tile, array in zip(tiles, arrays, strict=True)]
         return Prepared(*self._each_chunk(kernel, x, given, outputs, self.tuning.prepare_warps))
 
     def _array(self, rows: int, columns: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         batch, _, heads, _ = self.x.log_w.shape
         return jax.ShapeDtypeStruct((self.plan.chunks, batch, heads, rows, columns), dtype)
+
+    def _weights(self) -> Block:
+        weights = parallel.make_weights(self.plan.chunk, self.plan.numerics.operand)
+        return pl.BlockSpec(weights.shape, lambda h, i, b: (0, 0, 0)), weights
 
     def _inverse(self, prepared: Prepared) -> Block:
         return each_chunk(self.plan, self.plan.chunk, self.plan.chunk), prepared.inverse
@@ -105,7 +110,10 @@ class Kernels(NamedTuple):
         )  # fmt: skip
 
     def _scan(self, name: str, prepared: Prepared, s: State, *, reverse: bool, save: bool = True) -> tuple[Array, ...]:
-        """The state after the last chunk, or before the first with `reverse`, and if saved those in between."""
+        """The state after the last chunk, or before the first with `reverse`, and if saved those in between.
+
+        On Ampere a change that is moved by a product would leave shared memory for fewer programs than one wave.
+        """
         plan = self.plan._replace(value_tile=min(self.plan.value_tile, self.tuning.block))
         spec, batch, heads = make_specs(plan), *s.shape[:2]
         given = [
@@ -115,7 +123,8 @@ class Kernels(NamedTuple):
         outputs: list[Block] = [(spec.state, s)]
         if save:
             outputs.append((spec.states, self._array(plan.value, plan.key, plan.numerics.operand)))
+        kernel = partial(parallel.scan, plan=plan, reverse=reverse, moved=not before_hopper())
         return call(
-            partial(parallel.scan, plan=plan, reverse=reverse), name, (heads, plan.blocks, batch), given, outputs,
+            kernel, name, (heads, plan.blocks, batch), given, outputs,
             Schedule(self.tuning.scan_warps, self.tuning.stages), plan.numerics.interpret,
         )  # fmt: skip

@@ -65,9 +65,13 @@ class TileBuffer(NamedTuple):
     def _state_mask(self) -> Array | None:
         return _mask((self.plan.value_tile, self.plan.key_tile), self.value_limit, self.key_limit)
 
+    def load_tile(self, ref: Ref, *index: Array) -> Array:
+        """Reads [V, K], that of this index of the axes before, 0 outside."""
+        return _load(ref.at[index], self._state_mask())
+
     def load_state(self, ref: Ref, *index: Array) -> Array:
-        """Reads float32 [V, K], that of this index of the axes before, 0 outside."""
-        return _load(ref.at[index], self._state_mask()).astype(jnp.float32)
+        """`load_tile` in float32."""
+        return self.load_tile(ref, *index).astype(jnp.float32)
 
     def store_state(self, ref: Ref, s: Array, *index: Array) -> None:
         """Writes a state [V, K], as that of this index of the axes before, inside only."""
@@ -94,6 +98,14 @@ class GridIndex(NamedTuple):
         """Reads the tile of a [T, K] (`key`) or [T, V] ref, 0 outside."""
         return _load(ref.at[self._rows()], self._mask(key))
 
+    def get_transposed(self, ref: Ref, key: bool) -> Array:
+        """Reads [K, C] (`key`) or [V, C], the tile of a [T, K] or [T, V] ref turned on its way from memory."""
+        (height, width), rows, columns = self._bounds(key)
+        shape = width, height
+        token = self.i * self.plan.chunk + lax.broadcasted_iota(jnp.int32, shape, 1)
+        index = token, lax.broadcasted_iota(jnp.int32, shape, 0)
+        return _load(ref.at[index], _mask(shape, columns, rows))
+
     def put(self, ref: Ref, x: Array, key: bool) -> None:
         """Writes a tile to a [T, K] (`key`) or [T, V] ref, inside only."""
         pallas_triton.store(ref.at[self._rows()], x.astype(ref.dtype), mask=self._mask(key))
@@ -113,11 +125,15 @@ class GridIndex(NamedTuple):
         return self.plan.length - self.i * self.plan.chunk
 
     def _mask(self, key: bool) -> Array | None:
+        return _mask(*self._bounds(key))
+
+    def _bounds(self, key: bool) -> tuple[tuple[int, int], Limit, Limit]:
+        """(shape, rows and columns from these on are outside) of the tile of a [T, K] (`key`) or [T, V] ref."""
         plan, buffer = self.plan, self.buffer
         rows = self._rows_left() if plan.length % plan.chunk else None
         if key:
-            return _mask((plan.chunk, plan.key_tile), rows, buffer.key_limit)
-        return _mask((plan.chunk, plan.value_tile), rows, buffer.value_limit)
+            return (plan.chunk, plan.key_tile), rows, buffer.key_limit
+        return (plan.chunk, plan.value_tile), rows, buffer.value_limit
 
 
 def make_tile_buffer(plan: Plan, block: int | Array) -> TileBuffer:

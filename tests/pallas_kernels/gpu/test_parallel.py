@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 
 from pallas_kernels.gpu.chunk import Numerics
-from pallas_kernels.gpu.parallel import inside, rest_of_inverse, row_sums
+from pallas_kernels.gpu.parallel import (
+    ENDS,
+    ENTER,
+    FROM_MIDDLE,
+    IDENTITY,
+    LEAVE,
+    ONWARD,
+    WHOLE,
+    inside,
+    make_weights,
+    rest_of_inverse,
+    row_sums,
+)
 
 EXACT, ROUNDED = (Numerics(jnp.dtype(dtype), interpret=True) for dtype in (jnp.float32, jnp.bfloat16))
 
@@ -32,6 +44,20 @@ def test_sums_of_rows_are_as_exact_as_float32_in_bfloat16_products(dtype, rng):
     weights = np.tril(np.ones((64, 64))) - (np.arange(64) <= 31)
     wanted = weights @ np.asarray(x, np.float64)
     np.testing.assert_allclose(row_sums(ROUNDED, jnp.asarray(weights, jnp.float32), x), wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_the_sums_that_the_weights_stand_for(size, rng):
+    weights, x = np.asarray(make_weights(size, ROUNDED.operand), np.float64), rng.standard_normal((size, 8))
+    sums, middle = weights @ x, (size - 1) // 2
+    from_start = np.cumsum(x, axis=0)
+    np.testing.assert_allclose(sums[FROM_MIDDLE], from_start - from_start[middle], atol=1e-12)
+    np.testing.assert_array_equal(sums[IDENTITY], x)
+    np.testing.assert_allclose(sums[ONWARD], np.cumsum(x[::-1], axis=0)[::-1], atol=1e-12)
+    wanted = {ENTER: from_start[middle], LEAVE: from_start[-1] - from_start[middle], WHOLE: from_start[-1]}
+    for row, end in wanted.items():
+        np.testing.assert_allclose(sums[ENDS, row], end, atol=1e-12)
+    assert not np.any(weights[ENDS, len(wanted) :])
 
 
 def test_what_is_inside():
