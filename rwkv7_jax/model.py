@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pallas_kernels.sequence import BOUNDARY
 from rwkv7_jax import init
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.layers import ChannelMix, LayerNorm, Linear, TimeMix
@@ -238,6 +237,8 @@ def rematerialised(body: Callable, policy: str) -> Callable:
     """
     if policy == "none":
         return body
+    from pallas_kernels.sequence import BOUNDARY
+
     policies = jax.checkpoint_policies
     kept = policies.save_only_these_names(BOUNDARY)
     if policy == "dots":

@@ -19,8 +19,6 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import wkv7
-from pallas_kernels.sequence import wkv7_sequence_parallel
 from rwkv7_jax.placement import host, place
 
 __all__ = [
@@ -290,6 +288,9 @@ def wkv7_on_mesh(
     `pallas_kernels.wkv7_sequence_parallel`. Rows, heads or tokens that the mesh does not divide are computed by all its
     devices.
     """
+    # Pallas is imported where a program is traced: a start on compiled programs needs none of it.
+    from pallas_kernels import wkv7, wkv7_sequence_parallel
+
     mesh = _mesh()
     if mesh is None:
         return wkv7(r, log_w, k, v, a, b, s0, valid=valid, reset=reset, implementation=implementation)

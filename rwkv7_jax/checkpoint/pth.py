@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -59,7 +60,8 @@ def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
         numbers = sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in refs.values())
         if numbers > MAX_SHARED * len(archive.bytes) + MAX_EXPANDED:
             raise CheckpointError(f"its tensors are {numbers} bytes of views, the file has {len(archive.bytes)}")
-        return {name: archive.tensor(ref) for name, ref in refs.items()}
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(refs, pool.map(archive.tensor, refs.values()), strict=True))
 
 
 def write(path: PathLike, tensors: Mapping[str, Tensor]) -> None:

@@ -194,7 +194,7 @@ def _checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:
 
 def _row_keys(key: Key[Array, "*B"], batch_size: int) -> Key[Array, "B"]:
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch_size, dtype=np.uint32))
     if key.shape != (batch_size,):
         raise ValueError(f"generate: give one key, or one for each of the {batch_size} prompts; got shape {key.shape}")
     return key

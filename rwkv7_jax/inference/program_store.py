@@ -7,6 +7,7 @@ version of JAX, setting, machine or shape.
 
 import functools
 import hashlib
+import importlib.util
 import os
 import pathlib
 import pickle
@@ -19,7 +20,6 @@ import jaxlib.version
 import numpy as np
 from jaxtyping import PyTree
 
-import pallas_kernels
 from rwkv7_jax.checkpoint.files import atomic
 
 SUFFIX = ".program"
@@ -27,8 +27,8 @@ MOST = 200
 """Programs that are kept; the oldest go."""
 ELSEWHERE = ("jax_compilation_cache", "jax_persistent_cache", "jax_log", "jax_logging", "jax_dump", "jax_explain")
 """Beginnings of settings that change no program."""
-PACKAGES = (pathlib.Path(__file__).parents[1], pathlib.Path(pallas_kernels.__file__ or "").parent)
-"""Folders of the code that programs are traced from."""
+PACKAGES = ("rwkv7_jax", "pallas_kernels")
+"""The code that programs are traced from."""
 
 
 def compiled(
@@ -95,7 +95,8 @@ def _surroundings() -> tuple[object, ...]:
 def _code() -> str:
     """Hash of the code that programs are traced from."""
     digest = hashlib.sha256()
-    for root in PACKAGES:
+    found = [importlib.util.find_spec(package) for package in PACKAGES]  # which does not import them
+    for root in (pathlib.Path(spec.origin or "").parent for spec in found if spec):
         for path in sorted(root.rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

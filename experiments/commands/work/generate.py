@@ -51,14 +51,16 @@ def pieces(config: Generate) -> Generator[str, None, None]:
     sampling = SamplingParams(**{name: getattr(config, name) for name in SAMPLING})
     use_compilation_cache(config.system.compilation_cache)
     prompt, stop = _prompt(config.prompt), [typed("--stop", text) for text in config.stop]
-    path, key = checkpoint_path(config.model.checkpoint), jax.random.key(config.seed)
-    opened = checkpoint.opened(path, lazy=True)
-    dimensions = dataclasses.replace(on_device(opened.config, config.model.dtype), wkv_implementation=config.model.wkv)
-    name = find_tokenizer(config.model.tokenizer, path)
+    path = checkpoint_path(config.model.checkpoint)
     with ThreadPoolExecutor(2) as pool:
+        drawing = pool.submit(jax.random.key, config.seed)
+        opened = checkpoint.opened(path, lazy=True)
+        wanted = on_device(opened.config, config.model.dtype)
+        dimensions = dataclasses.replace(wanted, wkv_implementation=config.model.wkv)
+        name = find_tokenizer(config.model.tokenizer, path)
         tokenizing = pool.submit(load_tokenizer, name, dimensions.vocab_size, path)
         model, params = one_by_one(RWKV7(dimensions), quantised(opened.params, config.model.quantize))
-        compiling = None
+        compiling, key = None, drawing.result()
         if config.draft.checkpoint is None:
             compiling = pool.submit(_compile, model, params, tokenizing, prompt, key, sampling)
         loaded = opened.checked()
