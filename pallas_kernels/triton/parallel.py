@@ -2,7 +2,9 @@
 
 Conventions and helpers as in `pallas_kernels.triton.kernels`; C is 32. Beside the arrays of the op there are, for each
 of the n chunks, (I - A_ab)^-1 - I in `inverse` [n, B, H, C, C], the change of a state in `step` [n, B, H, K, K] and
-`change` [n, B, H, V, K], and factors of decay [n, B, H, 3, K]. One program per (head, chunk, sequence), but in `scan`.
+`change` [n, B, H, V, K], factors of decay [n, B, H, 3, K], and the matrices `weights` [4, C, C] of `gpu.parallel`. The
+state before a chunk is stored as it is, the gradient of the one after it scaled to the middle. One program per (head,
+chunk, sequence), but in `scan`.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
@@ -13,6 +15,8 @@ from pallas_kernels.triton.kernels import dot, make_masks, rounded, segments
 
 ENTER, LEAVE, WHOLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """Rows of the factors of a chunk."""
+FROM_MIDDLE, IDENTITY, ONWARD, ENDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+"""Matrices of the weights."""
 
 
 @triton.jit
@@ -20,6 +24,13 @@ def tile(i, b, h, start, T, H, N, C: tl.constexpr, NT: tl.constexpr):
     """(first, offsets from it, mask) of columns start.. of chunk i in [B, T, H, N]; b is int64, and so is the first."""
     row, col = tl.arange(0, C), start + tl.arange(0, NT)
     return ((b * T + i * C) * H + h) * N, row[:, None] * (H * N) + col[None, :], matrix_mask(T - i * C, N, row, col)
+
+
+@triton.jit
+def turned(i, b, h, T, H, N, C: tl.constexpr, NT: tl.constexpr):
+    """`tile`, transposed: to turn what is loaded takes two barriers."""
+    row, col = tl.arange(0, C), tl.arange(0, NT)
+    return ((b * T + i * C) * H + h) * N, row[None, :] * (H * N) + col[:, None], matrix_mask(N, T - i * C, col, row)
 
 
 @triton.jit
@@ -48,18 +59,25 @@ def each_chunk(i, b, h, B, H, R: tl.constexpr, N: tl.constexpr, start, RT: tl.co
 
 
 @triton.jit
+def each_turned(i, b, h, B, H, R: tl.constexpr, N: tl.constexpr, RT: tl.constexpr, NT: tl.constexpr):
+    """`each_chunk` from row 0 on, transposed."""
+    row, col = tl.arange(0, RT), tl.arange(0, NT)
+    return ((i * B + b) * H + h) * (R * N), row[None, :] * N + col[:, None], matrix_mask(N, R, col, row)
+
+
+@triton.jit
+def summing(weights, which, C: tl.constexpr, R: tl.constexpr):
+    """The first R rows of one of the weights."""
+    row, col = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(weights + which * (C * C) + row * C + col)
+
+
+@triton.jit
 def factor(factors, i, b, h, which, B, H, K: tl.constexpr, KT: tl.constexpr):
     """A factor of chunk i, [1, K]."""
     col = tl.arange(0, KT)
     first = (((i * B + b) * H + h) * 3 + which) * K
     return tl.load(factors + first + col, mask=col < K, other=0.0)[None, :]
-
-
-@triton.jit
-def store_factor(factors, i, b, h, which, x, B, H, K: tl.constexpr, KT: tl.constexpr):
-    """Writes a factor [K] of chunk i."""
-    col = tl.arange(0, KT)
-    tl.store(factors + (((i * B + b) * H + h) * 3 + which) * K + col, x, mask=col < K)
 
 
 @triton.jit
@@ -76,24 +94,42 @@ def row_sums(weights, x, HALF: tl.constexpr):
 
 
 @triton.jit
-def decays(log_w, C: tl.constexpr, HALF: tl.constexpr):
+def decays(log_w, weights, identity, C: tl.constexpr, HALF: tl.constexpr):
     """Factors of r, a, and b and k relative to the middle of the chunk, float32 [C, K]."""
-    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    weights = tl.where(col <= row, 1.0, 0.0) - tl.where(col <= (C - 1) // 2, 1.0, 0.0)
-    c = row_sums(weights, log_w, HALF)
-    return tl.exp(c), tl.exp(c - log_w.to(tl.float32)), tl.exp(-c)
+    c, each = row_sums(summing(weights, FROM_MIDDLE, C, C), log_w, HALF), row_sums(identity, log_w, HALF)
+    return tl.exp(c), tl.exp(c - each), tl.exp(-c)
 
 
 @triton.jit
-def operand(pointer, where, decay, HALF: tl.constexpr):
-    """The tile scaled to the middle of the chunk, as products take it."""
-    return rounded(load(pointer, where).to(tl.float32) * decay, HALF)
+def operand(x, decay, identity, HALF: tl.constexpr):
+    """The tile scaled to the middle of the chunk, as products take it, by way of a product that leaves it in place."""
+    return pinned(dot(identity, x, HALF) * decay, HALF)
+
+
+@triton.jit
+def pinned(x, HALF: tl.constexpr):
+    """x as products take it, and kept so: the compiler would keep the float32 and round it before each use."""
+    if HALF:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x.to(tl.bfloat16)], tl.bfloat16, True, 2)
+    else:
+        return rounded(x, HALF)
 
 
 @triton.jit
 def scores(rows, columns, mask, HALF: tl.constexpr):
-    """rows columns' under the mask, as products take it."""
-    return rounded(tl.where(mask, dot(rows, tl.trans(columns), HALF), 0.0), HALF)
+    """rows columns under the mask, as products take it."""
+    return pinned(tl.where(mask, dot(rows, columns, HALF), 0.0), HALF)
+
+
+@triton.jit
+def make_seen(segment, C: tl.constexpr, RESET: tl.constexpr):
+    """Which token (row) is seen by which (column) of those after it, and of those from it on."""
+    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    before, upto = col > row, col >= row
+    if RESET:
+        same = segment[:, None] == segment[None, :]
+        before, upto = before & same, upto & same
+    return before, upto
 
 
 @triton.jit
@@ -121,11 +157,11 @@ def rest_of_inverse(lower, C: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def prepare(
-    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, dy_ptr, inverse, step, change, factors,
+    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, weights, dy_ptr, inverse, step, change, factors,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr,
     VT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, RESET: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """How the state changes over a chunk, or with BACKWARD its gradient.
+    """How the state changes over a chunk, or with BACKWARD its gradient, both relative to the middle.
 
     The forward reads neither r nor dy, the backward neither k nor v.
     """
@@ -134,33 +170,39 @@ def prepare(
     segment, last = segments(reset, i, batch, T, C, RESET)
     head, tail = segment[:, None] == 0, segment[:, None] == last
     strict, causal = make_masks(segment, C, RESET)
-    log_w = load(log_w_ptr, keys)
-    scale_r, scale_a, bk = decays(log_w, C, HALF)
-    a, b = operand(a_ptr, keys, scale_a, HALF), operand(b_ptr, keys, bk, HALF)
-    rest = rest_of_inverse(tl.where(strict, dot(a, tl.trans(b), HALF), 0.0), C, HALF)
-    store(inverse, each_chunk(i, batch, h, B, H, C, C, 0, C, C), rest)
-    g = log_w.to(tl.float32)
-    middle, end = tl.sum(tl.where(tl.arange(0, C)[:, None] <= (C - 1) // 2, g, 0.0), 0), tl.sum(g, 0)
-    enter, leave, whole = tl.exp(middle), tl.exp(end - middle), tl.exp(end)
-    store_factor(factors, i, batch, h, ENTER, enter, B, H, K, KT)
-    store_factor(factors, i, batch, h, LEAVE, leave, B, H, K, KT)
-    store_factor(factors, i, batch, h, WHOLE, tl.where(last == 0, whole, 0.0), B, H, K, KT)
-    first, out = only(a, head, RESET), only(b, tail, RESET)
-    w = rounded(first.to(tl.float32) + dot(rest, first, HALF), HALF)
-    steps = each_chunk(i, batch, h, B, H, K, K, 0, KT, KT)
-    changes = each_chunk(i, batch, h, B, H, V, K, 0, VT, KT)
+    log_w, a, b = load(log_w_ptr, keys), load(a_ptr, keys), load(b_ptr, keys)
     if BACKWARD:
-        store(step, steps, dot(tl.trans(out), w, HALF) * enter[None, :])
-        r = operand(r_ptr, keys, scale_r, HALF)
-        reads = only(r, head, RESET).to(tl.float32) + dot(scores(r, b, causal, HALF), w, HALF)
-        store(change, changes, dot(tl.trans(load(dy_ptr, values)), reads, HALF) * enter[None, :])
+        other, v = load(r_ptr, keys), load(dy_ptr, values)
     else:
-        store(step, steps, dot(tl.trans(w), out, HALF) * leave[None, :])
-        k, v = operand(k_ptr, keys, bk, HALF), load(v_ptr, values)
-        known = dot(scores(a, k, strict, HALF), v, HALF)
+        other, v = load(k_ptr, keys), load(v_ptr, values)
+    identity = summing(weights, IDENTITY, C, C)
+    scale_r, scale_a, bk = decays(log_w, weights, identity, C, HALF)
+    a, b = operand(a, scale_a, identity, HALF), operand(b, bk, identity, HALF)
+    other = operand(other, scale_r if BACKWARD else bk, identity, HALF)
+    b_t = tl.trans(b)
+    ab = tl.where(strict, dot(a, b_t, HALF), 0.0)
+    if BACKWARD:
+        pairs = scores(other, b_t, causal, HALF)
+    else:
+        pairs = scores(a, tl.trans(other), strict, HALF)
+    rest = pinned(rest_of_inverse(ab, C, HALF), HALF)
+    first, out = only(a, head, RESET), only(b, tail, RESET)
+    w = pinned(first.to(tl.float32) + dot(rest, first, HALF), HALF)
+    if BACKWARD:
+        moves = dot(tl.trans(out), w, HALF)
+        total = dot(tl.trans(v), only(other, head, RESET).to(tl.float32) + dot(pairs, w, HALF), HALF)
+    else:
+        moves = dot(tl.trans(w), out, HALF)
+        known = dot(pairs, v, HALF)
         u = known + dot(rest, known, HALF)
-        total = dot(tl.trans(u), out, HALF) + dot(tl.trans(v), only(k, tail, RESET), HALF)
-        store(change, changes, total * leave[None, :])
+        total = dot(tl.trans(u), out, HALF) + dot(tl.trans(v), only(other, tail, RESET), HALF)
+    ends = tl.exp(row_sums(summing(weights, ENDS, C, 16), log_w, HALF))
+    if RESET:
+        ends = tl.where((tl.arange(0, 16)[:, None] == WHOLE) & (last != 0), 0.0, ends)
+    store(factors, each_chunk(i, batch, h, B, H, 3, K, 0, 16, KT), ends)
+    store(inverse, each_chunk(i, batch, h, B, H, C, C, 0, C, C), rest)
+    store(step, each_chunk(i, batch, h, B, H, K, K, 0, KT, KT), moves)
+    store(change, each_chunk(i, batch, h, B, H, V, K, 0, VT, KT), total)
 
 
 @triton.jit
@@ -171,32 +213,26 @@ def scan(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """The state after all chunks from `first`, or with REVERSE the gradient before them; one block of values. With SAVE
-    `states` takes that before each chunk, or the gradient after it."""
+    `states` takes that before each chunk, or the gradient after it, scaled to the middle."""
     h, j, batch = tl.program_id(0), tl.program_id(1) * VT, tl.program_id(2).to(tl.int64)
     at = each_chunk(0, batch, h, B, H, V, K, j, VT, KT)
     s = load(first, at)
     for count in tl.range(0, tl.cdiv(T, C), num_stages=STAGES):
         i = tl.cdiv(T, C) - 1 - count if REVERSE else count
         here = each_chunk(i, batch, h, B, H, V, K, j, VT, KT)
+        inward = rounded(s * factor(factors, i, batch, h, LEAVE if REVERSE else ENTER, B, H, K, KT), HALF)
         if SAVE:
-            store(states, here, s)
-        inward = s * factor(factors, i, batch, h, LEAVE if REVERSE else ENTER, B, H, K, KT)
+            store(states, here, inward if REVERSE else s)
         whole = factor(factors, i, batch, h, WHOLE, B, H, K, KT)
+        outward = factor(factors, i, batch, h, ENTER if REVERSE else LEAVE, B, H, K, KT)
         matrix = load(step, each_chunk(i, batch, h, B, H, K, K, 0, KT, KT))
-        s = s * whole + load(change, here).to(tl.float32) + dot(inward, matrix, HALF)
+        s = s * whole + (load(change, here).to(tl.float32) + dot(inward, matrix, HALF)) * outward
     store(last, at, s)
 
 
 @triton.jit
-def solved(a, k, v, s, rest, head, strict, HALF: tl.constexpr, RESET: tl.constexpr):
-    """U, of which row t is S_{t-1} a_t, from the state scaled to the middle; as products take it."""
-    known = only(dot(a, tl.trans(s), HALF), head, RESET) + dot(scores(a, k, strict, HALF), v, HALF)
-    return rounded(known + dot(rest, known, HALF), HALF)
-
-
-@triton.jit
 def outputs(
-    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, inverse, factors, states, y_ptr,
+    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, weights, inverse, factors, states, y_ptr,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr,
     VT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, RESET: tl.constexpr,
 ):  # fmt: skip
@@ -206,15 +242,24 @@ def outputs(
     segment, _ = segments(reset, i, batch, T, C, RESET)
     head = segment[:, None] == 0
     strict, causal = make_masks(segment, C, RESET)
-    scale_r, scale_a, bk = decays(load(log_w_ptr, keys), C, HALF)
-    s = load(states, each_chunk(i, batch, h, B, H, V, K, 0, VT, KT)).to(tl.float32)
-    s = rounded(s * factor(factors, i, batch, h, ENTER, B, H, K, KT), HALF)
-    a, k, v = operand(a_ptr, keys, scale_a, HALF), operand(k_ptr, keys, bk, HALF), load(v_ptr, values)
+    v, s_t = load(v_ptr, values), load(states, each_turned(i, batch, h, B, H, V, K, VT, KT))
     rest = load(inverse, each_chunk(i, batch, h, B, H, C, C, 0, C, C))
-    u = solved(a, k, v, s, rest, head, strict, HALF, RESET)
-    r, b = operand(r_ptr, keys, scale_r, HALF), operand(b_ptr, keys, bk, HALF)
-    y = only(dot(r, tl.trans(s), HALF), head, RESET) + dot(scores(r, k, causal, HALF), v, HALF)
-    store(y_ptr, values, y + dot(scores(r, b, causal, HALF), u, HALF))
+    log_w, a, k, b, r = (
+        load(log_w_ptr, keys), load(a_ptr, keys), load(k_ptr, keys), load(b_ptr, keys), load(r_ptr, keys)
+    )  # fmt: skip
+    enter, identity = factor(factors, i, batch, h, ENTER, B, H, K, KT), summing(weights, IDENTITY, C, C)
+    scale_r, scale_a, bk = decays(log_w, weights, identity, C, HALF)
+    a_in, r_in = operand(a, scale_a * enter, identity, HALF), operand(r, scale_r * enter, identity, HALF)
+    a, k, b, r = (
+        operand(a, scale_a, identity, HALF), operand(k, bk, identity, HALF), operand(b, bk, identity, HALF),
+        operand(r, scale_r, identity, HALF),
+    )  # fmt: skip
+    k_t, b_t = tl.trans(k), tl.trans(b)
+    ak, rk, rb = scores(a, k_t, strict, HALF), scores(r, k_t, causal, HALF), scores(r, b_t, causal, HALF)
+    known = only(dot(a_in, s_t, HALF), head, RESET) + dot(ak, v, HALF)
+    y = only(dot(r_in, s_t, HALF), head, RESET) + dot(rk, v, HALF)
+    u = known + dot(rest, known, HALF)
+    store(y_ptr, values, y + dot(rb, u, HALF))
 
 
 @triton.jit
@@ -225,59 +270,66 @@ def product(operand, x):
 
 @triton.jit
 def gradients(
-    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, inverse, factors, states, d_states, dy_ptr,
+    r_ptr, log_w_ptr, k_ptr, v_ptr, a_ptr, b_ptr, reset, weights, inverse, factors, states, d_states, dy_ptr,
     dr_ptr, dlog_w_ptr, dk_ptr, dv_ptr, da_ptr, db_ptr,
     B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KT: tl.constexpr,
     VT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, RESET: tl.constexpr,
 ):  # fmt: skip
     """The gradients of (r, log_w, k, v, a, b) of a chunk from the state before it and the gradient of the one after.
 
-    Everything is loaded and scaled again after each barrier, which is cheaper than the registers to keep it.
+    As in `pallas_kernels.gpu.gradients`, products that do not wait for each other stand together, and what is
+    transposed is loaded so or is a product of its own.
     """
     h, i, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     keys, values = tile(i, batch, h, 0, T, H, K, C, KT), tile(i, batch, h, 0, T, H, V, C, VT)
+    values_t = turned(i, batch, h, T, H, V, C, VT)
     segment, last = segments(reset, i, batch, T, C, RESET)
     head, tail = segment[:, None] == 0, segment[:, None] == last
     strict, causal = make_masks(segment, C, RESET)
-    scale_r, scale_a, bk = decays(load(log_w_ptr, keys), C, HALF)
-    at = each_chunk(i, batch, h, B, H, V, K, 0, VT, KT)
-    s, ds = load(states, at).to(tl.float32), load(d_states, at).to(tl.float32)
-    s, leave = s * factor(factors, i, batch, h, ENTER, B, H, K, KT), factor(factors, i, batch, h, LEAVE, B, H, K, KT)
-    total = tl.sum(s * ds, 0)[None, :] * leave
+    seen_before, seen = make_seen(segment, C, RESET)
+    onward, identity = summing(weights, ONWARD, C, C), summing(weights, IDENTITY, C, C)
+    v, v_t, d, d_t = load(v_ptr, values), load(v_ptr, values_t), load(dy_ptr, values), load(dy_ptr, values_t)
+    rest = load(inverse, each_chunk(i, batch, h, B, H, C, C, 0, C, C))
+    rest_t = load(inverse, each_turned(i, batch, h, B, H, C, C, C, C))
+    at, at_t = each_chunk(i, batch, h, B, H, V, K, 0, VT, KT), each_turned(i, batch, h, B, H, V, K, VT, KT)
+    s, s_t, ds, ds_t = load(states, at), load(states, at_t), load(d_states, at), load(d_states, at_t)
+    log_w, a, k, r, b = (
+        load(log_w_ptr, keys), load(a_ptr, keys), load(k_ptr, keys), load(r_ptr, keys), load(b_ptr, keys)
+    )  # fmt: skip
+    enter = factor(factors, i, batch, h, ENTER, B, H, K, KT)
+    scale_r, scale_a, bk = decays(log_w, weights, identity, C, HALF)
+    a_in = operand(a, scale_a * enter, identity, HALF)
+    a, k, r, b = (
+        operand(a, scale_a, identity, HALF), operand(k, bk, identity, HALF), operand(r, scale_r, identity, HALF),
+        operand(b, bk, identity, HALF),
+    )  # fmt: skip
+    a_t, r_t, k_t = tl.trans(a), tl.trans(r), tl.trans(k)
+    ak, br = scores(a, k_t, strict, HALF), scores(b, r_t, seen, HALF)
+    ka, kr = scores(k, a_t, seen_before, HALF), scores(k, r_t, seen, HALF)
+    known = only(dot(a_in, s_t, HALF), head, RESET) + dot(ak, v, HALF)
+    du = only(dot(b, ds_t, HALF), tail, RESET) + dot(br, d, HALF)
+    dv = only(dot(k, ds_t, HALF), tail, RESET) + dot(kr, d, HALF)
+    u, dz = pinned(known + dot(rest, known, HALF), HALF), pinned(du + dot(rest_t, du, HALF), HALF)
+    u_t, dz_t = tl.trans(u), tl.trans(dz)
+    store(dv_ptr, values, dv + dot(ka, dz, HALF))
+    d_rb, d_rk = scores(d, u_t, causal, HALF), scores(d, v_t, causal, HALF)
+    d_ab, d_ak = scores(dz, u_t, strict, HALF), scores(dz, v_t, strict, HALF)
+    d_ba, d_br = scores(u, dz_t, seen_before, HALF), scores(u, d_t, seen, HALF)
+    d_ka, d_kr = scores(v, dz_t, seen_before, HALF), scores(v, d_t, seen, HALF)
+    dr, da = only(dot(d, s, HALF) * enter, head, RESET), only(dot(dz, s, HALF) * enter, head, RESET)
+    db, dk = only(dot(u, ds, HALF), tail, RESET), only(dot(v, ds, HALF), tail, RESET)
+    crossing = product(b, db) + product(k, dk)
+    dr, da = dr + dot(d_rb, b, HALF) + dot(d_rk, k, HALF), da + dot(d_ab, b, HALF) + dot(d_ak, k, HALF)
+    db, dk = db + dot(d_ba, a, HALF) + dot(d_br, r, HALF), dk + dot(d_ka, a, HALF) + dot(d_kr, r, HALF)
+    through_a = product(a, da)
+    terms = product(r, dr) - product(b, db) - product(k, dk) + through_a
+    kept = row_sums(tl.full((C, VT), 1.0, tl.float32), s.to(tl.float32) * ds.to(tl.float32), HALF) * enter
     if RESET:
-        total = tl.where(last == 0, total, 0.0)
-    s, ds = rounded(s, HALF), rounded(ds * leave, HALF)
-    a, k, v = operand(a_ptr, keys, scale_a, HALF), operand(k_ptr, keys, bk, HALF), load(v_ptr, values)
-    rest, dy = load(inverse, each_chunk(i, batch, h, B, H, C, C, 0, C, C)), load(dy_ptr, values)
-    u = solved(a, k, v, s, rest, head, strict, HALF, RESET)
-    r, b = operand(r_ptr, keys, scale_r, HALF), operand(b_ptr, keys, bk, HALF)
-    du = dot(tl.trans(scores(r, b, causal, HALF)), dy, HALF) + only(dot(b, tl.trans(ds), HALF), tail, RESET)
-    dz = rounded(du + dot(tl.trans(rest), du, HALF), HALF)
-    dv = dot(tl.trans(scores(r, k, causal, HALF)), dy, HALF) + only(dot(k, tl.trans(ds), HALF), tail, RESET)
-    store(dv_ptr, values, dv + dot(tl.trans(scores(a, k, strict, HALF)), dz, HALF))
-    tl.debug_barrier()
-    scale_r, scale_a, bk = decays(load(log_w_ptr, keys), C, HALF)
-    a, b = operand(a_ptr, keys, scale_a, HALF), operand(b_ptr, keys, bk, HALF)
-    r, k = operand(r_ptr, keys, scale_r, HALF), operand(k_ptr, keys, bk, HALF)
-    v, dy = load(v_ptr, values), load(dy_ptr, values)
-    d_rb, d_rk = scores(dy, u, causal, HALF), scores(dy, v, causal, HALF)
-    g = dot(d_rb, b, HALF) + dot(d_rk, k, HALF) + only(dot(dy, s, HALF), head, RESET)
-    store(dr_ptr, keys, g * scale_r)
-    terms = product(r, g)
-    d_ab, d_ak = scores(dz, u, strict, HALF), scores(dz, v, strict, HALF)
-    g = dot(d_ab, b, HALF) + dot(d_ak, k, HALF) + only(dot(dz, s, HALF), head, RESET)
-    store(da_ptr, keys, g * scale_a)
-    through_a = product(a, g)
-    leaving = only(dot(u, ds, HALF), tail, RESET)
-    g = dot(tl.trans(d_ab), a, HALF) + dot(tl.trans(d_rb), r, HALF) + leaving
-    store(db_ptr, keys, g * bk)
-    through_state = product(b, leaving)
-    terms += through_a - product(b, g)
-    leaving = only(dot(v, ds, HALF), tail, RESET)
-    g = dot(tl.trans(d_ak), a, HALF) + dot(tl.trans(d_rk), r, HALF) + leaving
-    store(dk_ptr, keys, g * bk)
-    through_state += product(k, leaving)
-    terms -= product(k, g)
-    row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    later = row_sums(tl.where(col >= row, 1.0, 0.0), terms, HALF)
-    store(dlog_w_ptr, keys, later - through_a + total + tl.sum(through_state, 0)[None, :])
+        kept = tl.where(last == 0, kept, 0.0)
+    total = row_sums(tl.full((C, C), 1.0, tl.float32), crossing, HALF) + kept
+    dlog_w = row_sums(onward, terms, HALF) - through_a + total
+    store(dr_ptr, keys, dr * scale_r)
+    store(da_ptr, keys, da * scale_a)
+    store(db_ptr, keys, db * bk)
+    store(dk_ptr, keys, dk * bk)
+    store(dlog_w_ptr, keys, dlog_w)

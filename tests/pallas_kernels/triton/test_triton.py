@@ -21,6 +21,7 @@ INTERPRET = """
 import json, sys
 import numpy as np
 import torch
+from pallas_kernels.gpu.parallel import make_weights
 from pallas_kernels.triton import backward as triton_backward, kernels as triton_kernels, parallel, wide
 triton_kernels.EXACT = "ieee"  # the interpreter knows no products of parts
 constants, paths = json.loads(sys.argv[1]), sys.argv[2:]
@@ -49,15 +50,16 @@ each, grid = {name: z for name, z in c.items() if name != "EVERY"} | {"VT": 32},
 scan = {name: z for name, z in each.items() if name != "RESET"} | {"VT": c["VT"], "SAVE": True, "STAGES": 1}
 chunks = lambda: (full(n, b, h, c["C"], c["C"]), full(n, b, h, k, k), full(n, b, h, v, k), full(n, b, h, 3, k))
 inverse, step, change, factors = chunks()
-parallel.prepare[grid](*vectors, x["reset"], x["dy"], inverse, step, change, factors, **each, BACKWARD=False)
+shared = [*vectors, x["reset"], torch.tensor(np.array(make_weights(c["C"], np.dtype(np.float32))))]
+parallel.prepare[grid](*shared, x["dy"], inverse, step, change, factors, **each, BACKWARD=False)
 y, s_last, before, after, ds0 = (torch.full_like(z, nan) for z in (y, s_last, change, change, ds0))
 parallel.scan[h, blocks, b](step, change, factors, x["s0"], s_last, before, **scan, REVERSE=False)
-parallel.outputs[grid](*vectors, x["reset"], inverse, factors, before, y, **each)
+parallel.outputs[grid](*shared, inverse, factors, before, y, **each)
 inverse, step, change, factors = chunks()
-parallel.prepare[grid](*vectors, x["reset"], x["dy"], inverse, step, change, factors, **each, BACKWARD=True)
+parallel.prepare[grid](*shared, x["dy"], inverse, step, change, factors, **each, BACKWARD=True)
 parallel.scan[h, blocks, b](step, change, factors, x["ds"], ds0, after, **scan, REVERSE=True)
 grads = [torch.full_like(z, nan) for z in vectors]
-parallel.gradients[grid](*vectors, x["reset"], inverse, factors, before, after, x["dy"], *grads, **each)
+parallel.gradients[grid](*shared, inverse, factors, before, after, x["dy"], *grads, **each)
 divided = dict(zip(("r", "log_w", "k", "v", "a", "b"), grads)) | {"y": y, "s_T": s_last, "s0": ds0}
 out |= {f"divided {name}": z for name, z in divided.items()}
 
