@@ -9,6 +9,8 @@ from experiments.study.curves.plan import VANILLA, Place
 from experiments.study.curves.report import Study
 
 STEPS, SECONDS = "accuracy.png", "speed.png"
+ACROSS = 3
+"""Panels beside each other at most."""
 
 
 def draw(study: Study, folder: Path, prefix: str = "") -> list[str]:
@@ -33,8 +35,12 @@ def _curves(
     tuned = [place for place in study.found if place.row != VANILLA] or list(study.found)
     tasks = [task for task in study.tasks if any(place.task == task for place in tuned)]
     rows = [row for row in study.rows if any(place.row == row for place in tuned)]
-    width = 1.6 + 3.3 * max(1, len(tasks))
-    figure, axes = plt.subplots(1, max(1, len(tasks)), figsize=(width, 3.8), squeeze=False, layout="constrained")
+    across = min(ACROSS, max(1, len(tasks)))
+    down = -(-max(1, len(tasks)) // across)
+    size = (1.6 + 3.3 * across, 3.8 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
     colours = plt.get_cmap("tab20").colors
     for axis, task in zip(axes.flat, tasks, strict=False):
         metric = study.headlines[task]
