@@ -167,7 +167,14 @@ def grouped(absent: Mapping[Place, Sequence[int]], begun: Collection[str]) -> li
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    """Numbers by commas; three and more that follow each other by their ends."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def protocol(checkpoint: str, limits: EvaluateConfig, config: CurvesConfig) -> str:

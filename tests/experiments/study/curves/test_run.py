@@ -203,6 +203,7 @@ def test_what_is_missing_is_told_in_few_words():
         "all of b, c",
     ]
     assert run.grouped({}, set()) == []
+    assert run.grouped({Place("a", "x", 1): [0, 1, 3, 4, 5]}, {"a"}) == ["a on x: 1 steps (seeds 0, 1, 3 to 5)"]
 
 
 def test_curves_have_no_search_of_their_own(argv: list[str], capsys):
