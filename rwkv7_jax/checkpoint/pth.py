@@ -60,8 +60,9 @@ def read_tensors(path: PathLike) -> dict[str, np.ndarray]:
         numbers = sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in refs.values())
         if numbers > MAX_SHARED * len(archive.bytes) + MAX_EXPANDED:
             raise CheckpointError(f"its tensors are {numbers} bytes of views, the file has {len(archive.bytes)}")
-        with ThreadPoolExecutor() as pool:
-            return dict(zip(refs, pool.map(archive.tensor, refs.values()), strict=True))
+        with ThreadPoolExecutor() as pool:  # each storage once, as several tensors may share one
+            list(pool.map(archive.storage, dict.fromkeys(ref.storage for ref in refs.values())))
+        return {name: archive.tensor(ref) for name, ref in refs.items()}
 
 
 def write(path: PathLike, tensors: Mapping[str, Tensor]) -> None:
