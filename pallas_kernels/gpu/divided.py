@@ -42,9 +42,9 @@ class Kernels(NamedTuple):
     def forward(self, s0: State) -> tuple[Values, State, States]:
         """(y, s_T, the state before each chunk, scaled to its middle)."""
         x, warps = self.x, self.tuning.output_warps
-        prepared = self._prepare(parallel.prepare_forward, x._replace(r=None), [self._weights()])
+        prepared = self._prepare(parallel.prepare_forward, x._replace(r=None), [])
         s_last, states = self._scan("states", prepared, s0, reverse=False)
-        given = [self._weights(), self._inverse(prepared), self._states(states)]
+        given = [self._inverse(prepared), self._states(states)]
         (y,) = self._each_chunk(parallel.outputs, x, given, [(self._specs().value, x.v)], warps)
         return y, s_last, states
 
@@ -53,7 +53,7 @@ class Kernels(NamedTuple):
         x, specs = self.x, self._specs()
         prepared = self._prepare_backward(dy)
         ds0, d_states = self._scan("state_gradients", prepared, ds, reverse=True)
-        given = [self._weights(), self._inverse(prepared), self._states(states), self._states(d_states)]
+        given = [self._inverse(prepared), self._states(states), self._states(d_states)]
         wanted = [*zip(specs.inputs(x)[:6], x[:6], strict=True)]
         return *self._each_chunk(gradients, x, [*given, (specs.value, dy)], wanted, self.tuning.gradient_warps), ds0
 
@@ -63,7 +63,7 @@ class Kernels(NamedTuple):
 
     def _prepare_backward(self, dy: Values) -> Prepared:
         used = self.x._replace(k=None, v=None)
-        return self._prepare(parallel.prepare_backward, used, [self._weights(), (self._specs().value, dy)])
+        return self._prepare(parallel.prepare_backward, used, [(self._specs().value, dy)])
 
     def _prepare(self, kernel: Callable[..., None], x: OpInputs, given: Sequence[Block]) -> Prepared:
         plan, low, size, factors = self.plan, self.plan.numerics.operand, self.plan.chunk, parallel.FACTORS
@@ -77,10 +77,6 @@ class Kernels(NamedTuple):
     def _array(self, rows: int, columns: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         batch, _, heads, _ = self.x.log_w.shape
         return jax.ShapeDtypeStruct((self.plan.chunks, batch, heads, rows, columns), dtype)
-
-    def _weights(self) -> Block:
-        weights = parallel.make_weights(self.plan.chunk, self.plan.numerics.operand)
-        return pl.BlockSpec(weights.shape, lambda h, i, b: (0, 0, 0)), weights
 
     def _inverse(self, prepared: Prepared) -> Block:
         return each_chunk(self.plan, self.plan.chunk, self.plan.chunk), prepared.inverse
@@ -102,11 +98,14 @@ class Kernels(NamedTuple):
         outputs: Sequence[Block],
         warps: int,
     ) -> tuple[Array, ...]:
-        """One program for each chunk, head and sequence."""
+        """One program for each chunk, head and sequence; given: what it reads beside x and the matrices of
+        `make_weights`."""
         batch, _, heads, _ = x.log_w.shape
+        weights = parallel.make_weights(self.plan.chunk, self.plan.numerics.operand)
+        shared: Block = pl.BlockSpec(weights.shape, lambda h, i, b: (0, 0, 0)), weights
         return call(
             partial(kernel, plan=self.plan), kernel.__name__, (heads, self.plan.chunks, batch),
-            [(self._specs().inputs(x), x), *given], outputs, Schedule(warps, 1), self.plan.numerics.interpret,
+            [(self._specs().inputs(x), x), shared, *given], outputs, Schedule(warps, 1), self.plan.numerics.interpret,
         )  # fmt: skip
 
     def _scan(self, name: str, prepared: Prepared, s: State, *, reverse: bool, save: bool = True) -> tuple[Array, ...]:

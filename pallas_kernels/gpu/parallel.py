@@ -107,7 +107,7 @@ def make_weights(chunk: int, dtype: np.dtype) -> Array:
     Programs load them: what they compute instead enters a product behind two barriers for each matrix.
     """
     row, col = np.indices((chunk, chunk))
-    middle = (col <= (chunk - 1) // 2).astype(int)
+    middle = (col <= middle_row(chunk)).astype(int)
     ends = np.where(row == ENTER, middle, np.where(row == LEAVE, 1 - middle, row == WHOLE))
     return jnp.asarray(np.stack([(col <= row) - middle, col == row, col >= row, ends]), dtype)
 
@@ -151,9 +151,9 @@ def indices(size: int) -> tuple[Array, Array]:
     return lax.broadcasted_iota(jnp.int32, (size, size), 0), lax.broadcasted_iota(jnp.int32, (size, size), 1)
 
 
-def middle_row(plan: Plan) -> int:
-    """The row that decays are relative to."""
-    return (plan.chunk - 1) // 2
+def middle_row(size: int) -> int:
+    """The row of a chunk that decays are relative to."""
+    return (size - 1) // 2
 
 
 def rest_of_inverse(n: Numerics, lower: Array) -> Array:

@@ -39,7 +39,7 @@ class Decays(NamedTuple):
         """(enter, leave, whole), float32 [1, K]."""
         log_w = self.at.tile.load("log_w").astype(jnp.float32)
         row = lax.broadcasted_iota(jnp.int32, log_w.shape, 0)
-        middle = jnp.sum(where(row <= middle_row(self.at.tile.plan), log_w), axis=0, keepdims=True)
+        middle = jnp.sum(where(row <= middle_row(self.at.tile.plan.chunk), log_w), axis=0, keepdims=True)
         end = jnp.sum(log_w, axis=0, keepdims=True)
         return jnp.exp(middle), jnp.exp(end - middle), where(self.at.keep, jnp.exp(end))
 
@@ -48,7 +48,7 @@ def make_decays(at: Chunk) -> Decays:
     """Returns the decays of a chunk."""
     plan = at.tile.plan
     log_w, (row, col) = at.tile.load("log_w"), indices(plan.chunk)
-    up_to = (col <= row).astype(jnp.float32) - (col <= middle_row(plan)).astype(jnp.float32)
+    up_to = (col <= row).astype(jnp.float32) - (col <= middle_row(plan.chunk)).astype(jnp.float32)
     return Decays(at, row_sums(at.n, up_to, log_w))
 
 

@@ -27,7 +27,7 @@ class Kernels(NamedTuple):
         """(y, s_T, the state before each chunk)."""
         prepared = self._prepare(self.x.v, backward=False)
         s_last, states = self._scan(prepared, s0, reverse=False, save=True)
-        arrays = (*self.x[:6], flags(self.x), self._weights(), prepared.inverse, prepared.factors, states)
+        arrays = (*self._given(), prepared.inverse, prepared.factors, states)
         schedule = Schedule(self.tuning.output_warps, 1)
         (y,) = call(
             _program("outputs"), arrays, [_like(self.x.v)], self._grid(), schedule, constants(self.x, self.plan)
@@ -38,7 +38,7 @@ class Kernels(NamedTuple):
         """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T and the state before each chunk."""
         prepared = self._prepare(dy, backward=True)
         ds0, d_states = self._scan(prepared, ds, reverse=True, save=True)
-        arrays = (*self.x[:6], flags(self.x), self._weights(), prepared.inverse, prepared.factors, states, d_states, dy)
+        arrays = (*self._given(), prepared.inverse, prepared.factors, states, d_states, dy)
         schedule, values = Schedule(self.tuning.gradient_warps, 1), constants(self.x, self.plan)
         return *call(_program("gradients"), arrays, [*map(_like, self.x[:6])], self._grid(), schedule, values), ds0
 
@@ -54,8 +54,8 @@ class Kernels(NamedTuple):
             self._array(plan.value, plan.key, low), self._array(3, plan.key, jnp.float32),
         ]  # fmt: skip
         schedule, values = Schedule(self.tuning.prepare_warps, 1), constants(self.x, plan) | {"BACKWARD": backward}
-        arrays = (*self.x[:6], flags(self.x), self._weights(), dy)
-        return Prepared(*call(_program("prepare"), arrays, outputs, self._grid(), schedule, values))
+        given = (*self._given(), dy)
+        return Prepared(*call(_program("prepare"), given, outputs, self._grid(), schedule, values))
 
     def _scan(self, prepared: Prepared, s: State, reverse: bool, save: bool) -> tuple[State, States]:
         """(the state after the last chunk, or before the first with `reverse`; those in between if saved)."""
@@ -70,8 +70,9 @@ class Kernels(NamedTuple):
         last, saved = call(_program("scan"), arrays, outputs, grid, schedule, values)
         return last, saved
 
-    def _weights(self) -> Array:
-        return make_weights(self.plan.chunk, self.plan.numerics.operand)
+    def _given(self) -> tuple[Array, ...]:
+        """What the kernels that run chunk by chunk read first."""
+        return *self.x[:6], flags(self.x), make_weights(self.plan.chunk, self.plan.numerics.operand)
 
     def _array(self, rows: int, columns: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
         batch, _, heads, _ = self.x.log_w.shape
