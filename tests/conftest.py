@@ -6,12 +6,14 @@ import pathlib
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Unoptimised machine code: the suite compiles much more than it computes. With XLA's older emitters and code in one
-# part, which is quicker still, simulated devices waited for each other for ever in some runs of the suite.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+# Unoptimised machine code: the suite compiles much more than it computes. Parts of a program run one after the other:
+# XLA runs them on as many threads as there are cores, where simulated devices that meet in different collectives first
+# wait for each other for ever.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
-import jaxtyping
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook(["pallas_kernels", "rwkv7_jax", "state_tuning"], "beartype.beartype")
 
