@@ -50,16 +50,19 @@ class Kernels(NamedTuple):
 
     def backward(self, states: States, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T and the states that `forward` gives."""
-        x, specs = self.x, self._specs()
         prepared = self._prepare_backward(dy)
         ds0, d_states = self._scan("state_gradients", prepared, ds, reverse=True)
-        given = [self._inverse(prepared), self._states(states), self._states(d_states)]
-        wanted = [*zip(specs.inputs(x)[:6], x[:6], strict=True)]
-        return *self._each_chunk(gradients, x, [*given, (specs.value, dy)], wanted, self.tuning.gradient_warps), ds0
+        return *self._replace(plan=gradient_plan(self.plan))._gradients(prepared, states, d_states, dy), ds0
 
     def state_backward(self, dy: Values, ds: State) -> State:
         """The gradient of s0 alone; reads neither k nor v nor any state."""
         return self._scan("state_gradient", self._prepare_backward(dy), ds, reverse=True, save=False)[0]
+
+    def _gradients(self, prepared: Prepared, states: States, d_states: States, dy: Values) -> tuple[Array, ...]:
+        x, specs = self.x, self._specs()
+        given = [self._inverse(prepared), self._states(states), self._states(d_states), (specs.value, dy)]
+        wanted = [*zip(specs.inputs(x)[:6], x[:6], strict=True)]
+        return self._each_chunk(gradients, x, given, wanted, self.tuning.gradient_warps)
 
     def _prepare_backward(self, dy: Values) -> Prepared:
         used = self.x._replace(k=None, v=None)
@@ -127,3 +130,12 @@ class Kernels(NamedTuple):
             kernel, name, (heads, plan.blocks, batch), given, outputs,
             Schedule(self.tuning.scan_warps, self.tuning.stages), plan.numerics.interpret,
         )  # fmt: skip
+
+
+def gradient_plan(plan: Plan) -> Plan:
+    """Returns the sizes of the tiles of the gradients, a plan of all rows of the state.
+
+    The compiler gives each warp all columns of a tile that is square and some columns of a wider one. With the first,
+    tiles [32, 32] spill, so keys take 64 columns, half of them outside.
+    """
+    return plan._replace(key_tile=64) if plan.key_tile == plan.chunk else plan

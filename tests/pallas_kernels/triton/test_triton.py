@@ -59,7 +59,7 @@ inverse, step, change, factors = chunks()
 parallel.prepare[grid](*shared, x["dy"], inverse, step, change, factors, **each, BACKWARD=True)
 parallel.scan[h, blocks, b](step, change, factors, x["ds"], ds0, after, **scan, REVERSE=True)
 grads = [torch.full_like(z, nan) for z in vectors]
-parallel.gradients[grid](*shared, inverse, factors, before, after, x["dy"], *grads, **each)
+parallel.gradients[grid](*shared, inverse, factors, before, after, x["dy"], *grads, **each | {"KT": 64})
 divided = dict(zip(("r", "log_w", "k", "v", "a", "b"), grads)) | {"y": y, "s_T": s_last, "s0": ds0}
 out |= {f"divided {name}": z for name, z in divided.items()}
 
