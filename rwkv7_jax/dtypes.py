@@ -35,10 +35,11 @@ def on_device(config: RWKV7Config, dtype: Literal["auto", "float32", "bfloat16"]
 
 def compute_name(config: RWKV7Config, params: PyTree) -> str:
     """Returns the dtypes and the device in words."""
-    matrices = quantised_bits(params) or config.dtype
-    name = config.dtype
+    bits = quantised_bits(params)
+    name, matrices = config.dtype, bits or config.dtype
     if matrices != config.activation_dtype:
-        name = f"{matrices} matrices and {config.activation_dtype} activations"
+        products = f", {config.dtype} products" if bits and config.dtype != config.activation_dtype else ""
+        name = f"{matrices} matrices{products} and {config.activation_dtype} activations"
     return f"{name} on {jax.default_backend()}"
 
 

@@ -34,7 +34,7 @@ class Linear(nn.Module):
             return product("...d,do->...o", x, self.get_variable("params", TRANSPOSED), self.dtype)
         given = self.get_variable("params", "weight")
         if isinstance(given, QuantisedWeight):
-            return quantisation.product(x, given)
+            return quantisation.product(x, given, self.dtype)
         weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))
         return product("...d,od->...o", x, weight, self.dtype)
 

@@ -5,6 +5,7 @@
 A frozen weight needs products alone, y = x W^T forward and dx = dy W backward; no gradient is taken with respect to it.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -185,22 +186,29 @@ def dequantise(weight: QuantisedWeight, dtype: DTypeLike = jnp.float32) -> Float
     return groups.reshape(weight.shape).astype(dtype)
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "*B K"], weight: QuantisedWeight) -> Float[Array, "*B O"]:
-    """Computes x W^T in the dtype of x, accumulated in float32; its gradient with respect to x is dy W.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Float[Array, "*B K"], weight: QuantisedWeight, dtype: DTypeLike) -> Float[Array, "*B O"]:
+    """Computes x W^T, accumulated in float32 and returned in the dtype of x; its gradient with respect to x is dy W.
 
     A CPU multiplies as integers up to `FEW_ROWS` rows by int8 weights with a scale a row, and one row by others:
     activations then have 16 bits, and errors of at most 1.6e-5 of the largest. It reads the weights once, as bytes.
+
+    Args:
+      x: activations.
+      weight: a matrix [O, K].
+      dtype: what the factors are rounded to where they are multiplied as floats.
     """
     rows = x.reshape(-1, x.shape[-1])
+    by_floats = functools.partial(_by_floats, dtype=dtype)
     if len(rows) <= DECODED_ROWS:
-        y = jax.lax.platform_dependent(rows, weight, cpu=_on_cpu, default=_by_floats)
+        y = jax.lax.platform_dependent(rows, weight, cpu=functools.partial(_on_cpu, dtype=dtype), default=by_floats)
     else:
-        y = _by_floats(rows, weight)
+        y = by_floats(rows, weight)
     return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
-def _by_floats(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+def _by_floats(x: Float[Array, "N K"], weight: QuantisedWeight, dtype: DTypeLike) -> Float[Array, "N O"]:
+    x = x.astype(dtype)
     if weight.scales.shape[-1] > 1:
         return _dot(x, dequantise(weight, x.dtype))
     return _dot(x, integers(weight).astype(x.dtype)) * jnp.asarray(weight.scales)[None, :, 0]
@@ -210,14 +218,14 @@ def _dot(x: Array, matrix: Array) -> Float[Array, "N O"]:
     return jnp.einsum("nk,ok->no", x, matrix, preferred_element_type=jnp.float32)
 
 
-def _on_cpu(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
+def _on_cpu(x: Float[Array, "N K"], weight: QuantisedWeight, dtype: DTypeLike) -> Float[Array, "N O"]:
     """Chooses by shapes; which is fastest was measured."""
     groups = weight.scales.shape[-1]
     if len(x) <= FEW_ROWS and weight.bits == 8 and groups == 1:
         return _by_digits(x, weight)
     if len(x) == 1 and x.shape[-1] % (groups * RUN) == 0:
         return _by_sums(x, weight)
-    return _by_tiles(x, weight)
+    return _by_tiles(x.astype(dtype), weight)
 
 
 def _by_digits(x: Float[Array, "N K"], weight: QuantisedWeight) -> Float[Array, "N O"]:
@@ -316,18 +324,18 @@ def _after(x: Float[Array, "N K"], values: Array) -> Array:
     return values + never.astype(values.dtype)
 
 
-def _product_forward(x, weight):
-    return product(x, weight), (weight, jnp.zeros((0,), x.dtype))
+def _product_forward(x, weight, dtype):
+    return product(x, weight, dtype), (weight, jnp.zeros((0,), x.dtype))
 
 
-def _product_backward(residuals, cotangent):
+def _product_backward(dtype, residuals, cotangent):
     weight, like = residuals
     dy = cotangent.reshape(-1, cotangent.shape[-1])
     if weight.scales.shape[-1] > 1:
-        matrix = dequantise(weight, like.dtype)
+        matrix = dequantise(weight, dtype)
     else:
-        matrix, dy = integers(weight).astype(like.dtype), dy * jnp.asarray(weight.scales)[None, :, 0].astype(dy.dtype)
-    dx = jnp.einsum("no,ok->nk", dy.astype(like.dtype), matrix, preferred_element_type=jnp.float32)
+        matrix, dy = integers(weight).astype(dtype), dy * jnp.asarray(weight.scales)[None, :, 0].astype(dy.dtype)
+    dx = jnp.einsum("no,ok->nk", dy.astype(dtype), matrix, preferred_element_type=jnp.float32)
     return dx.astype(like.dtype).reshape(*cotangent.shape[:-1], -1), None
 
 

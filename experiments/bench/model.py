@@ -19,7 +19,10 @@ from experiments.bench.weights import make_checkpoint
 from experiments.bench.worker import Job, Worker
 from experiments.reporting.tables import markdown_table
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 0.5, "q8_0": 5e-2}
+TOLERANCE = {
+    **{"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-2, "int4": 0.5, "q8_0": 5e-2},
+    **{"int8 bfloat16": 5e-2, "int4 bfloat16": 0.5},
+}
 """How far logits may be from the reference, over its largest; quantised weights are others."""
 TOKENS = {"prefill": PREFILL, "prefill, all logits": PREFILL, "state-tuning step": TUNE}
 """The tasks, and what one call works on."""

@@ -25,14 +25,15 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
 
     Args:
       checkpoint: the file.
-      dtype: "float32", "bfloat16", or "int8" and "int4" for quantised matrices beside float32.
+      dtype: "float32", "bfloat16", "int8" and "int4" for quantised matrices beside float32, "int8 bfloat16" and
+        "int4 bfloat16" for those whose products are computed in bfloat16.
 
     Returns:
       (model, its weights, stacked).
     """
     loaded = files.load(checkpoint, lazy=True)
-    config = on_device(loaded.config, "bfloat16" if dtype == "bfloat16" else "float32")
-    quantise = cast(Quantise, dtype if dtype in BITS else "none")
+    config = on_device(loaded.config, "bfloat16" if dtype.endswith("bfloat16") else "float32")
+    quantise = cast(Quantise, dtype.split()[0] if dtype.split()[0] in BITS else "none")
     return RWKV7(config), placed(quantised(loaded.params, quantise), config.dtype)
 
 

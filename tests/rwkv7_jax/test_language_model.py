@@ -189,6 +189,8 @@ def test_bfloat16_on_a_cpu_keeps_float32_activations(tiny: LanguageModel, tiny_c
     half = LanguageModel.load(tiny_checkpoint, tokenizer="byte", dtype="bfloat16")
     assert half.summary.endswith("bfloat16 matrices and float32 activations on cpu")
     assert tiny.summary.endswith("float32 on cpu")
+    small = LanguageModel.load(tiny_checkpoint, tokenizer="byte", dtype="bfloat16", quantise="int8")
+    assert small.summary.endswith("int8 matrices, bfloat16 products and float32 activations on cpu")
     assert half.params["head"]["weight"].dtype == jnp.bfloat16
     assert half.zero_state().att_shift.dtype == jnp.float32
     ids = tiny.encode("The sea")

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv7_jax import quantisation
-from rwkv7_jax.quantisation import dequantise, integers, product, quantise, to_numpy
+from rwkv7_jax.quantisation import QuantisedWeight, dequantise, integers, quantise, to_numpy
+
+
+def product(x: jax.Array, weight: QuantisedWeight) -> jax.Array:
+    """The product in the dtype of the activations."""
+    return quantisation.product(x, weight, x.dtype)
+
 
 CASES = [(8, 0), (8, 16), (4, 0), (4, 16)]
 
@@ -72,6 +78,26 @@ def test_a_large_matrix_is_multiplied_part_by_part(bits, group, rows):
     got = np.asarray(jax.jit(product)(x, jax.tree.map(jnp.asarray, weight)))
     bound = 3e-7 * np.abs(x).max() * np.abs(matrix).sum(axis=1)
     assert (np.abs(got - x.astype(np.float64) @ matrix.T) <= bound).all()
+
+
+@pytest.mark.parametrize(("bits", "group"), CASES)
+@pytest.mark.parametrize("rows", [1, 8, 300])
+def test_products_in_bfloat16_round_factors_and_keep_float32_sums(matrix, bits, group, rows):
+    weight = quantise(matrix, bits, group)
+    x = jax.random.normal(jax.random.key(1), (rows, matrix.shape[1]))
+    got, pull = jax.vjp(lambda x: quantisation.product(x, weight, jnp.bfloat16), x)
+    assert got.dtype == jnp.float32
+    exact, dense = np.asarray(x, np.float64), np.asarray(dequantise(weight), np.float64)
+    # Each factor is off by at most 2^-9 of itself; int8 numbers with a scale a row are exact.
+    bound = 2.1 * 2.0**-9 * np.abs(exact) @ np.abs(dense).T + 2e-5 * np.abs(exact).max() * np.abs(dense).sum(axis=1)
+    off = np.abs(np.asarray(got) - exact @ dense.T)
+    assert (off <= bound + 1e-12).all()
+    if rows > 4:
+        assert off.max() > 1e-5 * np.abs(dense).max()
+    dy = np.asarray(jax.random.normal(jax.random.key(2), got.shape))
+    (dx,) = pull(dy)
+    assert dx.dtype == jnp.float32
+    assert (np.abs(np.asarray(dx) - dy @ dense) <= 2.1 * 2.0**-8 * np.abs(dy) @ np.abs(dense) + 1e-12).all()
 
 
 @pytest.mark.parametrize("rows", [1, 4])
