@@ -14,7 +14,6 @@ from pallas_kernels.aot.nvidia import joined
 from pallas_kernels.aot.table import COMPILED, Row
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.blocks import Schedule
-from pallas_kernels.gpu.divided import gradient_plan
 from pallas_kernels.gpu.launch import Launch as PallasLaunch
 from pallas_kernels.gpu.tuning import Tuning
 from pallas_kernels.triton.call import Constants, Kernel
@@ -110,7 +109,7 @@ def divided_programs(rule: str, launch: Launch, x: OpInputs) -> list[Program]:
         Program("scan", parallel.scan, constants | follow, Schedule(tuning.scan_warps, tuning.stages)),
     ]
     if rule == "backward":
-        values = make_constants(x, gradient_plan(plan))
+        values = make_constants(x, plan.wide_keys())
         found.append(Program("gradients", parallel.gradients, values, Schedule(tuning.gradient_warps, 1)))
     elif not back:
         found.append(Program("outputs", parallel.outputs, constants, Schedule(tuning.output_warps, 1)))
@@ -133,6 +132,7 @@ def wide_programs(rule: str, tuning: Tuning | None, x: OpInputs) -> list[Program
         Program("over time", kernel, constants | follow, Schedule(chosen.follow_warps, chosen.stages)),
     ]
     if rule == "backward":
+        constants |= make_constants(x, plan.wide_keys())
         found.append(Program("gradients", wide.gradients, constants, Schedule(chosen.gradient_warps, 1)))
     return found
 

@@ -52,7 +52,7 @@ class Kernels(NamedTuple):
         """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T and the states that `forward` gives."""
         prepared = self._prepare_backward(dy)
         ds0, d_states = self._scan("state_gradients", prepared, ds, reverse=True)
-        return *self._replace(plan=gradient_plan(self.plan))._gradients(prepared, states, d_states, dy), ds0
+        return *self._replace(plan=self.plan.wide_keys())._gradients(prepared, states, d_states, dy), ds0
 
     def state_backward(self, dy: Values, ds: State) -> State:
         """The gradient of s0 alone; reads neither k nor v nor any state."""
@@ -130,12 +130,3 @@ class Kernels(NamedTuple):
             kernel, name, (heads, plan.blocks, batch), given, outputs,
             Schedule(self.tuning.scan_warps, self.tuning.stages), plan.numerics.interpret,
         )  # fmt: skip
-
-
-def gradient_plan(plan: Plan) -> Plan:
-    """Returns the sizes of the tiles of the gradients, a plan of all rows of the state.
-
-    The compiler gives each warp all columns of a tile that is square and some columns of a wider one. With the first,
-    tiles [32, 32] spill, so keys take 64 columns, half of them outside.
-    """
-    return plan._replace(key_tile=64) if plan.key_tile == plan.chunk else plan

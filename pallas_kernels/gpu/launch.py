@@ -147,10 +147,14 @@ class Launch(NamedTuple):
 
     def divided_plan(self, x: OpInputs) -> tuple[Plan, Divided]:
         """Returns the sizes and choices of these passes."""
-        return self.sequential_plan(x)._replace(value_tile=tile(x.v.shape[3])), self.tuned(x).divided
+        return self._larger_chunks(x)._replace(value_tile=tile(x.v.shape[3])), self.tuned(x).divided
 
     def sequential_plan(self, x: OpInputs) -> Plan:
         """Returns the sizes of the launch for kernels in the larger chunks that follow time."""
+        plan = self._larger_chunks(x)
+        return plan if x.reset is None else plan.wide_keys()
+
+    def _larger_chunks(self, x: OpInputs) -> Plan:
         return self.plan(x)._replace(chunk=self.tuned(x).divided.chunk, every=1)
 
     def _operand(self, x: OpInputs) -> np.dtype:

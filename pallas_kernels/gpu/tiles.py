@@ -46,6 +46,14 @@ class Plan(NamedTuple):
         """Programs that share one head, each with a block of the value axis."""
         return pl.cdiv(self.value, self.value_tile)
 
+    def wide_keys(self) -> "Plan":
+        """Returns the plan with tiles [C, K] that are not square.
+
+        The compiler gives each warp all columns of a square tile and some columns of a wider one. With the first,
+        programs of many tiles [32, 32] spill, so keys take 64 columns, half of them outside.
+        """
+        return self._replace(key_tile=64) if self.key_tile == self.chunk == 32 else self
+
     def saved_before(self, i: Array) -> Array:
         """Returns the index of the last saved state at or before chunk i."""
         return i >> (self.every.bit_length() - 1)

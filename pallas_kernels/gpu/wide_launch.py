@@ -36,15 +36,14 @@ class Kernels(NamedTuple):
 
     def backward(self, states: States, u: Values, dy: Values, ds: State) -> tuple[Array, ...]:
         """Gradients of (r, log_w, k, v, a, b, s0) from those of y and s_T."""
-        x, plan = self.x, self.plan
+        x, plan = self.x, self.plan.wide_keys()
         scores = self._prepare(x._replace(v=None))
         ds0, d_states, dz = self._state_backward(scores, dy, ds, self._saved(ds))
         spec, state = make_chunk_specs(plan), each_chunk(plan, plan.value_tile, plan.key_tile)
         ends = Ends(state, state, *(spec.value,) * 3), Ends(states, d_states, u, dz, dy)
         wanted = [*zip(spec.inputs(x)[:6], x[:6], strict=True)]
-        return *self._each_chunk(
-            wide.gradients, x, [self._scores(scores), ends], wanted, self.tuning.gradient_warps
-        ), ds0
+        given = [self._scores(scores), ends]
+        return *self._replace(plan=plan)._each_chunk(wide.gradients, x, given, wanted, self.tuning.gradient_warps), ds0
 
     def state_backward(self, dy: Values, ds: State) -> State:
         """The gradient of s0 alone; reads neither k nor v nor any state."""

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.gpu.blocks import Schedule
-from pallas_kernels.gpu.divided import Prepared, State, States, Values, gradient_plan
+from pallas_kernels.gpu.divided import Prepared, State, States, Values
 from pallas_kernels.gpu.parallel import make_weights
 from pallas_kernels.gpu.tiles import Plan
 from pallas_kernels.gpu.tuning import Divided
@@ -39,7 +39,7 @@ class Kernels(NamedTuple):
         prepared = self._prepare(dy, backward=True)
         ds0, d_states = self._scan(prepared, ds, reverse=True, save=True)
         arrays = (*self._given(), prepared.inverse, prepared.factors, states, d_states, dy)
-        schedule, values = Schedule(self.tuning.gradient_warps, 1), constants(self.x, gradient_plan(self.plan))
+        schedule, values = Schedule(self.tuning.gradient_warps, 1), constants(self.x, self.plan.wide_keys())
         return *call(_program("gradients"), arrays, [*map(_like, self.x[:6])], self._grid(), schedule, values), ds0
 
     def state_backward(self, dy: Values, ds: State) -> State:

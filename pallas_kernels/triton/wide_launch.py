@@ -40,7 +40,8 @@ class Kernels(NamedTuple):
         ds0, d_states, dz = self._state_backward(scores, dy, ds, save=True)
         arrays = (*x[:6], flags(x), scores.ak, scores.rk, states, d_states, u, dz, dy)
         outputs = [jax.ShapeDtypeStruct(z.shape, z.dtype) for z in x[:6]]
-        return *self._each_chunk("gradients", arrays, outputs, self.tuning.gradient_warps, {}), ds0
+        passes = self._replace(plan=self.plan.wide_keys())
+        return *passes._each_chunk("gradients", arrays, outputs, self.tuning.gradient_warps, {}), ds0
 
     def state_backward(self, dy: Values, ds: State) -> State:
         """The gradient of s0 alone; reads neither k nor v nor any state."""
