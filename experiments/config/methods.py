@@ -152,7 +152,7 @@ STATE_RATE = 1.0
 """Peak learning rate where a matrix S_0 is tuned. On the validation splits of the pocket benchmarks and of GSM8K with a
 real model, the rate that is best or nearly so for all of them (docs/training.md)."""
 BASELINE_RATES = {"state_offset": 0.3, "s0_offset": 1.0, "low_rank_state": 0.1, "prefix": 0.1, "lora": 0.01}
-REWARD_RATES = {"grpo": 0.2, "es": 0.2}
+REWARD_RATES = {"grpo": 0.6, "es": 0.2}
 """From a state that was tuned on text (docs/methods-reinforcement.md)."""
 
 
