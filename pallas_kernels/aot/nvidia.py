@@ -50,7 +50,9 @@ class Case(NamedTuple):
 
 MAIN = Case((8, 4096, 32, 64))
 """The size of the documentation."""
-CASES = (MAIN, MAIN._replace(resets=True))
+SMALL = Case((8, 4096, 32, 32), dtypes=("bfloat16",))
+"""Smaller heads."""
+CASES = tuple(case._replace(resets=resets) for case in (MAIN, SMALL) for resets in (False, True))
 """Those of the committed tables."""
 
 

@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 HEADINGS = {
-    "kernel": "kernel", "dtype": "dtype", "resets": "resets", "memory": "memory KiB",
+    "kernel": "kernel", "shape": "B,T,H,N", "dtype": "dtype", "resets": "resets", "memory": "memory KiB",
     "registers": "registers", "spills": "spills B", "warps": "warps", "blocks": "blocks",
     "barriers": "barriers", "shared_loads": "shared loads", "shared_stores": "shared stores",
     "async_copies": "async copies", "bundles": "bundles",
@@ -51,8 +51,10 @@ HEADINGS = {
 
 
 def text(rows: Sequence[Row]) -> str:
-    """Returns the rows as an aligned table; columns in which no row has anything are left out."""
+    """Returns the rows as an aligned table, without columns where no row has anything, or of one shape for all."""
     columns = [name for name in HEADINGS if any(getattr(row, name) is not None for row in rows)]
+    if len({row.shape for row in rows}) == 1:
+        columns.remove("shape")
     lines = [[HEADINGS[name] for name in columns]]
     lines += [[_cell(name, getattr(row, name)) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -64,6 +66,8 @@ def text(rows: Sequence[Row]) -> str:
 def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     if name == "memory" and isinstance(value, int):
         return f"{value / 1024:.0f}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

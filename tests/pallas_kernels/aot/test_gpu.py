@@ -20,7 +20,7 @@ def committed(request):
 
 
 def test_every_kernel_compiles_and_none_of_pallas_spills_in_bfloat16(committed):
-    """Those for log_w down to -20 spill up to 24 bytes in one of their programs."""
+    """Those for log_w down to -20 spill up to 24 bytes in one of their programs. Triton's in bfloat16 do not spill."""
     target, rows = committed
     assert {(row.kernel, row.dtype) for row in rows if row.shape == SHAPE} >= {
         (kernel, dtype)
@@ -32,8 +32,9 @@ def test_every_kernel_compiles_and_none_of_pallas_spills_in_bfloat16(committed):
         assert row.registers <= 255
         assert row.memory < nvidia.TARGETS[target].shared_memory
         plain = target != "a100" and not row.resets
-        if not row.kernel.startswith("triton") and (row.dtype == "bfloat16" or plain):
-            assert row.spills <= (24 if nvidia.WIDE in row.kernel else 0), row
+        if row.dtype == "bfloat16" or (plain and not row.kernel.startswith("triton")):
+            allowed = 24 if nvidia.WIDE in row.kernel and not row.kernel.startswith("triton") else 0
+            assert row.spills <= allowed, row
 
 
 def test_bounds_of_the_bfloat16_backward(committed):
@@ -45,12 +46,21 @@ def test_bounds_of_the_bfloat16_backward(committed):
     assert whole.barriers <= 2 * 40
     assert whole.shared_loads <= 353
     assert target == "a100" or whole.shared_stores <= 175
-    (triton,) = (row for row in rows if key(row) == ("triton backward", "bfloat16", SHAPE, False))
-    assert triton.barriers <= 2 * 45
-    assert triton.spills == 0
+    for resets in (False, True):
+        (triton,) = (row for row in rows if key(row) == ("triton backward", "bfloat16", SHAPE, resets))
+        assert triton.barriers <= 2 * 40
     (scan,) = (row for row in rows if key(row) == ("backward: state_gradients", "bfloat16", SHAPE, False))
     assert scan.barriers <= 22
     assert scan.blocks * nvidia.TARGETS[scan.target].multiprocessors >= 2 * 8 * 32, "one wave"
+
+
+@pytest.mark.parametrize("target", ["h200", "a100"])
+def test_heads_of_32_are_in_the_tables(target):
+    """With square tiles their gradients spilt 424 bytes, 844 with resets."""
+    rows = table.from_json((RESULTS / f"{target}.json").read_text())
+    for kernel in RULES:
+        found = {row.resets: row.spills for row in rows if key(row)[:3] == (kernel, "bfloat16", (*SHAPE[:3], 32))}
+        assert found == {False: 0, True: 0}, kernel
 
 
 def key(row):
