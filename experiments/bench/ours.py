@@ -32,8 +32,9 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
       (model, its weights, stacked).
     """
     loaded = files.load(checkpoint, lazy=True)
-    config = on_device(loaded.config, "bfloat16" if dtype.endswith("bfloat16") else "float32")
-    quantise = cast(Quantise, dtype.split()[0] if dtype.split()[0] in BITS else "none")
+    matrices, products = dtype.split()[0], dtype.split()[-1]
+    config = on_device(loaded.config, "bfloat16" if products == "bfloat16" else "float32")
+    quantise = cast(Quantise, matrices if matrices in BITS else "none")
     return RWKV7(config), placed(quantised(loaded.params, quantise), config.dtype)
 
 
