@@ -24,7 +24,7 @@ def for_decoding(model: RWKV7, params: dict, *, one_row: bool = False) -> tuple[
 
     Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
     which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out], but with `one_row` those with
-    more inputs than outputs. Both forms take any number of rows.
+    as many inputs as outputs or more. Both forms take any number of rows.
 
     Args:
       model: the model's description.
@@ -90,9 +90,9 @@ def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
 
 def _made(config: RWKV7Config, params: Params, one_row: bool, make: Make) -> Params:
     def lies_transposed(outputs: int, inputs: int) -> bool:
-        """A CPU multiplies float32 rows by [in, out] fastest, a single row by a wide matrix as [out, in]."""
+        """A CPU multiplies float32 rows by [in, out] fastest, a single row by a square or wide matrix as [out, in]."""
         cpu = config.dtype == "float32" and jax.default_backend() == "cpu"
-        return cpu and not (one_row and inputs > outputs)
+        return cpu and not (one_row and inputs >= outputs)
 
     return {
         name: _as_it_is(part, make) if name == "emb" else _part(config, part, lies_transposed, make)

@@ -134,8 +134,8 @@ def test_the_form_for_one_row_shares_what_lies_alike(tiny: LanguageModel, first:
     assert model == same
     for name, block in many.items():
         if name.startswith("block"):
-            value = one[name]["ffn"]["value"]["weight"]
-            np.testing.assert_array_equal(value, block["ffn"]["value"]["weight_t"].T)
+            for part, matrix in (("ffn", "value"), ("att", "key"), ("att", "output")):
+                np.testing.assert_array_equal(one[name][part][matrix]["weight"], block[part][matrix]["weight_t"].T)
             key, known = (tree[name]["ffn"]["key"]["weight_t"] for tree in (one, many))
             assert key.unsafe_buffer_pointer() == known.unsafe_buffer_pointer()
     logits = [functional.step(model, tree, jnp.ones((1, 1), jnp.int32), layers(lm))[0] for tree in (many, one)]
