@@ -9,16 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rwkv7_jax.generation.decode_loop import Rules
-from rwkv7_jax.generation.sampling import (
-    Occurrences,
-    SamplingArrays,
-    SamplingFlags,
-    draw,
-    keep_top_k,
-    keep_top_p,
-    most_likely,
-    penalise,
-)
+from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, SamplingFlags, draw, most_likely, penalise
+from rwkv7_jax.generation.thresholds import keep_top_k, keep_top_p
 
 
 def log_probabilities(

@@ -11,8 +11,8 @@ from rwkv7_jax.generation.sampling import (
     LIKELIEST,
     Occurrences,
     SamplingArrays,
-    choose_among_all,
     choose_among_likeliest,
+    choose_uncovered,
     column,
     most_likely,
     penalise,
@@ -64,8 +64,7 @@ def choose_by_row(
         chosen, rest = jnp.where(filtered & covered, found, chosen), random & ~(filtered & covered)
     # A row that needs no threshold asks for none.
     arrays = arrays._replace(top_p=jnp.where(rest, arrays.top_p, 1), top_k=jnp.where(rest, arrays.top_k, 0))
-    drawn = jax.lax.cond(rest.any(), lambda: choose_among_all(logits, keys, arrays), lambda: none)
-    return jnp.where(rest, drawn, chosen)
+    return choose_uncovered(chosen, ~rest, logits, keys, arrays)
 
 
 def count_by_row(

@@ -2,19 +2,19 @@
 
 As in the reference `sample_logits` of PyPI `rwkv`: penalties change the logits; top-k and top-p select on the
 probabilities before temperature; temperature then reshapes what is left. Both look at the `LIKELIEST` tokens alone
-where those hold all that is kept. Where they do not, thresholds are found by bisection over the bits of a float, exact
-and many times cheaper than sorting the vocabulary; the distribution is the same.
+where those hold all that is kept, and at the whole vocabulary where they do not; the distribution is the same.
 """
 
 import dataclasses
 import numbers
-from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from rwkv7_jax.generation.thresholds import keep_top_k, keep_top_p
 
 __all__ = ["Occurrences", "SamplingParams", "sample_logits"]
 
@@ -32,6 +32,8 @@ RANGES = {
     "max_new_tokens": (0, 2**31 - 1),
 }
 WHOLE = ("top_k", "max_new_tokens")
+ROWS_AT_A_TIME = 8
+"""Rows whose choice among all tokens a CPU makes at a time: their probabilities stay in its caches."""
 BLOCK = 256
 """Tokens of a block, where a token is drawn in two steps: its block, then the token in the block."""
 
@@ -206,11 +208,7 @@ def choose(
     if logits.shape[-1] <= LIKELIEST:
         return choose_among_all(logits, keys, arrays)
     found, covered = choose_among_likeliest(logits, keys, arrays)
-    return jax.lax.cond(
-        covered.all(),
-        lambda: found,
-        lambda: jnp.where(covered, found, choose_among_all(logits, keys, arrays)),
-    )
+    return choose_uncovered(found, covered, logits, keys, arrays)
 
 
 def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
@@ -247,6 +245,36 @@ def choose_among_likeliest(
     covered = jnp.asarray(reached | ((arrays.top_k > 0) & (arrays.top_k <= LIKELIEST)))
     place = draw(keys, jnp.where(keep_p & keep_k, top, -jnp.inf) / column(arrays.temperature))
     return jnp.take_along_axis(ids, place[:, None], axis=1)[:, 0].astype(jnp.int32), covered
+
+
+def choose_uncovered(
+    found: Int[Array, "B"],
+    covered: Bool[Array, "B"],
+    logits: Float[Array, "B vocab"],
+    keys: Key[Array, "B"],
+    arrays: SamplingArrays,
+) -> Int[Array, "B"]:
+    """Returns `found`, and for rows that are not covered what `choose_among_all` chooses.
+
+    A CPU looks at those rows alone, some at a time; other devices, if there is one, at all rows at once.
+    """
+    if jax.default_backend() != "cpu" or len(found) <= ROWS_AT_A_TIME:
+        return jax.lax.cond(
+            covered.all(),
+            lambda: found,
+            lambda: jnp.where(covered, found, choose_among_all(logits, keys, arrays)),
+        )
+    order = jnp.argsort(covered)  # those not covered come first
+
+    def choose_some(at: Int[Array, ""], found: Int[Array, "B"]) -> Int[Array, "B"]:
+        # Near the end the slice begins earlier: rows that were chosen already are chosen once more.
+        rows = jax.lax.dynamic_slice_in_dim(order, at * ROWS_AT_A_TIME, ROWS_AT_A_TIME)
+        own = jax.tree.map(lambda numbers: jnp.asarray(numbers)[rows] if numbers.ndim else numbers, arrays)
+        chosen = choose_among_all(logits[rows], keys[rows], own)
+        return found.at[rows].set(jnp.where(covered[rows], found[rows], chosen))
+
+    uncovered = (~covered).sum(dtype=jnp.int32)
+    return jax.lax.fori_loop(0, (uncovered + ROWS_AT_A_TIME - 1) // ROWS_AT_A_TIME, choose_some, found)
 
 
 def most_likely(logits: Float[Array, "B vocab"]) -> Int[Array, "B"]:
@@ -290,46 +318,3 @@ def penalise(
     """Returns logit - (presence + frequency * count) for every token seen."""
     penalty = column(arrays.presence) + column(arrays.frequency) * occurrences.count
     return jnp.where(occurrences.seen, logits - penalty, logits)
-
-
-def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, "*R"]) -> Bool[Array, "B vocab"]:
-    """Marks the top_k most likely tokens of each row, ties to the lowest ids; all for 0 or more than there are."""
-    vocab = probs.shape[-1]
-    k = jnp.where((top_k <= 0) | (top_k > vocab), vocab, top_k)
-    cut = largest_threshold(probs, lambda chosen: chosen.sum(-1, dtype=jnp.int32) >= k)[:, None]
-    above = probs > cut
-    tied = (probs == cut).astype(jnp.int32)
-    room = column(k) - above.sum(-1, keepdims=True, dtype=jnp.int32)
-    return above | ((tied == 1) & (jnp.cumsum(tied, axis=-1) <= room))
-
-
-def keep_top_p(probs: Float[Array, "B vocab"], top_p: Float[Array | np.ndarray, "*R"]) -> Bool[Array, "B vocab"]:
-    """Marks the most likely tokens whose probabilities first reach top_p together, with all ties of the last."""
-    cut = largest_threshold(probs, lambda chosen: jnp.where(chosen, probs, 0.0).sum(-1) >= top_p)
-    cut = jnp.minimum(jnp.where(top_p < 1, cut, 0.0), probs.max(-1))
-    return probs >= cut[:, None]
-
-
-def largest_threshold(
-    probs: Float[Array, "B vocab"], enough: Callable[[Bool[Array, "B vocab"]], Bool[Array, "B"]]
-) -> Float[Array, "B"]:
-    """Finds the largest t in 0..1 a row for which `enough(probs >= t)` holds; 0 if none does.
-
-    Exact: the bits of floats >= 0 are ordered as the floats are, so 30 halvings of the range of bit patterns give t.
-    """
-
-    def halve(
-        _: Int[Array, ""], bounds: tuple[Int[Array, "B"], Int[Array, "B"]]
-    ) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        good = enough(probs >= threshold[:, None])
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
-
-    one_above = int(np.float32(1).view(np.int32)) + 1
-    batch = probs.shape[:1]
-    low, _ = jax.lax.fori_loop(
-        0, one_above.bit_length(), halve, (jnp.zeros(batch, jnp.int32), jnp.full(batch, one_above, jnp.int32))
-    )
-    return jax.lax.bitcast_convert_type(low, jnp.float32)

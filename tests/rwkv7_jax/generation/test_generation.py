@@ -26,7 +26,7 @@ from rwkv7_jax.generation.generate import (
     stream,
     uncounted_ids,
 )
-from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays, keep_top_k, keep_top_p
+from rwkv7_jax.generation.sampling import Occurrences, SamplingArrays
 from rwkv7_jax.generation.stop_strings import StopText, cut_tokens
 from rwkv7_jax.generation.weights import decoding_shapes, decoding_weights, one_by_one
 from rwkv7_jax.model import init_params, unstack_blocks
@@ -523,33 +523,6 @@ def test_ids_are_drawn_from_the_documented_distribution(config):
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
 
 
-PROBABILITIES = st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any).map(lambda w: np.array(w) / sum(w))
-
-
-@settings(max_examples=60)
-@given(probs=PROBABILITIES, top_k=st.integers(0, 32))
-def test_top_k_keeps_exactly_k_ties_to_the_lowest_ids(probs, top_k):
-    padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
-    kept = np.asarray(jitted_top_k(padded[None], jnp.asarray(top_k, jnp.int32)))[0]
-    expected = np.argsort(-padded, kind="stable")[: top_k or None]
-    assert np.flatnonzero(kept).tolist() == sorted(expected.tolist())
-
-
-@settings(max_examples=60)
-@given(probs=PROBABILITIES, top_p=st.integers(0, 999).map(lambda n: n / 1000))
-def test_top_p_keeps_the_fewest_that_reach_it_with_ties(probs, top_p):
-    padded = np.pad(probs, (0, 32 - len(probs))).astype(np.float32)
-    kept = np.asarray(jitted_top_p(padded[None], jnp.asarray(top_p, jnp.float32)))[0]
-    least = padded[kept].min()
-    np.testing.assert_array_equal(kept, padded >= least)
-    rounding = 1e-6
-    assert padded[kept].sum() >= top_p - rounding
-    assert padded[padded > least].sum() < top_p + rounding or top_p == 0
-
-
-jitted_top_k, jitted_top_p = jax.jit(keep_top_k), jax.jit(keep_top_p)
-
-
 def wide_logits(seed, scales, vocab=700):
     """Rows of more tokens than are looked at first, the likeliest in any place; ties at many values."""
     rng = np.random.default_rng(seed)
@@ -589,16 +562,22 @@ def test_a_rows_token_does_not_depend_on_how_its_neighbours_are_chosen():
         assert together == alone
 
 
+@pytest.mark.parametrize("flat", [0, 1, 8, 9, 19])
+def test_rows_that_need_the_whole_vocabulary_are_chosen_a_few_at_a_time(flat):
+    """A CPU chose for all rows again where one needed it."""
+    scales = np.random.default_rng(flat).permutation([0.1] * flat + [6.0] * (19 - flat))
+    logits, keys = wide_logits(flat, scales), jax.random.split(jax.random.key(flat), 19)
+    config = SamplingParams(top_p=0.7)
+    covered = sampling.choose_among_likeliest(logits, keys, SamplingArrays.of(config))[1]
+    assert covered.sum() == 19 - flat
+    alone = [int(sample_logits(logits[i : i + 1], keys[i : i + 1], config)[0]) for i in range(19)]
+    assert sample_logits(logits, keys, config).tolist() == alone
+
+
 def test_the_most_likely_token_is_argmax_with_ties_to_the_lowest_id():
     for vocab in (1, 5, 256, 257, 700):
         logits = jnp.round(jax.random.normal(jax.random.key(vocab), (6, vocab)))
         assert sampling.most_likely(logits).tolist() == jnp.argmax(logits, -1).tolist()
-
-
-def test_top_p_of_one_keeps_everything():
-    probs = jnp.asarray([[0.6, 0.4 - 1e-7, 1e-7, 0.0]], jnp.float32)
-    assert np.asarray(jitted_top_p(probs, jnp.asarray(1.0))).all()
-    assert np.asarray(jitted_top_p(probs, jnp.asarray(0.0))).tolist() == [[True, False, False, False]]
 
 
 def test_occurrences_decay_before_they_count():

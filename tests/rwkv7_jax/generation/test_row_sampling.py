@@ -41,14 +41,14 @@ def occurrences(rng, rows, vocab):
 
 @pytest.mark.parametrize("vocab", [40, 700], ids=["all likeliest", "more than the likeliest"])
 def test_each_row_chooses_as_alone(vocab):
-    rng = np.random.default_rng(vocab)
-    arrays, flags = stacked(SETTINGS)
+    """More rows than a CPU chooses for at a time."""
+    rng, settings = np.random.default_rng(vocab), SETTINGS * 2
+    (arrays, flags), rows = stacked(settings), len(settings)
     for scale, seed in itertools.product((0.1, 4), range(3)):
-        logits = jnp.asarray(scale * rng.normal(size=(len(SETTINGS), vocab)), jnp.float32)
-        keys, counts = jax.random.split(jax.random.key(seed), len(SETTINGS)), occurrences(rng, len(SETTINGS), vocab)
-        wanted = jnp.ones(len(SETTINGS), jnp.bool_)
-        found = together(logits, keys, arrays, flags, wanted, counts, count=len(SETTINGS))
-        for i, one in enumerate(SETTINGS):
+        logits = jnp.asarray(scale * rng.normal(size=(rows, vocab)), jnp.float32)
+        keys, counts = jax.random.split(jax.random.key(seed), rows), occurrences(rng, rows, vocab)
+        found = together(logits, keys, arrays, flags, jnp.ones(rows, jnp.bool_), counts, count=rows)
+        for i, one in enumerate(settings):
             row = slice(i, i + 1)
             own = Occurrences(counts.seen[row], counts.count[row])
             expected = alone(logits[row], keys[row], SamplingArrays.of(one), SamplingFlags.of(one), own)
