@@ -13,10 +13,10 @@ from rwkv7_jax.generation.sampling import (
     SamplingArrays,
     choose_among_likeliest,
     choose_uncovered,
-    column,
     most_likely,
     penalise,
 )
+from rwkv7_jax.generation.thresholds import column
 
 
 class RowFlags(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from rwkv7_jax.generation.thresholds import keep_top_k, keep_top_p
+from rwkv7_jax.generation.thresholds import column, keep_top_k, keep_top_p
 
 __all__ = ["Occurrences", "SamplingParams", "sample_logits"]
 
@@ -209,11 +209,6 @@ def choose(
         return choose_among_all(logits, keys, arrays)
     found, covered = choose_among_likeliest(logits, keys, arrays)
     return choose_uncovered(found, covered, logits, keys, arrays)
-
-
-def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
-    """Returns one number a row as a column beside [B, vocab], and one for all rows as it is."""
-    return numbers[:, None] if numbers.ndim else numbers
 
 
 def choose_among_all(logits: Float[Array, "B vocab"], keys: Key[Array, "B"], arrays: SamplingArrays) -> Int[Array, "B"]:

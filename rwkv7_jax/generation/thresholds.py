@@ -11,6 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
+def column(numbers: Array | np.ndarray) -> Array | np.ndarray:
+    """Returns one number a row as a column beside [B, vocab], and one for all rows as it is."""
+    return numbers[:, None] if numbers.ndim else numbers
+
+
 def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, "*R"]) -> Bool[Array, "B vocab"]:
     """Marks the top_k most likely tokens of each row, ties to the lowest ids; all for 0 or more than there are."""
     vocab = probs.shape[-1]
@@ -18,7 +23,7 @@ def keep_top_k(probs: Float[Array, "B vocab"], top_k: Int[Array | np.ndarray, "*
     cut = largest_threshold(probs, lambda chosen: chosen.sum(-1, dtype=jnp.int32) >= k)[:, None]
     above = probs > cut
     tied = (probs == cut).astype(jnp.int32)
-    room = (k[:, None] if k.ndim else k) - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    room = column(k) - above.sum(-1, keepdims=True, dtype=jnp.int32)
     return above | ((tied == 1) & (jnp.cumsum(tied, axis=-1) <= room))
 
 
