@@ -22,6 +22,7 @@ from rwkv7_jax.generation import forced
 from rwkv7_jax.generation import generate as generation
 from rwkv7_jax.generation.arguments import random_key, sampling_params, text_list, token_ids
 from rwkv7_jax.generation.generate import Draft, TextResult
+from rwkv7_jax.generation.weights import few
 from rwkv7_jax.inference.encoding import Encoder
 from rwkv7_jax.inference.scoring import PrefixScorer
 from rwkv7_jax.model import RWKV7, repeated_layers
@@ -147,16 +148,17 @@ class LanguageModel:
     @functools.cached_property
     def for_decoding(self) -> tuple[RWKV7, Params]:
         """(model, weights) with the layers one by one, as decoding is fastest; the copy of the weights is kept."""
-        return generation.for_decoding(*self.__dict__.get("for_one_row", (self.model, self.params)))
+        return generation.for_decoding(*self.__dict__.get("for_few_rows", (self.model, self.params)))
 
     @functools.cached_property
-    def for_one_row(self) -> tuple[RWKV7, Params]:
-        """The same for a single sequence; what lies alike in both is one array."""
+    def for_few_rows(self) -> tuple[RWKV7, Params]:
+        """The same for few sequences, see `rwkv7_jax.generation.weights.few`; what lies alike in both is one array."""
         known = self.__dict__.get("for_decoding", (self.model, self.params))
-        return generation.for_decoding(*known, one_row=True)
+        return generation.for_decoding(*known, few_rows=True)
 
-    def _for_rows(self, rows: int) -> tuple[RWKV7, Params]:
-        return self.for_one_row if rows == 1 else self.for_decoding
+    def for_rows(self, rows: int) -> tuple[RWKV7, Params]:
+        """(model, weights) as so many sequences side by side are decoded fastest."""
+        return self.for_few_rows if few(rows) else self.for_decoding
 
     def generate(
         self,
@@ -187,7 +189,7 @@ class LanguageModel:
         prompts = text_list("prompt", prompt)
         key, settings = random_key(seed), sampling_params(sampling)
         stops, given = text_list("stop", stop), (self.tokenizer, prompts, _plain(state), key, settings)
-        texts = generation.generate_text(*self._for_rows(len(prompts)), *given, stop=stops, draft=draft).texts
+        texts = generation.generate_text(*self.for_rows(len(prompts)), *given, stop=stops, draft=draft).texts
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -219,7 +221,7 @@ class LanguageModel:
         key, settings = random_key(seed), sampling_params(sampling)
         (text,), stops = text_list("prompt", prompt), text_list("stop", stop)
         given = (self.tokenizer, text, _plain(state), key, settings)
-        return generation.stream(*self.for_one_row, *given, stop=stops, draft=draft)
+        return generation.stream(*self.for_few_rows, *given, stop=stops, draft=draft)
 
     def score(
         self,
@@ -250,7 +252,7 @@ class LanguageModel:
         sequences = [encoder.pair(context, continuation) for context, continuation in pairs]
         if as_decoded:
             parts = [(one.tokens[: one.start], one.tokens[one.start :]) for one in sequences]
-            return forced.scores(*self._for_rows(batch_size), parts, self._initial(state), batch_size)
+            return forced.scores(*self.for_rows(batch_size), parts, self._initial(state), batch_size)
         scorer = PrefixScorer(self.model, self.params, batch_size)
         return [answer.log_likelihood for answer in scorer.score(sequences, [self._initial(state)])]
 
@@ -300,7 +302,7 @@ class LanguageModel:
         before = state if isinstance(state, list) else repeated_layers(self._initial(state), rows.size)
         if len(batch := before[0].att_shift) != rows.size:
             raise ValueError(f"step: {rows.size} tokens for a state of {len(batch)} rows")
-        logits, after = _step(*self._for_rows(rows.size), jnp.asarray(rows.reshape(-1, 1)), before)
+        logits, after = _step(*self.for_rows(rows.size), jnp.asarray(rows.reshape(-1, 1)), before)
         return (logits if rows.ndim else logits[0]), after
 
     def tuned_state(

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rwkv7_jax import init, quantisation
+from rwkv7_jax import init, quantisation, streamed
 from rwkv7_jax.products import product
 from rwkv7_jax.quantisation import QuantisedWeight
+from rwkv7_jax.streamed import StreamedWeight
 from rwkv7_jax.token_shift import token_shift
 from rwkv7_jax.wkv_state import WKV, Streams, WKVState, attend
 
@@ -19,6 +20,8 @@ LOG_DECAY_FLOOR = -0.6065306597126334
 """-exp(-0.5): log w lies between this and 0."""
 TRANSPOSED = "weight_t"
 """Name of a linear weight as [in, out]."""
+LORA = tuple(f"{name}{part}" for name in "wavg" for part in (1, 2))
+"""Names of the matrices of a time mix's LoRA pairs."""
 
 
 class Linear(nn.Module):
@@ -33,6 +36,8 @@ class Linear(nn.Module):
         if self.has_variable("params", TRANSPOSED):
             return product("...d,do->...o", x, self.get_variable("params", TRANSPOSED), self.dtype)
         given = self.get_variable("params", "weight")
+        if isinstance(given, StreamedWeight):
+            return streamed.product(x, given, self.dtype)
         if isinstance(given, QuantisedWeight):
             return quantisation.product(x, given, self.dtype)
         weight = self.param("weight", self.kernel_init, (self.features, x.shape[-1]))
@@ -93,11 +98,17 @@ class TimeMix(nn.Module):
     def lora(self, name: str, x, rank: int, bias, activation=None) -> Float[Array, "B T D"]:
         """Returns bias + activation(x m1) m2 in float32, the bias being the vector `{name}0` if given."""
         width = x.shape[-1]
-        down = self.param(f"{name}1", init.zeros, (width, rank))
-        up = self.param(f"{name}2", init.orthogonal(0.1), (rank, width))
         factors = self.product_dtype or self.dtype
-        low = product("...d,dr->...r", x, down, factors)
-        out = product("...r,rd->...d", activation(low) if activation else low, up, factors).astype(jnp.float32)
+
+        def multiply(part: int, initializer: init.Initializer, x: Array, outputs: int) -> Array:
+            given = self.get_variable("params", f"{name}{part}")
+            if isinstance(given, StreamedWeight):
+                return streamed.product(x, given, factors)
+            matrix = self.param(f"{name}{part}", initializer, (x.shape[-1], outputs))
+            return product("...d,do->...o", x, matrix, factors)
+
+        low = multiply(1, init.zeros, x, rank)
+        out = multiply(2, init.orthogonal(0.1), activation(low) if activation else low, width).astype(jnp.float32)
         return out if bias is None else out + self.vector(f"{name}0", init.constant(bias), (width,), jnp.float32)
 
     @nn.compact

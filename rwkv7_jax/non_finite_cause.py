@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from rwkv7_jax import streamed
 from rwkv7_jax.checkpoint.files import some
 from rwkv7_jax.checkpoint.names import released_items
 from rwkv7_jax.finite import NonFiniteLogitsError
@@ -40,7 +41,7 @@ def cause(params: Params, states: Sequence[PyTree] = ()) -> str:
       >>> cause({"head": {"weight": jnp.array([[jnp.nan]])}})
       'NaN or infinite numbers in the weights head.weight; use a sound checkpoint'
     """
-    flags = host(jax.tree.map(_finite_parts, params))
+    flags = host(jax.tree.map(_finite_parts, streamed.plain(params)))
     if weights := [name.replace(TRANSPOSED, "weight") for name, sound in released_items(flags) if not np.all(sound)]:
         return f"NaN or infinite numbers in the weights {some(weights)}; use a sound checkpoint"
     if wrong := [str(number) for number, state in enumerate(states) if not _all_finite(state)]:

@@ -23,6 +23,7 @@ from rwkv7_jax import RWKV7, RWKV7Config, flops, functional, zero_state
 from rwkv7_jax.dtypes import is_matrix
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
+from rwkv7_jax.generation.weights import few
 from rwkv7_jax.model import init_params, split_layers
 from state_tuning.core import train
 from state_tuning.core.objective import Example, collate
@@ -94,7 +95,7 @@ def decoding(work: Work, params: Params, count: int) -> dict[str, object]:
     Raises:
       ValueError: the logits depend on how the prompt is read.
     """
-    model, weights = for_decoding(RWKV7(work.config), params, one_row=count == 1)
+    model, weights = for_decoding(RWKV7(work.config), params, few_rows=few(count))
     read = jax.jit(functional.step, static_argnums=0)
 
     def greedy(weights: Params, token: jax.Array, layers: list) -> tuple[jax.Array, jax.Array, list]:

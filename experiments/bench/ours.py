@@ -14,6 +14,7 @@ from rwkv7_jax import checkpoint as files
 from rwkv7_jax.dtypes import BITS, Quantise, on_device, placed, quantised
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.generate import for_decoding
+from rwkv7_jax.generation.weights import few
 from rwkv7_jax.model import split_layers
 
 PEAKED = 5.0
@@ -58,7 +59,7 @@ def importing(checkpoint: Path) -> Timed:
 
 def decoding(dtype: str, rows: int, checkpoint: Path) -> Timed:
     """Returns the bare step and generation of some sequences, and the logits of the first one after the prompt."""
-    model, params = for_decoding(*load(checkpoint, dtype), one_row=rows == 1)
+    model, params = for_decoding(*load(checkpoint, dtype), few_rows=few(rows))
     prompt = tokens(PROMPT, model.config.vocab_size)
     step = jax.jit(functional.step, static_argnums=0, donate_argnums=3)
     layers = split_layers(zero_state(model.config, rows))

@@ -52,4 +52,4 @@ def load(config: ModelConfig) -> ChatModel:
     report = f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}"
     weights_hash = loaded.report.weights_hash
     del loaded
-    return ChatModel(*for_decoding(RWKV7(dimensions), params, one_row=True), tokenizer, weights_hash, report)
+    return ChatModel(*for_decoding(RWKV7(dimensions), params, few_rows=True), tokenizer, weights_hash, report)

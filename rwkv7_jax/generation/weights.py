@@ -10,32 +10,41 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from rwkv7_jax import streamed
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
-from rwkv7_jax.layers import TRANSPOSED
+from rwkv7_jax.layers import LORA, TRANSPOSED
 from rwkv7_jax.model import RWKV7, unstack_blocks
+from rwkv7_jax.quantisation import QuantisedWeight
+from rwkv7_jax.streamed import StreamedWeight
 
 Make = Callable[[PyTree, np.dtype, bool], PyTree]
 """(a leaf, its dtype in decoding, whether it is transposed) -> what stands for it."""
 
 
-def for_decoding(model: RWKV7, params: dict, *, one_row: bool = False) -> tuple[RWKV7, Params]:
+def for_decoding(model: RWKV7, params: dict, *, few_rows: bool = False) -> tuple[RWKV7, Params]:
     """Returns the same model in the form that is fastest token by token.
 
     Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
-    which few rows are read; on a CPU float32 matrices of linear layers lie as [in, out], but with `one_row` those with
-    as many inputs as outputs or more. Both forms take any number of rows.
+    which few rows are read. On a CPU matrices lie for the kernels of `rwkv7_jax.streamed` if these are there and fit;
+    else float32 matrices of linear layers lie as [in, out], but with `few_rows` those with as many inputs as outputs or
+    more. Both forms take any number of rows.
 
     Args:
       model: the model's description.
       params: its weights, blocks stacked or not; they are copied where their form changes.
-      one_row: make a single sequence fastest, not several side by side.
+      few_rows: make few sequences fastest, see `few`, not many side by side.
 
     Returns:
       (model with `scan_layers` False, its weights).
     """
     model, params = one_by_one(model, params)
-    return model, decoding_weights(model.config, params, one_row=one_row)
+    return model, decoding_weights(model.config, params, few_rows=few_rows)
+
+
+def few(rows: int) -> bool:
+    """Returns whether so many rows are fastest with `for_decoding(few_rows=True)`."""
+    return rows == 1 or (rows <= streamed.FEW_ROWS and streamed.available())
 
 
 def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
@@ -45,15 +54,15 @@ def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
     return RWKV7(dataclasses.replace(model.config, scan_layers=False)), unstack_blocks(params)
 
 
-def decoding_weights(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
+def decoding_weights(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:
     """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
-    parts = _made(config, params, one_row, _Wanted)
+    parts = _made(config, params, few_rows, _Wanted)
     return {name: _cast(part) for name, part in parts.items()}
 
 
-def decoding_shapes(config: RWKV7Config, params: Params, *, one_row: bool = False) -> Params:
+def decoding_shapes(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:
     """Returns the shapes of what `decoding_weights` returns; no weight is read."""
-    return _made(config, params, one_row, _shape)
+    return _made(config, params, few_rows, _shape)
 
 
 class _Wanted(NamedTuple):
@@ -88,41 +97,77 @@ def _shape(leaf: PyTree, dtype: np.dtype, transposed: bool) -> PyTree:
     return jax.ShapeDtypeStruct(leaf.shape[::-1] if transposed else leaf.shape, dtype)
 
 
-def _made(config: RWKV7Config, params: Params, one_row: bool, make: Make) -> Params:
-    def lies_transposed(outputs: int, inputs: int) -> bool:
-        """A CPU multiplies float32 rows by [in, out] fastest, a single row by a square or wide matrix as [out, in]."""
-        cpu = config.dtype == "float32" and jax.default_backend() == "cpu"
-        return cpu and not (one_row and inputs >= outputs)
-
-    return {
-        name: _as_it_is(part, make) if name == "emb" else _part(config, part, lies_transposed, make)
-        for name, part in params.items()
-    }
+def _made(config: RWKV7Config, params: Params, few_rows: bool, make: Make) -> Params:
+    form = _Form(config, few_rows, jax.default_backend() == "cpu", streamed.available(), make)
+    return {name: _as_it_is(part, make) if name == "emb" else form.part(part) for name, part in params.items()}
 
 
 def _as_it_is(tree: PyTree, make: Make) -> PyTree:
     return jax.tree.map(lambda leaf: make(leaf, leaf.dtype, False), tree)
 
 
-def _part(
-    config: RWKV7Config, tree: dict[str, PyTree], lies_transposed: Callable[[int, int], bool], make: Make
-) -> dict[str, PyTree]:
-    """Returns a dictionary of weights in decoding form; other values than arrays and dictionaries stay as they are."""
-    found, products = {}, np.dtype(config.dtype)
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found[name] = _part(config, value, lies_transposed, make)
-        elif not isinstance(value, np.ndarray | jax.Array):
-            found[name] = _as_it_is(value, make)
-        elif value.ndim == 1 or name == "r_k":
-            found[name] = make(value, _vectors(config, value), False)
-        elif name in ("weight", TRANSPOSED):
-            given = name == TRANSPOSED
-            wanted = lies_transposed(*(value.shape[::-1] if given else value.shape))
-            found[TRANSPOSED if wanted else "weight"] = make(value, products, given != wanted)
-        else:
-            found[name] = make(value, products, False)
-    return found
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How weights lie for decoding."""
+
+    config: RWKV7Config
+    few_rows: bool
+    cpu: bool
+    streams: bool
+    """Whether there are kernels that read rows of [out, in] in order."""
+    make: Make
+
+    def part(self, tree: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Returns a dictionary of weights in decoding form; what is no array, matrix or dictionary stays as it is."""
+        found, products = {}, np.dtype(self.config.dtype)
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                found[name] = self.part(value)
+            elif name in ("weight", TRANSPOSED) and not _is_vector(value):
+                found |= self.linear(value, name == TRANSPOSED)
+            elif name in LORA:
+                found[name] = self.lora(value)
+            elif not isinstance(value, np.ndarray | jax.Array):
+                found[name] = _as_it_is(value, self.make)
+            elif value.ndim == 1 or name == "r_k":
+                found[name] = self.make(value, _vectors(self.config, value), False)
+            else:
+                found[name] = self.make(value, products, False)
+        return found
+
+    def linear(self, value: PyTree, transposed: bool) -> dict[str, PyTree]:
+        """Returns a linear layer's matrix under its name; `transposed`: it is given as [in, out]."""
+        matrix = value.matrix if isinstance(value, StreamedWeight) else value
+        if isinstance(matrix, QuantisedWeight):
+            made = _as_it_is(matrix, self.make)
+            kind, groups = ("int8" if matrix.bits == 8 else "int4"), matrix.scales.shape[-1]
+            streams = self.streams and streamed.fits(matrix.shape, kind, groups)
+            return {"weight": StreamedWeight(made) if streams else made}
+        outputs, inputs = matrix.shape[::-1] if transposed else matrix.shape
+        if self.streamed(outputs, inputs):
+            return {"weight": StreamedWeight(self.make(matrix, np.dtype(self.config.dtype), transposed))}
+        # A CPU multiplies float32 rows by [in, out] fastest, a single row by a square or wide matrix as [out, in].
+        turned = self.config.dtype == "float32" and self.cpu and not (self.few_rows and inputs >= outputs)
+        name = TRANSPOSED if turned else "weight"
+        return {name: self.make(matrix, np.dtype(self.config.dtype), transposed != turned)}
+
+    def lora(self, value: PyTree) -> PyTree:
+        """Returns a LoRA matrix, [in, out] unless it is streamed."""
+        given = isinstance(value, StreamedWeight)
+        matrix = value.matrix if given else value
+        outputs, inputs = matrix.shape if given else matrix.shape[::-1]
+        streams = self.few_rows and self.streamed(outputs, inputs)
+        made = self.make(matrix, np.dtype(self.config.dtype), given != streams)
+        return StreamedWeight(made) if streams else made
+
+    def streamed(self, outputs: int, inputs: int) -> bool:
+        """Returns whether a matrix of floats is streamed: float32 only where a single sequence is read."""
+        kind = self.config.dtype
+        return self.streams and (self.few_rows or kind != "float32") and streamed.fits((outputs, inputs), kind)
+
+
+def _is_vector(value: PyTree) -> bool:
+    return isinstance(value, np.ndarray | jax.Array) and value.ndim == 1
 
 
 def _vectors(config: RWKV7Config, value: np.ndarray | Array) -> np.dtype:

@@ -97,7 +97,7 @@ class Engine:
                 "slots and queue must be at least 1, chunks a multiple of 128, and bytes at least 0"
             )
         self._lm, self._limit, self._chunk = lm, queue, prefill_chunk
-        model, self._params = lm.for_decoding
+        model, self._params = lm.for_rows(slots)
         self._programs = programs_for(model, self._params, slots, prefill_chunk)
         self._cache = PrefixCache(cache_bytes, prefill_chunk, exact_prefixes)
         self._scheduler = Scheduler(self._programs, self._params, lm.tokenizer, self._cache)

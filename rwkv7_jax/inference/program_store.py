@@ -20,6 +20,7 @@ import jaxlib.version
 import numpy as np
 from jaxtyping import PyTree
 
+from rwkv7_jax import streamed
 from rwkv7_jax.checkpoint.files import atomic
 
 SUFFIX = ".program"
@@ -49,6 +50,7 @@ def compiled(
     if name is None or folder is None:
         return jax.jit(function, donate_argnums=donated).lower(*args).compile()
     path = folder / f"{_key(name, args, donated)}{SUFFIX}"
+    streamed.prepare(args)
     found = _loaded(path)
     if found is not None:
         return found

@@ -69,7 +69,7 @@ def pieces(config: Generate) -> Generator[str, None, None]:
             print(f"{loaded.report}\ncomputes in {compute_name(dimensions, params)}", file=sys.stderr)
         del opened, loaded
         tokenizer, draft = tokenizing.result(), load_draft(config.draft, config.model)
-        params = decoding_weights(model.config, params, one_row=True)
+        params = decoding_weights(model.config, params, few_rows=True)
         programs = compiling.result() if compiling else None
     given = (tokenizer, prompt, state, key, sampling)
     result = yield from stream(model, params, *given, stop=stop, draft=draft, programs=programs)
@@ -88,7 +88,7 @@ def _compile(
     sampling: SamplingParams,
 ) -> Programs:
     """Compiles what the text needs, or reads what was compiled before, while the weights are checked and cast."""
-    shapes = decoding_shapes(model.config, params, one_row=True)
+    shapes = decoding_shapes(model.config, params, few_rows=True)
     return compile_stream(model, shapes, tokenizing.result(), prompt, None, key, sampling, program_store.compiled)
 
 

@@ -99,7 +99,7 @@ def test_the_engine_agrees_with_the_trainer(tiny: LanguageModel):
 def test_bit_for_bit_what_generating_computed(tiny: LanguageModel, rows: int):
     """Generation returns the logits after its last token: shorter and shorter ones show those of every token."""
     state, prompts = random_state(3, 0.5, tiny.config), PROMPTS[:rows]
-    given = (*tiny._for_rows(rows), prompts, state)
+    given = (*tiny.for_rows(rows), prompts, state)
     whole = generate(*given, jax.random.key(0), SamplingParams(temperature=1.0, max_new_tokens=6), eos_id=None)
     expected = []
     for count in range(6):
@@ -108,7 +108,7 @@ def test_bit_for_bit_what_generating_computed(tiny: LanguageModel, rows: int):
         assert part.tokens == [row[:count] for row in whole.tokens]
         chosen = np.asarray([row[count] for row in whole.tokens])
         expected.append(np.asarray(jax.jit(jax.nn.log_softmax)(part.logits))[np.arange(rows), chosen])
-    found = forced.log_probs(*tiny._for_rows(rows), prompts, whole.tokens, state)
+    found = forced.log_probs(*tiny.for_rows(rows), prompts, whole.tokens, state)
     np.testing.assert_array_equal(np.stack(found.log_probs, 1), expected)
     np.testing.assert_array_equal(found.logits, whole.logits)
 
@@ -116,20 +116,20 @@ def test_bit_for_bit_what_generating_computed(tiny: LanguageModel, rows: int):
 def test_bit_for_bit_what_steps_compute(tiny: LanguageModel):
     """After the same prefill, tokens fed one by one with `LanguageModel.step`."""
     prompt, answer = PROMPTS[0], ANSWERS[0]
-    after = generate(*tiny.for_one_row, [prompt], None, jax.random.key(0), SamplingParams(max_new_tokens=0))
+    after = generate(*tiny.for_few_rows, [prompt], None, jax.random.key(0), SamplingParams(max_new_tokens=0))
     logits, state = after.logits[0], jax.tree.map(lambda leaf: leaf[:, 0], after.state)
     expected = []
     for token in answer:
         expected.append(np.asarray(jax.jit(jax.nn.log_softmax)(logits[None]))[0, token])
         logits, state = tiny.step(token, state)
-    (found,) = forced.log_probs(*tiny.for_one_row, [prompt], [answer]).log_probs
+    (found,) = forced.log_probs(*tiny.for_few_rows, [prompt], [answer]).log_probs
     np.testing.assert_array_equal(found, expected)
 
 
 def test_scores_as_decoded(tiny: LanguageModel):
     pairs = [(bytes(p).decode(), bytes(a).decode()) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     state = random_state(3, 0.5, tiny.config)
-    rows = forced.log_probs(*tiny.for_decoding, PROMPTS, ANSWERS, state).log_probs
+    rows = forced.log_probs(*tiny.for_rows(3), PROMPTS, ANSWERS, state).log_probs
     found = tiny.score(pairs, state=state, batch_size=3, as_decoded=True)
     assert found == [float(row.sum(dtype=np.float64)) for row in rows]
     np.testing.assert_allclose(found, tiny.score(pairs, state=state), rtol=FLOAT32)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, zero_state
+from rwkv7_jax import RWKV7, RWKV7Config, State, bucketing, streamed, zero_state
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation import decode_loop, sampling
 from rwkv7_jax.generation.generate import (
@@ -284,6 +284,7 @@ def test_weights_for_decoding_are_cast_once(model, params):
     assert run(model, ready).tokens == run(model, exact).tokens
     mixed = RWKV7(dataclasses.replace(CONFIG, dtype="bfloat16", activations="float32"))
     _, small = for_decoding(mixed, params)
+    small = streamed.plain(small)
     assert small["head"]["weight"].dtype == small["block_1"]["att"]["w1"].dtype == jnp.bfloat16
     assert small["block_1"]["att"]["x_r"].dtype == jnp.float32
 

@@ -1,5 +1,7 @@
 """Programs that an earlier process compiled: the same numbers without tracing, and never those of something else."""
 
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -133,3 +135,27 @@ def test_an_engine_of_a_later_process_answers_the_same(folder, tiny, monkeypatch
     for one, other in zip(jax.tree.leaves(first.state), jax.tree.leaves(again.state), strict=True):
         assert np.array_equal(one, other)
     programs._programs.cache_clear()
+
+
+LOADS = """
+import pathlib, sys
+import jax.numpy as jnp
+from rwkv7_jax.inference import program_store
+from rwkv7_jax.streamed import StreamedWeight, product
+
+def traced(x, weight):
+    print("traced")
+    return product(x, weight, "float32")
+
+program_store._folder = lambda: pathlib.Path(sys.argv[1])
+given = jnp.ones((1, 32)), StreamedWeight(jnp.full((3, 32), 0.5))
+print(program_store.compiled("streamed", traced, given)(*given).tolist())
+"""
+
+
+def test_a_new_process_knows_the_kernels_of_a_kept_program(tmp_path):
+    for first in ("traced\n", ""):
+        found = subprocess.run(
+            [sys.executable, "-c", LOADS, tmp_path], capture_output=True, text=True, check=True, timeout=120
+        )
+        assert found.stdout == f"{first}[[16.0, 16.0, 16.0]]\n"

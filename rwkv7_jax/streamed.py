@@ -1,0 +1,110 @@
+"""Weights of decoding on a CPU: matrices [out, in] whose rows are read once, in order, for few rows of activations."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
+
+from pallas_kernels import cpu
+from rwkv7_jax import quantisation
+from rwkv7_jax.products import product as float_product
+from rwkv7_jax.quantisation import QuantisedWeight
+
+FEW_ROWS = 8
+"""Up to so many rows of activations these products are faster than XLA's, with numbers of any kind."""
+PRECISION = {"float32": (8, 23), "bfloat16": (8, 7)}
+"""Bits of exponent and mantissa."""
+
+
+class StreamedWeight(NamedTuple):
+    """A matrix [O, K] of floats, or a quantised one, that lies for `product`."""
+
+    matrix: Array | QuantisedWeight
+
+
+def available() -> bool:
+    """Returns whether weights are read so: on a single CPU, where `llvmlite` is installed."""
+    return jax.default_backend() == "cpu" and jax.sharding.get_mesh().empty and cpu.available()
+
+
+def fits(shape: tuple[int, ...], kind: cpu.Kind, groups: int = 1) -> bool:
+    """Returns whether a matrix [O, K] of these numbers can be read so."""
+    return len(shape) == 2 and cpu.fits(kind, shape[-1], groups)
+
+
+def product(x: Float[Array, "*B K"], weight: StreamedWeight, dtype: DTypeLike) -> Float[Array, "*B O"]:
+    """Computes x W^T in the dtype of x, added up in float32; its gradients are those of XLA's product.
+
+    Args:
+      x: activations; few rows are multiplied as float32, rounded to `dtype` before.
+      weight: a matrix [O, K].
+      dtype: what the factors are rounded to.
+    """
+    rows = math.prod(x.shape[:-1])
+    if 0 < rows <= FEW_ROWS:
+        return _few(x, weight.matrix, jnp.dtype(dtype).name)
+    return _many(x, weight.matrix, dtype)
+
+
+def kind(weight: StreamedWeight) -> cpu.Kind:
+    """Returns what the numbers of a weight are."""
+    matrix = weight.matrix
+    if isinstance(matrix, QuantisedWeight):
+        return "int8" if matrix.bits == 8 else "int4"
+    return "bfloat16" if matrix.dtype == jnp.bfloat16 else "float32"
+
+
+def plain(tree: PyTree) -> PyTree:
+    """Returns a tree with matrices in the place of streamed weights."""
+    return jax.tree.map(
+        lambda leaf: leaf.matrix if isinstance(leaf, StreamedWeight) else leaf, tree, is_leaf=_is_streamed
+    )
+
+
+def _is_streamed(leaf: PyTree) -> bool:
+    return isinstance(leaf, StreamedWeight)
+
+
+def prepare(tree: PyTree) -> None:
+    """Makes the kernels known that programs need for the weights, or shapes, in a tree."""
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_streamed):
+        if isinstance(leaf, StreamedWeight):
+            groups = leaf.matrix.scales.shape[-1] if isinstance(leaf.matrix, QuantisedWeight) else 1
+            cpu.prepare(kind(leaf), groups)
+
+
+def _many(x: Array, matrix: Array | QuantisedWeight, dtype: DTypeLike) -> Array:
+    if isinstance(matrix, QuantisedWeight):
+        return quantisation.product(x, matrix, dtype)
+    return float_product("...d,od->...o", x, matrix, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _few(x: Array, matrix: Array | QuantisedWeight, dtype: str) -> Array:
+    def streamed(x: Array, matrix: Array | QuantisedWeight) -> Array:
+        parts = matrix if isinstance(matrix, QuantisedWeight) else (matrix,)
+        rounded = jax.lax.reduce_precision(x.astype(jnp.float32), *PRECISION[dtype])
+        rows = rounded.reshape(-1, x.shape[-1])
+        return cpu.few_rows(rows, *map(jnp.asarray, parts)).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, matrix, cpu=streamed, default=functools.partial(_many, dtype=dtype))
+
+
+def _few_forward(x, matrix, dtype):
+    return _few(x, matrix, dtype), (x, matrix)
+
+
+def _few_backward(dtype, residuals, cotangent):
+    x, matrix = residuals
+    if isinstance(matrix, QuantisedWeight):
+        _, back = jax.vjp(lambda x: _many(x, matrix, dtype), x)
+        return (*back(cotangent), None)
+    _, back = jax.vjp(lambda x, matrix: _many(x, matrix, dtype), x, matrix)
+    return back(cotangent)
+
+
+_few.defvjp(_few_forward, _few_backward)

@@ -1,0 +1,143 @@
+"""Products of few rows on a CPU: against float64, for every kind of number, any sizes, threads, and what is refused."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pallas_kernels.cpu import few_rows, fits, machine_code
+from pallas_kernels.cpu.handler import PART
+from pallas_kernels.cpu.sums import Form
+from rwkv7_jax.quantisation import quantise, to_numpy
+
+KINDS = [("float32", 1), ("bfloat16", 1), ("int8", 1), ("int8", 2), ("int4", 2)]
+product = jax.jit(few_rows)
+
+
+def weight(rng: np.random.Generator, kind: str, outputs: int, inputs: int, groups: int):
+    """(the arguments that stand for a matrix, the matrix in float64)."""
+    matrix = rng.standard_normal((outputs, inputs)).astype(np.float32)
+    if kind in ("float32", "bfloat16"):
+        given = jnp.asarray(matrix, kind)
+        return (given,), np.asarray(given, np.float64)
+    quantised = quantise(matrix, 8 if kind == "int8" else 4, inputs // groups)
+    return tuple(quantised), to_numpy(quantised).astype(np.float64)
+
+
+def check(rng: np.random.Generator, kind: str, rows: int, outputs: int, inputs: int, groups: int) -> None:
+    given, exact = weight(rng, kind, outputs, inputs, groups)
+    x = rng.standard_normal((rows, inputs)).astype(np.float32)
+    found = np.asarray(product(x, *given))
+    bound = np.abs(x.astype(np.float64)) @ np.abs(exact).T
+    assert found.dtype == np.float32
+    assert (np.abs(found - x.astype(np.float64) @ exact.T) <= 1e-6 * bound).all()
+    for row in range(rows):
+        np.testing.assert_array_equal(product(x[row : row + 1], *given)[0], found[row])
+
+
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 64), (2, 1, 128), (5, 7, 192), (8, 33, 320)])
+def test_is_the_product_and_a_row_has_the_same_bits_alone(rng, kind, groups, rows, outputs, inputs):
+    check(rng, kind, rows, outputs, inputs, groups)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3))
+def test_sizes_of_any_kind(seed, rows, outputs, vectors, groups):
+    """Rows that are no multiple of what is added up at a time, and groups of any size."""
+    rng = np.random.default_rng(seed)
+    check(rng, "float32", rows, outputs, 16 * vectors, 1)
+    check(rng, "int8", rows, outputs, 16 * vectors * groups, groups)
+    check(rng, "int4", rows, outputs, 32 * vectors * groups, groups)
+
+
+def test_a_matrix_that_is_shared_out(rng):
+    """Several parts for the threads, the last of another size; the same sums in every run."""
+    inputs = 64
+    count = 3 * PART // inputs + 5
+    given, exact = weight(rng, "int8", count, inputs, 1)
+    x = rng.standard_normal((2, inputs)).astype(np.float32)
+    first = np.asarray(product(x, *given))
+    np.testing.assert_allclose(first, x @ exact.T, rtol=0, atol=1e-4)
+    for _ in range(20):
+        np.testing.assert_array_equal(product(x, *given), first)
+
+
+def test_programs_on_several_threads_at_once(rng):
+    """More products at a time than XLA has threads: none waits for another for ever."""
+    given, _ = weight(rng, "float32", 2 * PART // 64, 64, 1)
+    x = rng.standard_normal((1, 64)).astype(np.float32)
+    several = jax.jit(lambda x, w: [few_rows(x * n, w) for n in range(1, 5)])
+    expected = several(x, *given)
+    wrong = []
+
+    def run() -> None:
+        for _ in range(10):
+            for found, wanted in zip(several(x, *given), expected, strict=True):
+                if not np.array_equal(found, wanted):
+                    wrong.append(found)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+def test_numbers_that_are_not_finite_are_kept(rng):
+    (matrix,), _ = weight(rng, "float32", 3, 16, 1)
+    x = np.ones((1, 16), np.float32)
+    assert np.isnan(product(x, matrix.at[1, 3].set(jnp.nan))[0]).tolist() == [False, True, False]
+    assert np.isposinf(product(x, matrix.at[2, 0].set(jnp.inf))[0]).tolist() == [False, False, True]
+
+
+def test_over_a_batch(rng):
+    (matrix,), exact = weight(rng, "float32", 5, 32, 1)
+    x = rng.standard_normal((3, 2, 32)).astype(np.float32)
+    found = jax.vmap(few_rows, (0, None))(x, matrix)
+    np.testing.assert_allclose(found, x @ exact.T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "scales", "message"),
+    [
+        ((1, 8), ("float32", 3, 8), None, "rows of 8 float32 numbers in 1 groups are no whole vectors of 16"),
+        ((1, 48), ("int8", 3, 48), 2, "rows of 48 int8 numbers in 2 groups are no whole vectors of 16"),
+        ((1, 16), ("float32", 3, 32), None, r"float32\[1, 16\] with float32\[3, 32\] and scales none"),
+        ((1, 16), ("int8", 3, 16), None, r"int8\[3, 16\] and scales none do not go together"),
+        ((1, 16), ("bfloat16", 3, 16), 1, r"bfloat16\[3, 16\] and scales float32\[3, 1\] do not go together"),
+        ((1, 16), ("float16", 3, 16), None, "no kernel for matrices of float16"),
+    ],
+)
+def test_refuses_in_one_line(x, weight, scales, message):
+    dtype, *shape = weight
+    given = None if scales is None else jnp.ones((shape[0], scales))
+    with pytest.raises(ValueError, match=message) as caught:
+        few_rows(jnp.ones(x), jnp.ones(shape, dtype), given)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fits():
+    assert fits("float32", 48)
+    assert not fits("float32", 40)
+    assert fits("int8", 96, 3)
+    assert not fits("int8", 96, 4)
+    assert fits("int4", 96, 3)
+    assert not fits("int4", 96, 6)
+
+
+@pytest.mark.parametrize("form", [Form(2, 2), Form(4, 4), Form(1, 1)], ids=str)
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+def test_the_forms_of_other_machines(rng, monkeypatch, kind, groups, form):
+    """What a machine with fewer registers runs is right on this one too."""
+    monkeypatch.setattr(machine_code, "form", lambda: form)
+    monkeypatch.setattr(machine_code, "PREFIX", f"few_rows_{form.sums}_{form.rows}")
+    given, exact = weight(rng, kind, 5, 192, groups)
+    x = rng.standard_normal((7, 192)).astype(np.float32)
+    found = jax.jit(lambda *args: few_rows(*args))(x, *given)
+    np.testing.assert_allclose(found, x @ exact.T, rtol=0, atol=1e-3)
