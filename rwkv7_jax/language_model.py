@@ -177,7 +177,7 @@ class LanguageModel:
           state: the initial state, unbatched; None is the zero state.
           seed: same seed, same text.
           stop: texts that end a continuation and are left out of it.
-          draft: a smaller model that proposes tokens, `Draft(*small.for_decoding)`; see there.
+          draft: a smaller model that proposes tokens, `Draft(*small.for_few_rows)`; see there.
           **sampling: fields of `SamplingParams`: temperature, top_p, top_k, max_new_tokens, and the penalties.
 
         Returns:

@@ -127,7 +127,7 @@ def speculation(pairing: Pairing, prompts: Sequence[str], settings: SpeculationC
 
     def run(sampling: SamplingParams, draft: Draft | None) -> tuple[GenerateResult, float]:
         begin = time.perf_counter()
-        model, params = pairing.large.for_decoding
+        model, params = pairing.large.for_rows(len(encoded))
         found = generate(model, params, encoded, None, key, sampling, eos_id=tokenizer.eos_id, draft=draft)
         jax.block_until_ready(found.logits)
         return found, time.perf_counter() - begin
@@ -136,7 +136,7 @@ def speculation(pairing: Pairing, prompts: Sequence[str], settings: SpeculationC
     for count, greedy in itertools.product(settings.tokens, (True, False)):
         temperature = 0.0 if greedy else settings.temperature
         sampling = SamplingParams(temperature=temperature, max_new_tokens=settings.max_new_tokens)
-        draft = Draft(*pairing.small.for_decoding, count)
+        draft = Draft(*pairing.small.for_rows(len(encoded)), count)
         (wanted, _), (found, _) = run(sampling, None), run(sampling, draft)
         assert found.drafted is not None
         ratios = [run(sampling, draft)[1] / run(sampling, None)[1] for _ in range(3)]

@@ -23,7 +23,7 @@ MOST = 64
 class Draft:
     """A smaller model that proposes tokens; it changes how fast tokens come, not what comes.
 
-    `Draft(*lm.for_decoding)` is that of a `LanguageModel`.
+    `Draft(*lm.for_rows(n))` is that of a `LanguageModel` for n prompts.
 
     Raises:
       ValueError: `tokens` is out of its range.

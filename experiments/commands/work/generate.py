@@ -121,7 +121,7 @@ def load_draft(config: DraftConfig, model: ModelConfig) -> Draft | None:
     loaded = checkpoint.load(checkpoint_path(config.checkpoint, "draft.checkpoint"), lazy=True)
     dimensions = dataclasses.replace(on_device(loaded.config, model.dtype), wkv_implementation=model.wkv)
     state = _state(config.state, None, loaded)
-    return Draft(*for_decoding(RWKV7(dimensions), loaded.params), config.tokens, state)
+    return Draft(*for_decoding(RWKV7(dimensions), loaded.params, few_rows=True), config.tokens, state)
 
 
 def _prompt(text: str) -> str:

@@ -213,6 +213,6 @@ def test_a_language_model_generates_with_another_as_draft():
     large = LanguageModel(MODEL, weights(), ByteTokenizer())
     small = LanguageModel(RWKV7(SMALL_CONFIG), weights(7, SMALL_CONFIG), ByteTokenizer())
     plain = large.generate("abc", temperature=0, max_new_tokens=9)
-    draft = Draft(*small.for_decoding, tokens=3)
+    draft = Draft(*small.for_few_rows, tokens=3)
     assert large.generate("abc", temperature=0, max_new_tokens=9, draft=draft) == plain
     assert "".join(large.stream("abc", temperature=0, max_new_tokens=9, draft=draft)) == plain
