@@ -153,8 +153,7 @@ class LanguageModel:
     @functools.cached_property
     def for_few_rows(self) -> tuple[RWKV7, Params]:
         """The same for few sequences, see `rwkv7_jax.generation.weights.few`; what lies alike in both is one array."""
-        known = self.__dict__.get("for_decoding", (self.model, self.params))
-        return generation.for_decoding(*known, few_rows=True)
+        return generation.for_decoding(*self.__dict__.get("for_decoding", (self.model, self.params)), few_rows=True)
 
     def for_rows(self, rows: int) -> tuple[RWKV7, Params]:
         """(model, weights) as so many sequences side by side are decoded fastest."""
@@ -218,9 +217,8 @@ class LanguageModel:
         Raises:
           ValueError: an unknown or wrong setting, a state of another model, or logits that are not finite.
         """
-        key, settings = random_key(seed), sampling_params(sampling)
         (text,), stops = text_list("prompt", prompt), text_list("stop", stop)
-        given = (self.tokenizer, text, _plain(state), key, settings)
+        given = (self.tokenizer, text, _plain(state), random_key(seed), sampling_params(sampling))
         return generation.stream(*self.for_few_rows, *given, stop=stops, draft=draft)
 
     def score(

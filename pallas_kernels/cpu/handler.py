@@ -9,8 +9,8 @@ job.
 """
 
 import ctypes
+import string
 import sys
-import textwrap
 
 MAX_THREADS = 8
 """Threads of one product at most: memory is read as fast as it goes by fewer than a server has."""
@@ -20,234 +20,226 @@ FFI_VERSION = (0, 1)
 """The oldest version of the interface that has what is used here."""
 
 
+FIELDS = (
+    "ptr %weight.data", "ptr %scales.data", "ptr %x.data", "ptr %y.data", "i64 %outputs", "i64 %inputs", "i64 %rows",
+    "i64 %groups", "i64 %parts", "i64 0", "i64 0", "i64 %threads",
+)  # fmt: skip
+"""What `%job` holds: the arrays, the sizes, how many parts there are, are begun and are done, and threads in it."""
+
+IR = string.Template("""
+%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64 }
+
+declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.umax.i64(i64, i64)
+
+define private void @leave(ptr %job) {
+  %count = getelementptr %job, ptr %job, i32 0, i32 11
+  %before = atomicrmw sub ptr %count, i64 1 acq_rel
+  %last = icmp eq i64 %before, 1
+  br i1 %last, label %free, label %end
+free:
+  call void inttoptr (i64 $release to ptr)(ptr %job)
+  br label %end
+end:
+  ret void
+}
+
+define private void @work(ptr %job) {
+  %next = getelementptr %job, ptr %job, i32 0, i32 9
+  %done = getelementptr %job, ptr %job, i32 0, i32 10
+  %outputs.at = getelementptr %job, ptr %job, i32 0, i32 4
+  %parts.at = getelementptr %job, ptr %job, i32 0, i32 8
+  %outputs = load i64, ptr %outputs.at
+  %parts = load i64, ptr %parts.at
+  br label %take
+take:
+  %part = atomicrmw add ptr %next, i64 1 acq_rel
+  %left = icmp ult i64 %part, %parts
+  br i1 %left, label %begin, label %end
+begin:
+  %after = add i64 %part, 1
+  %from.product = mul i64 %outputs, %part
+  %to.product = mul i64 %outputs, %after
+  %from = udiv i64 %from.product, %parts
+  %to = udiv i64 %to.product, %parts
+  call void @outputs(ptr %job, i64 %from, i64 %to)
+  %counted = atomicrmw add ptr %done, i64 1 release
+  br label %take
+end:
+  ret void
+}
+
+define private void @task(ptr %job) {
+  call void @work(ptr %job)
+  call void @leave(ptr %job)
+  ret void
+}
+
+define private ptr @field(ptr %structure, i64 %offset) alwaysinline {
+  %at = getelementptr i8, ptr %structure, i64 %offset
+  %value = load ptr, ptr %at
+  ret ptr %value
+}
+
+define private i64 @threads(ptr %api, ptr %context) {
+  %arguments = alloca [4 x i64]
+  %count = alloca i64
+  store i64 1, ptr %count
+  store i64 32, ptr %arguments
+  %a1 = getelementptr i64, ptr %arguments, i64 1
+  %a2 = getelementptr i64, ptr %arguments, i64 2
+  %a3 = getelementptr i64, ptr %arguments, i64 3
+  store ptr null, ptr %a1
+  store ptr %context, ptr %a2
+  store ptr %count, ptr %a3
+  %ask = call ptr @field(ptr %api, i64 144)
+  %error = call ptr %ask(ptr %arguments)
+  %failed = icmp ne ptr %error, null
+  br i1 %failed, label %alone, label %end
+alone:
+  call void @drop_error(ptr %api, ptr %error)
+  ret i64 1
+end:
+  %threads = load i64, ptr %count
+  ret i64 %threads
+}
+
+define private void @drop_error(ptr %api, ptr %error) {
+  %arguments = alloca [3 x i64]
+  store i64 24, ptr %arguments
+  %a1 = getelementptr i64, ptr %arguments, i64 1
+  %a2 = getelementptr i64, ptr %arguments, i64 2
+  store ptr null, ptr %a1
+  store ptr %error, ptr %a2
+  %destroy = call ptr @field(ptr %api, i64 64)
+  call void %destroy(ptr %arguments)
+  ret void
+}
+
+define private void @schedule(ptr %api, ptr %context, ptr %job) {
+  %arguments = alloca [5 x i64]
+  store i64 40, ptr %arguments
+  %a1 = getelementptr i64, ptr %arguments, i64 1
+  %a2 = getelementptr i64, ptr %arguments, i64 2
+  %a3 = getelementptr i64, ptr %arguments, i64 3
+  %a4 = getelementptr i64, ptr %arguments, i64 4
+  store ptr null, ptr %a1
+  store ptr %context, ptr %a2
+  store ptr @task, ptr %a3
+  store ptr %job, ptr %a4
+  %schedule = call ptr @field(ptr %api, i64 136)
+  %error = call ptr %schedule(ptr %arguments)
+  %failed = icmp ne ptr %error, null
+  br i1 %failed, label %refused, label %end
+refused:
+  call void @drop_error(ptr %api, ptr %error)
+  call void @leave(ptr %job)
+  br label %end
+end:
+  ret void
+}
+
+define ptr @handler(ptr %frame) {
+  %extension = call ptr @field(ptr %frame, i64 8)
+  %plain = icmp eq ptr %extension, null
+  br i1 %plain, label %stage, label %extended
+extended:
+  %type.at = getelementptr i8, ptr %extension, i64 8
+  %type = load i32, ptr %type.at
+  %asked = icmp eq i32 %type, 1
+  br i1 %asked, label %metadata, label %stage
+metadata:
+  %metadata.at = call ptr @field(ptr %extension, i64 24)
+  %major = getelementptr i8, ptr %metadata.at, i64 24
+  %minor = getelementptr i8, ptr %metadata.at, i64 28
+  %traits = getelementptr i8, ptr %metadata.at, i64 32
+  store i32 $major, ptr %major
+  store i32 $minor, ptr %minor
+  store i32 0, ptr %traits
+  ret ptr null
+stage:
+  %stage.at = getelementptr i8, ptr %frame, i64 32
+  %stage.is = load i32, ptr %stage.at
+  %execute = icmp eq i32 %stage.is, 3
+  br i1 %execute, label %run, label %end
+run:
+  %api = call ptr @field(ptr %frame, i64 16)
+  %context = call ptr @field(ptr %frame, i64 24)
+  %arguments = call ptr @field(ptr %frame, i64 72)
+  %results = call ptr @field(ptr %frame, i64 112)
+  %x = call ptr @field(ptr %arguments, i64 0)
+  %weight = call ptr @field(ptr %arguments, i64 8)
+  %scales = call ptr @field(ptr %arguments, i64 16)
+  %y = call ptr @field(ptr %results, i64 0)
+  %x.data = call ptr @field(ptr %x, i64 24)
+  %weight.data = call ptr @field(ptr %weight, i64 24)
+  %scales.data = call ptr @field(ptr %scales, i64 24)
+  %y.data = call ptr @field(ptr %y, i64 24)
+  %x.dims = call ptr @field(ptr %x, i64 40)
+  %y.dims = call ptr @field(ptr %y, i64 40)
+  %scales.dims = call ptr @field(ptr %scales, i64 40)
+  %inputs.at = getelementptr i64, ptr %x.dims, i64 1
+  %outputs.at = getelementptr i64, ptr %y.dims, i64 1
+  %groups.at = getelementptr i64, ptr %scales.dims, i64 1
+  %rows = load i64, ptr %x.dims
+  %inputs = load i64, ptr %inputs.at
+  %outputs = load i64, ptr %outputs.at
+  %groups = load i64, ptr %groups.at
+
+  %numbers = mul i64 %outputs, %inputs
+  %shares = udiv i64 %numbers, $part
+  %whole = call i64 @llvm.umax.i64(i64 %shares, i64 1)
+  %parts = call i64 @llvm.umin.i64(i64 %whole, i64 %outputs)
+  %given = call i64 @threads(ptr %api, ptr %context)
+  %sharing = call i64 @llvm.umin.i64(i64 %given, i64 %parts)
+  %some = call i64 @llvm.umax.i64(i64 %sharing, i64 1)
+  %threads = call i64 @llvm.umin.i64(i64 %some, i64 $max_threads)
+
+  %job.size = getelementptr %job, ptr null, i32 1
+  %size = ptrtoint ptr %job.size to i64
+  %job = call ptr inttoptr (i64 $take to ptr)(i64 %size)
+  $fill
+  br label %share
+share:
+  %helper = phi i64 [ 1, %run ], [ %helper.next, %hand ]
+  %more = icmp ult i64 %helper, %threads
+  br i1 %more, label %hand, label %own
+hand:
+  call void @schedule(ptr %api, ptr %context, ptr %job)
+  %helper.next = add i64 %helper, 1
+  br label %share
+own:
+  call void @work(ptr %job)
+  %done.at = getelementptr %job, ptr %job, i32 0, i32 10
+  br label %wait
+wait:
+  %done = load atomic i64, ptr %done.at acquire, align 8
+  %all = icmp eq i64 %done, %parts
+  br i1 %all, label %leave, label %wait
+leave:
+  call void @leave(ptr %job)
+  br label %end
+end:
+  ret ptr null
+}
+""")
+
+
 def handler() -> str:
     """Returns the IR of `@handler`, which calls `@outputs(ptr job, i64 begin, i64 end)`."""
-    release, take = (ctypes.cast(getattr(_libc(), name), ctypes.c_void_p).value for name in ("free", "malloc"))
+    libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+    release, take = (ctypes.cast(function, ctypes.c_void_p).value for function in (libc.free, libc.malloc))
     major, minor = FFI_VERSION
-    return textwrap.dedent(f"""
-        %job = type {{ ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64 }}
-
-        declare i64 @llvm.umin.i64(i64, i64)
-        declare i64 @llvm.umax.i64(i64, i64)
-
-        define private void @leave(ptr %job) {{
-          %count = getelementptr %job, ptr %job, i32 0, i32 11
-          %before = atomicrmw sub ptr %count, i64 1 acq_rel
-          %last = icmp eq i64 %before, 1
-          br i1 %last, label %free, label %end
-        free:
-          call void inttoptr (i64 {release} to ptr)(ptr %job)
-          br label %end
-        end:
-          ret void
-        }}
-
-        define private void @work(ptr %job) {{
-          %next = getelementptr %job, ptr %job, i32 0, i32 9
-          %done = getelementptr %job, ptr %job, i32 0, i32 10
-          %outputs.at = getelementptr %job, ptr %job, i32 0, i32 4
-          %parts.at = getelementptr %job, ptr %job, i32 0, i32 8
-          %outputs = load i64, ptr %outputs.at
-          %parts = load i64, ptr %parts.at
-          br label %take
-        take:
-          %part = atomicrmw add ptr %next, i64 1 acq_rel
-          %left = icmp ult i64 %part, %parts
-          br i1 %left, label %begin, label %end
-        begin:
-          %after = add i64 %part, 1
-          %from.product = mul i64 %outputs, %part
-          %to.product = mul i64 %outputs, %after
-          %from = udiv i64 %from.product, %parts
-          %to = udiv i64 %to.product, %parts
-          call void @outputs(ptr %job, i64 %from, i64 %to)
-          %counted = atomicrmw add ptr %done, i64 1 release
-          br label %take
-        end:
-          ret void
-        }}
-
-        define private void @task(ptr %job) {{
-          call void @work(ptr %job)
-          call void @leave(ptr %job)
-          ret void
-        }}
-
-        define private ptr @field(ptr %structure, i64 %offset) alwaysinline {{
-          %at = getelementptr i8, ptr %structure, i64 %offset
-          %value = load ptr, ptr %at
-          ret ptr %value
-        }}
-
-        define private i64 @threads(ptr %api, ptr %context) {{
-          %arguments = alloca [4 x i64]
-          %count = alloca i64
-          store i64 1, ptr %count
-          store i64 32, ptr %arguments
-          %a1 = getelementptr i64, ptr %arguments, i64 1
-          %a2 = getelementptr i64, ptr %arguments, i64 2
-          %a3 = getelementptr i64, ptr %arguments, i64 3
-          store ptr null, ptr %a1
-          store ptr %context, ptr %a2
-          store ptr %count, ptr %a3
-          %ask = call ptr @field(ptr %api, i64 144)
-          %error = call ptr %ask(ptr %arguments)
-          %failed = icmp ne ptr %error, null
-          br i1 %failed, label %alone, label %end
-        alone:
-          call void @drop_error(ptr %api, ptr %error)
-          ret i64 1
-        end:
-          %threads = load i64, ptr %count
-          ret i64 %threads
-        }}
-
-        define private void @drop_error(ptr %api, ptr %error) {{
-          %arguments = alloca [3 x i64]
-          store i64 24, ptr %arguments
-          %a1 = getelementptr i64, ptr %arguments, i64 1
-          %a2 = getelementptr i64, ptr %arguments, i64 2
-          store ptr null, ptr %a1
-          store ptr %error, ptr %a2
-          %destroy = call ptr @field(ptr %api, i64 64)
-          call void %destroy(ptr %arguments)
-          ret void
-        }}
-
-        define private void @schedule(ptr %api, ptr %context, ptr %job) {{
-          %arguments = alloca [5 x i64]
-          store i64 40, ptr %arguments
-          %a1 = getelementptr i64, ptr %arguments, i64 1
-          %a2 = getelementptr i64, ptr %arguments, i64 2
-          %a3 = getelementptr i64, ptr %arguments, i64 3
-          %a4 = getelementptr i64, ptr %arguments, i64 4
-          store ptr null, ptr %a1
-          store ptr %context, ptr %a2
-          store ptr @task, ptr %a3
-          store ptr %job, ptr %a4
-          %schedule = call ptr @field(ptr %api, i64 136)
-          %error = call ptr %schedule(ptr %arguments)
-          %failed = icmp ne ptr %error, null
-          br i1 %failed, label %refused, label %end
-        refused:
-          call void @drop_error(ptr %api, ptr %error)
-          call void @leave(ptr %job)
-          br label %end
-        end:
-          ret void
-        }}
-
-        define ptr @handler(ptr %frame) {{
-          %extension = call ptr @field(ptr %frame, i64 8)
-          %plain = icmp eq ptr %extension, null
-          br i1 %plain, label %stage, label %extended
-        extended:
-          %type.at = getelementptr i8, ptr %extension, i64 8
-          %type = load i32, ptr %type.at
-          %asked = icmp eq i32 %type, 1
-          br i1 %asked, label %metadata, label %stage
-        metadata:
-          %metadata.at = call ptr @field(ptr %extension, i64 24)
-          %major = getelementptr i8, ptr %metadata.at, i64 24
-          %minor = getelementptr i8, ptr %metadata.at, i64 28
-          %traits = getelementptr i8, ptr %metadata.at, i64 32
-          store i32 {major}, ptr %major
-          store i32 {minor}, ptr %minor
-          store i32 0, ptr %traits
-          ret ptr null
-        stage:
-          %stage.at = getelementptr i8, ptr %frame, i64 32
-          %stage.is = load i32, ptr %stage.at
-          %execute = icmp eq i32 %stage.is, 3
-          br i1 %execute, label %run, label %end
-        run:
-          %api = call ptr @field(ptr %frame, i64 16)
-          %context = call ptr @field(ptr %frame, i64 24)
-          %arguments = call ptr @field(ptr %frame, i64 72)
-          %results = call ptr @field(ptr %frame, i64 112)
-          %x = call ptr @field(ptr %arguments, i64 0)
-          %weight = call ptr @field(ptr %arguments, i64 8)
-          %scales = call ptr @field(ptr %arguments, i64 16)
-          %y = call ptr @field(ptr %results, i64 0)
-          %x.data = call ptr @field(ptr %x, i64 24)
-          %weight.data = call ptr @field(ptr %weight, i64 24)
-          %scales.data = call ptr @field(ptr %scales, i64 24)
-          %y.data = call ptr @field(ptr %y, i64 24)
-          %x.dims = call ptr @field(ptr %x, i64 40)
-          %y.dims = call ptr @field(ptr %y, i64 40)
-          %scales.dims = call ptr @field(ptr %scales, i64 40)
-          %inputs.at = getelementptr i64, ptr %x.dims, i64 1
-          %outputs.at = getelementptr i64, ptr %y.dims, i64 1
-          %groups.at = getelementptr i64, ptr %scales.dims, i64 1
-          %rows = load i64, ptr %x.dims
-          %inputs = load i64, ptr %inputs.at
-          %outputs = load i64, ptr %outputs.at
-          %groups = load i64, ptr %groups.at
-
-          %numbers = mul i64 %outputs, %inputs
-          %shares = udiv i64 %numbers, {PART}
-          %whole = call i64 @llvm.umax.i64(i64 %shares, i64 1)
-          %parts = call i64 @llvm.umin.i64(i64 %whole, i64 %outputs)
-          %given = call i64 @threads(ptr %api, ptr %context)
-          %sharing = call i64 @llvm.umin.i64(i64 %given, i64 %parts)
-          %some = call i64 @llvm.umax.i64(i64 %sharing, i64 1)
-          %threads = call i64 @llvm.umin.i64(i64 %some, i64 {MAX_THREADS})
-
-          %job.size = getelementptr %job, ptr null, i32 1
-          %size = ptrtoint ptr %job.size to i64
-          %job = call ptr inttoptr (i64 {take} to ptr)(i64 %size)
-          {
-        _fill(
-            "%job",
-            [
-                "ptr %weight.data",
-                "ptr %scales.data",
-                "ptr %x.data",
-                "ptr %y.data",
-                "i64 %outputs",
-                "i64 %inputs",
-                "i64 %rows",
-                "i64 %groups",
-                "i64 %parts",
-                "i64 0",
-                "i64 0",
-                "i64 %threads",
-            ],
-        )
-    }
-          br label %share
-        share:
-          %helper = phi i64 [ 1, %run ], [ %helper.next, %hand ]
-          %more = icmp ult i64 %helper, %threads
-          br i1 %more, label %hand, label %own
-        hand:
-          call void @schedule(ptr %api, ptr %context, ptr %job)
-          %helper.next = add i64 %helper, 1
-          br label %share
-        own:
-          call void @work(ptr %job)
-          %done.at = getelementptr %job, ptr %job, i32 0, i32 10
-          br label %wait
-        wait:
-          %done = load atomic i64, ptr %done.at acquire, align 8
-          %all = icmp eq i64 %done, %parts
-          br i1 %all, label %leave, label %wait
-        leave:
-          call void @leave(ptr %job)
-          br label %end
-        end:
-          ret ptr null
-        }}
-        """)
-
-
-def _fill(job: str, values: list[str]) -> str:
     lines = []
-    for at, value in enumerate(values):
-        lines.append(f"%fill.{at} = getelementptr %job, ptr {job}, i32 0, i32 {at}")
+    for at, value in enumerate(FIELDS):
+        lines.append(f"%fill.{at} = getelementptr %job, ptr %job, i32 0, i32 {at}")
         lines.append(f"store {value}, ptr %fill.{at}")
-    return "\n          ".join(lines)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+    return IR.substitute(
+        release=release,
+        take=take,
+        major=major,
+        minor=minor,
+        part=PART,
+        max_threads=MAX_THREADS,
+        fill="\n  ".join(lines),
+    )

@@ -257,7 +257,7 @@ def sound(monkeypatch, tmp_path):
 
 
 PLANTED = [*MACHINE, *CHECKPOINT, *STATE, *DATA]
-NOTES = ("99 programs", "are not kept", "DEBUG_NANS", "is zero in layer", "does not say its base")
+NOTES = ("99 programs", "are not kept", "with llvmlite", "DEBUG_NANS", "is zero in layer", "does not say its base")
 
 
 @pytest.mark.parametrize(("plant", "said"), PLANTED, ids=[said for _, said in PLANTED])
