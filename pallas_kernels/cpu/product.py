@@ -1,7 +1,6 @@
 """The product of few rows of activations with a matrix, as an operation in JAX programs."""
 
 import functools
-import importlib.util
 import platform
 import sys
 from typing import Literal
@@ -21,9 +20,12 @@ VECTOR = 16
 
 @functools.cache
 def available() -> bool:
-    """Returns whether llvmlite is installed and knows this machine."""
-    known = platform.machine().lower() in MACHINES and sys.byteorder == "little"
-    return known and importlib.util.find_spec("llvmlite") is not None
+    """Returns whether llvmlite is installed and can be loaded, on a machine that it knows."""
+    try:
+        import pallas_kernels.cpu.machine_code  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return platform.machine().lower() in MACHINES and sys.byteorder == "little"
 
 
 def fits(kind: Kind, inputs: int, groups: int = 1) -> bool:

@@ -112,7 +112,7 @@ def _by_row(b, kind, sums, weight, scales, xs, inputs, groups) -> list[ir.Value]
     found = _loop(b, I64(0), whole, step, zeros, lambda k, found: add(k, found, sums))
     found = _loop(b, whole, inputs, LANES, found, lambda k, found: add(k, found, 1))
     totals = [_total(b, found[row * sums : (row + 1) * sums]) for row in range(len(xs))]
-    if kind in ("int8", "int4"):
+    if kind == "int8":
         scale = b.load(scales, typ=F32)
         return [b.fmul(total, scale) for total in totals]
     return totals

@@ -140,8 +140,8 @@ class _Form:
         matrix = value.matrix if isinstance(value, StreamedWeight) else value
         if isinstance(matrix, QuantisedWeight):
             made = _as_it_is(matrix, self.make)
-            kind, groups = ("int8" if matrix.bits == 8 else "int4"), matrix.scales.shape[-1]
-            streams = self.streams and streamed.fits(matrix.shape, kind, groups)
+            kind = streamed.kind(StreamedWeight(matrix))
+            streams = self.streams and streamed.fits(matrix.shape, kind, matrix.scales.shape[-1])
             return {"weight": StreamedWeight(made) if streams else made}
         outputs, inputs = matrix.shape[::-1] if transposed else matrix.shape
         if self.streamed(outputs, inputs):
@@ -161,7 +161,7 @@ class _Form:
         return StreamedWeight(made) if streams else made
 
     def streamed(self, outputs: int, inputs: int) -> bool:
-        """Returns whether a matrix of floats is streamed: float32 only where a single sequence is read."""
+        """Returns whether a matrix of floats is streamed, float32 only for few rows."""
         kind = self.config.dtype
         return self.streams and (self.few_rows or kind != "float32") and streamed.fits((outputs, inputs), kind)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pallas_kernels.cpu import few_rows, fits, machine_code
+from pallas_kernels.cpu import available, few_rows, fits, machine_code
 from pallas_kernels.cpu.handler import PART
 from pallas_kernels.cpu.sums import Form
 from rwkv7_jax.quantisation import quantise, to_numpy
@@ -128,6 +128,21 @@ def test_refuses_in_one_line(x, weight, scales, message):
     with pytest.raises(ValueError, match=message) as caught:
         few_rows(jnp.ones(x), jnp.ones(shape, dtype), given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'llvmlite'"), OSError("libstdc++.so.6")])
+def test_not_available_where_llvmlite_cannot_be_loaded(monkeypatch, error):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "llvmlite":
+                raise error
+
+    for name in [name for name in sys.modules if name.startswith(("llvmlite", "pallas_kernels.cpu.machine_code"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert not available.__wrapped__()
+    monkeypatch.undo()
+    assert available()
 
 
 def test_what_fits():
