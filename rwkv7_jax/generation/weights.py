@@ -121,18 +121,17 @@ class _Form:
         """Returns a dictionary of weights in decoding form; what is no array, matrix or dictionary stays as it is."""
         found, products = {}, np.dtype(self.config.dtype)
         for name, value in tree.items():
+            is_array = isinstance(value, np.ndarray | jax.Array)
             if isinstance(value, dict):
                 found[name] = self.part(value)
-            elif name in ("weight", TRANSPOSED) and not _is_vector(value):
+            elif is_array and (value.ndim == 1 or name == "r_k"):
+                found[name] = self.make(value, _vectors(self.config, value), False)
+            elif name in ("weight", TRANSPOSED):
                 found |= self.linear(value, name == TRANSPOSED)
             elif name in LORA:
                 found[name] = self.lora(value)
-            elif not isinstance(value, np.ndarray | jax.Array):
-                found[name] = _as_it_is(value, self.make)
-            elif value.ndim == 1 or name == "r_k":
-                found[name] = self.make(value, _vectors(self.config, value), False)
             else:
-                found[name] = self.make(value, products, False)
+                found[name] = self.make(value, products, False) if is_array else _as_it_is(value, self.make)
         return found
 
     def linear(self, value: PyTree, transposed: bool) -> dict[str, PyTree]:
@@ -164,10 +163,6 @@ class _Form:
         """Returns whether a matrix of floats is streamed, float32 only for few rows."""
         kind = self.config.dtype
         return self.streams and (self.few_rows or kind != "float32") and streamed.fits((outputs, inputs), kind)
-
-
-def _is_vector(value: PyTree) -> bool:
-    return isinstance(value, np.ndarray | jax.Array) and value.ndim == 1
 
 
 def _vectors(config: RWKV7Config, value: np.ndarray | Array) -> np.dtype:
