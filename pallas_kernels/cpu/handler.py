@@ -3,37 +3,56 @@
 XLA's interface is `xla/ffi/api/c_api.h`, which jaxlib holds in `jax.ffi.include_dir()`. The numbers below are offsets
 in bytes of its structures on 64-bit machines; the interface keeps the fields that exist.
 
-Threads take parts of the outputs until none is left. The caller takes parts too and waits for those alone that another
-thread has begun, so that no thread waits for one that is waiting itself. The thread that is the last to leave frees the
-job.
+Each thread reads a range of the weight of its own, piece by piece, since memory is read fastest in order; then it takes
+pieces of the ranges of others that are left. The caller waits for those pieces alone that another thread has begun, so
+that no thread waits for one that is waiting itself. The thread that is the last to leave frees the job.
+
+A decoding step is a chain of short products, and to wake a thread takes as long as one of them. A helper therefore
+stays awake for a while after a job, at one of the `@places`, where the next product finds it.
 """
 
 import ctypes
+import platform
 import string
 import sys
 
 MAX_THREADS = 8
 """Threads of one product at most: memory is read as fast as it goes by fewer than a server has."""
-PART = 2**18
-"""Numbers of a weight that a thread takes at a time, about: memory is read fastest in long pieces."""
+PIECE = 2**15
+"""Numbers of a weight that a thread takes at a time, about."""
+WORTH_SHARING = 2**14
+"""Numbers of a weight for each thread that takes part, at least."""
+WORTH_WAKING = 2**18
+"""Numbers of a weight for which threads are woken; smaller ones are shared with those that are awake."""
+PAUSES = 2048
+"""How long a helper stays awake, in instructions that let a processor rest: about 0.1 ms."""
+PAUSE = {
+    "x86": ("@llvm.x86.sse2.pause()", "@llvm.x86.sse2.pause()"),
+    "arm": ("@llvm.aarch64.isb(i32)", "@llvm.aarch64.isb(i32 15)"),
+}
+"""Declaration and call of that instruction."""
 FFI_VERSION = (0, 1)
 """The oldest version of the interface that has what is used here."""
 
-
 FIELDS = (
     "ptr %weight.data", "ptr %scales.data", "ptr %x.data", "ptr %y.data", "i64 %outputs", "i64 %inputs", "i64 %rows",
-    "i64 %groups", "i64 %parts", "i64 0", "i64 0", "i64 %threads",
+    "i64 %groups", "i64 %pieces", "i64 %threads", "i64 %threads", "i64 1", "i64 0",
+    f"[{MAX_THREADS} x i64] zeroinitializer",
 )  # fmt: skip
-"""What `%job` holds: the arrays, the sizes, how many parts there are, are begun and are done, and threads in it."""
+"""What `%job` holds: the arrays, the sizes, pieces of a range, ranges, threads that have not left, threads that came,
+pieces that are done, and of each range the pieces that are begun."""
 
 IR = string.Template("""
-%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64 }
+%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64, [$max_threads x i64] }
 
 declare i64 @llvm.umin.i64(i64, i64)
 declare i64 @llvm.umax.i64(i64, i64)
+declare void $declared_pause
+
+@places = private global [$helpers x [8 x ptr]] zeroinitializer, align 64
 
 define private void @leave(ptr %job) {
-  %count = getelementptr %job, ptr %job, i32 0, i32 11
+  %count = getelementptr %job, ptr %job, i32 0, i32 10
   %before = atomicrmw sub ptr %count, i64 1 acq_rel
   %last = icmp eq i64 %before, 1
   br i1 %last, label %free, label %end
@@ -44,24 +63,38 @@ end:
   ret void
 }
 
-define private void @work(ptr %job) {
-  %next = getelementptr %job, ptr %job, i32 0, i32 9
-  %done = getelementptr %job, ptr %job, i32 0, i32 10
+define private void @work(ptr %job, i64 %first) {
   %outputs.at = getelementptr %job, ptr %job, i32 0, i32 4
-  %parts.at = getelementptr %job, ptr %job, i32 0, i32 8
+  %pieces.at = getelementptr %job, ptr %job, i32 0, i32 8
+  %ranges.at = getelementptr %job, ptr %job, i32 0, i32 9
+  %done = getelementptr %job, ptr %job, i32 0, i32 12
   %outputs = load i64, ptr %outputs.at
-  %parts = load i64, ptr %parts.at
+  %pieces = load i64, ptr %pieces.at
+  %ranges = load i64, ptr %ranges.at
+  %all = mul i64 %ranges, %pieces
+  br label %look
+look:
+  %tried = phi i64 [ 0, %0 ], [ %tried.next, %take ]
+  %more = icmp ult i64 %tried, %ranges
+  br i1 %more, label %range, label %end
+range:
+  %turn = add i64 %first, %tried
+  %own = urem i64 %turn, %ranges
+  %tried.next = add i64 %tried, 1
+  %begun = getelementptr %job, ptr %job, i32 0, i32 13, i64 %own
+  %before = mul i64 %own, %pieces
   br label %take
 take:
-  %part = atomicrmw add ptr %next, i64 1 acq_rel
-  %left = icmp ult i64 %part, %parts
-  br i1 %left, label %begin, label %end
+  %index = atomicrmw add ptr %begun, i64 1 monotonic
+  %left = icmp ult i64 %index, %pieces
+  br i1 %left, label %begin, label %look
 begin:
-  %after = add i64 %part, 1
-  %from.product = mul i64 %outputs, %part
+  %piece = add i64 %before, %index
+  %after = add i64 %piece, 1
+  %from.product = mul i64 %outputs, %piece
   %to.product = mul i64 %outputs, %after
-  %from = udiv i64 %from.product, %parts
-  %to = udiv i64 %to.product, %parts
+  %from = udiv i64 %from.product, %all
+  %to = udiv i64 %to.product, %all
   call void @outputs(ptr %job, i64 %from, i64 %to)
   %counted = atomicrmw add ptr %done, i64 1 release
   br label %take
@@ -69,9 +102,75 @@ end:
   ret void
 }
 
-define private void @task(ptr %job) {
-  call void @work(ptr %job)
+define private ptr @next_job() {
+  br label %look
+look:
+  %index = phi i64 [ 0, %0 ], [ %index.next, %taken ]
+  %exists = icmp ult i64 %index, $helpers
+  br i1 %exists, label %claim, label %none
+claim:
+  %place = getelementptr [8 x ptr], ptr @places, i64 %index
+  %claimed = cmpxchg ptr %place, ptr null, ptr inttoptr (i64 1 to ptr) acq_rel monotonic
+  %own = extractvalue { ptr, i1 } %claimed, 1
+  br i1 %own, label %wait, label %taken
+taken:
+  %index.next = add i64 %index, 1
+  br label %look
+wait:
+  %pauses = phi i64 [ 0, %claim ], [ %pauses.next, %pause ]
+  %held = load atomic ptr, ptr %place acquire, align 8
+  %waiting = icmp eq ptr %held, inttoptr (i64 1 to ptr)
+  br i1 %waiting, label %pause, label %take
+pause:
+  call void $pause
+  %pauses.next = add i64 %pauses, 1
+  %patient = icmp ult i64 %pauses.next, $pauses
+  br i1 %patient, label %wait, label %take
+take:
+  %found = atomicrmw xchg ptr %place, ptr null acq_rel
+  %given = icmp ne ptr %found, inttoptr (i64 1 to ptr)
+  %job = select i1 %given, ptr %found, ptr null
+  ret ptr %job
+none:
+  ret ptr null
+}
+
+define private i1 @hand(ptr %job) {
+  br label %look
+look:
+  %index = phi i64 [ 0, %0 ], [ %index.next, %on ]
+  %exists = icmp ult i64 %index, $helpers
+  br i1 %exists, label %see, label %none
+see:
+  %place = getelementptr [8 x ptr], ptr @places, i64 %index
+  %held = load atomic ptr, ptr %place monotonic, align 8
+  %waiting = icmp eq ptr %held, inttoptr (i64 1 to ptr)
+  br i1 %waiting, label %put, label %on
+put:
+  %swapped = cmpxchg ptr %place, ptr inttoptr (i64 1 to ptr), ptr %job acq_rel monotonic
+  %done = extractvalue { ptr, i1 } %swapped, 1
+  br i1 %done, label %handed, label %on
+on:
+  %index.next = add i64 %index, 1
+  br label %look
+handed:
+  ret i1 true
+none:
+  ret i1 false
+}
+
+define private void @task(ptr %first) {
+  br label %begin
+begin:
+  %job = phi ptr [ %first, %0 ], [ %next, %begin ]
+  %came.at = getelementptr %job, ptr %job, i32 0, i32 11
+  %came = atomicrmw add ptr %came.at, i64 1 monotonic
+  call void @work(ptr %job, i64 %came)
   call void @leave(ptr %job)
+  %next = call ptr @next_job()
+  %more = icmp ne ptr %next, null
+  br i1 %more, label %begin, label %end
+end:
   ret void
 }
 
@@ -187,13 +286,16 @@ run:
   %groups = load i64, ptr %groups.at
 
   %numbers = mul i64 %outputs, %inputs
-  %shares = udiv i64 %numbers, $part
-  %whole = call i64 @llvm.umax.i64(i64 %shares, i64 1)
-  %parts = call i64 @llvm.umin.i64(i64 %whole, i64 %outputs)
   %given = call i64 @threads(ptr %api, ptr %context)
-  %sharing = call i64 @llvm.umin.i64(i64 %given, i64 %parts)
-  %some = call i64 @llvm.umax.i64(i64 %sharing, i64 1)
-  %threads = call i64 @llvm.umin.i64(i64 %some, i64 $max_threads)
+  %worth = udiv i64 %numbers, $worth_sharing
+  %sharing = call i64 @llvm.umin.i64(i64 %worth, i64 %given)
+  %few = call i64 @llvm.umin.i64(i64 %sharing, i64 $max_threads)
+  %threads = call i64 @llvm.umax.i64(i64 %few, i64 1)
+  %wakes = icmp uge i64 %numbers, $worth_waking
+  %each = udiv i64 %numbers, %threads
+  %shares = udiv i64 %each, $piece
+  %pieces = call i64 @llvm.umax.i64(i64 %shares, i64 1)
+  %all = mul i64 %pieces, %threads
 
   %job.size = getelementptr %job, ptr null, i32 1
   %size = ptrtoint ptr %job.size to i64
@@ -201,21 +303,34 @@ run:
   $fill
   br label %share
 share:
-  %helper = phi i64 [ 1, %run ], [ %helper.next, %hand ]
+  %helper = phi i64 [ 1, %run ], [ %helper.next, %on ]
   %more = icmp ult i64 %helper, %threads
   br i1 %more, label %hand, label %own
 hand:
+  %handed = call i1 @hand(ptr %job)
+  br i1 %handed, label %on, label %asleep
+asleep:
+  br i1 %wakes, label %wake, label %alone
+wake:
   call void @schedule(ptr %api, ptr %context, ptr %job)
+  br label %on
+alone:
+  call void @leave(ptr %job)
+  br label %on
+on:
   %helper.next = add i64 %helper, 1
   br label %share
 own:
-  call void @work(ptr %job)
-  %done.at = getelementptr %job, ptr %job, i32 0, i32 10
+  call void @work(ptr %job, i64 0)
+  %done.at = getelementptr %job, ptr %job, i32 0, i32 12
   br label %wait
 wait:
   %done = load atomic i64, ptr %done.at acquire, align 8
-  %all = icmp eq i64 %done, %parts
-  br i1 %all, label %leave, label %wait
+  %finished = icmp eq i64 %done, %all
+  br i1 %finished, label %leave, label %rest
+rest:
+  call void $pause
+  br label %wait
 leave:
   call void @leave(ptr %job)
   br label %end
@@ -230,6 +345,7 @@ def handler() -> str:
     libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
     release, take = (ctypes.cast(function, ctypes.c_void_p).value for function in (libc.free, libc.malloc))
     major, minor = FFI_VERSION
+    declared, called = PAUSE["x86" if platform.machine().lower() in ("x86_64", "amd64") else "arm"]
     lines = []
     for at, value in enumerate(FIELDS):
         lines.append(f"%fill.{at} = getelementptr %job, ptr %job, i32 0, i32 {at}")
@@ -239,7 +355,13 @@ def handler() -> str:
         take=take,
         major=major,
         minor=minor,
-        part=PART,
+        piece=PIECE,
+        worth_sharing=WORTH_SHARING,
+        worth_waking=WORTH_WAKING,
         max_threads=MAX_THREADS,
+        helpers=MAX_THREADS - 1,
+        pauses=PAUSES,
+        declared_pause=declared,
+        pause=called,
         fill="\n  ".join(lines),
     )

@@ -13,19 +13,21 @@ PREFIX = "rwkv7_few_rows"
 """Beginning of the names that XLA knows."""
 
 _LOCK = threading.Lock()
-_ENGINES: dict[str, llvm.ExecutionEngine] = {}
-"""What holds the machine code, by the name that XLA knows; it stays as long as the process."""
+_KNOWN: set[str] = set()
+"""Names that XLA knows."""
 
 
 def register(kind: str, grouped: bool) -> str:
     """Compiles a kernel, unless that was done, and returns the name that XLA knows."""
     name = f"{PREFIX}_{kind}{'_groups' if grouped else ''}"
     with _LOCK:
-        if name not in _ENGINES:
+        if name not in _KNOWN:
             engine = compiled(handler() + outputs(kind, grouped, form()))
             function = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(engine.get_function_address("handler"))
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-            _ENGINES[name] = engine
+            # The code is never freed: a thread may be in it while Python ends.
+            engine.detach()
+            _KNOWN.add(name)
     return name
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from rwkv7_jax import streamed
+from rwkv7_jax import huge_pages, streamed
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.layers import LORA, TRANSPOSED
@@ -57,7 +57,9 @@ def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
 def decoding_weights(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:
     """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
     parts = _made(config, params, few_rows, _Wanted)
-    return {name: _cast(part) for name, part in parts.items()}
+    made = {name: _cast(part) for name, part in parts.items()}
+    huge_pages.use({name: part for name, part in made.items() if name != "emb"})
+    return made
 
 
 def decoding_shapes(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:

@@ -1,8 +1,10 @@
 """Products of few rows on a CPU: against float64, for every kind of number, any sizes, threads, and what is refused."""
 
 import os
+import platform
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_kernels.cpu import available, few_rows, fits, machine_code
-from pallas_kernels.cpu.handler import PART
-from pallas_kernels.cpu.sums import Form
+from pallas_kernels.cpu.handler import PIECE, WORTH_SHARING, WORTH_WAKING, handler
+from pallas_kernels.cpu.sums import Form, outputs
 from rwkv7_jax.quantisation import quantise, to_numpy
 
 KINDS = [("float32", 1), ("bfloat16", 1), ("int8", 1), ("int8", 2), ("int4", 2)]
@@ -57,15 +59,30 @@ def test_sizes_of_any_kind(seed, rows, outputs, vectors, groups):
 
 
 def test_a_matrix_that_is_shared_out(rng):
-    """Several parts for the threads, the last of another size; the same sums in every run."""
+    """Several pieces for each thread, of different sizes; the same sums in every run."""
     inputs = 64
-    count = 3 * PART // inputs + 5
+    count = (WORTH_WAKING + 3 * PIECE) // inputs + 5
     given, exact = weight(rng, "int8", count, inputs, 1)
     x = rng.standard_normal((2, inputs)).astype(np.float32)
     first = np.asarray(product(x, *given))
     np.testing.assert_allclose(first, x @ exact.T, rtol=0, atol=1e-4)
     for _ in range(20):
         np.testing.assert_array_equal(product(x, *given), first)
+
+
+def test_a_chain_of_products(rng):
+    """Threads that stay awake take what follows, large and small, and a later program after they went to sleep."""
+    sizes = [WORTH_WAKING, 64, 2 * WORTH_SHARING, 3 * WORTH_SHARING, WORTH_WAKING, 9 * WORTH_SHARING]
+    matrices = [jnp.asarray(rng.standard_normal((size // 64, 64)), jnp.float32) for size in sizes]
+    x = jnp.asarray(rng.standard_normal((1, 64)), jnp.float32)
+    chain = jax.jit(lambda x, matrices: [few_rows(x * n, matrix) for n, matrix in enumerate(matrices, 1)])
+    first = jax.device_get(chain(x, matrices))
+    for n, (found, matrix) in enumerate(zip(first, matrices, strict=True), 1):
+        np.testing.assert_allclose(found, n * np.asarray(x) @ np.asarray(matrix).T, rtol=0, atol=1e-4)
+    for pause in [0.0] * 30 + [0.01] * 3:
+        time.sleep(pause)
+        for found, expected in zip(jax.device_get(chain(x, matrices)), first, strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 PROGRAMS = """
@@ -75,21 +92,22 @@ import numpy as np
 from pallas_kernels.cpu import few_rows, handler
 
 rng = np.random.default_rng(0)
-weight = rng.standard_normal((5 * handler.PART // 64, 64), np.float32)
+weight = rng.standard_normal((5 * handler.WORTH_WAKING // 64, 64), np.float32)
 x = rng.standard_normal((1, 64), np.float32)
-several = jax.jit(lambda x, w: [few_rows(x * n, w) for n in range(1, 5)])
+several = jax.jit(lambda x, w: [few_rows(x * n, w[: len(w) // n]) for n in range(1, 7)])
 expected = jax.device_get(several(x, weight))
 
 def right(_):
     return all(map(np.array_equal, jax.device_get(several(x, weight)), expected))
 
 with concurrent.futures.ThreadPoolExecutor(6) as pool:
-    print(all(pool.map(right, range(60))), np.allclose(expected[2], 3 * x @ weight.T, atol=1e-4))
+    print(all(pool.map(right, range(60))), np.allclose(expected[0], x @ weight.T, atol=1e-4))
 """
 
 
 def test_programs_on_several_threads_at_once():
-    """More products at a time than XLA has threads, which share them: none waits for another for ever."""
+    """More products at a time than XLA has threads, which share them: none waits for another for ever, and the process
+    ends while some are awake."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     found = subprocess.run(
         [sys.executable, "-c", PROGRAMS], capture_output=True, text=True, check=True, timeout=300, env=environment
@@ -164,3 +182,18 @@ def test_the_forms_of_other_machines(rng, monkeypatch, kind, groups, form):
     x = rng.standard_normal((7, 192)).astype(np.float32)
     found = jax.jit(lambda *args: few_rows(*args))(x, *given)
     np.testing.assert_allclose(found, x @ exact.T, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+def test_compiles_for_arm(monkeypatch, kind, groups):
+    """Machine code for a processor that is not at hand, with its multiplications and its instruction for waiting."""
+    import llvmlite.binding as llvm
+
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    module = llvm.parse_assembly(handler() + outputs(kind, groups > 1 or kind == "int4", Form(2, 2)))
+    machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(opt=3)
+    code = machine.emit_assembly(module)
+    assert "fmla" in code
+    assert "isb" in code
