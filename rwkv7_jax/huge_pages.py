@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 PAGE = 2**21
@@ -85,7 +86,7 @@ def ranges(arrays: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _on_cpu(leaf: object) -> bool:
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return False
     (device, *others) = leaf.devices()
     return device.platform == "cpu" and not others

@@ -8,7 +8,7 @@ pieces of the ranges of others that are left. The caller waits for those pieces 
 that no thread waits for one that is waiting itself. The thread that is the last to leave frees the job.
 
 A decoding step is a chain of short products, and to wake a thread takes as long as one of them. A helper therefore
-stays awake for a while after a job, at one of the `@places`, where the next product finds it.
+stays awake for a while after a job, at one of the `PLACES`, where the next product finds it, of whatever kind.
 """
 
 import ctypes
@@ -37,19 +37,26 @@ FFI_VERSION = (0, 1)
 FIELDS = (
     "ptr %weight.data", "ptr %scales.data", "ptr %x.data", "ptr %y.data", "i64 %outputs", "i64 %inputs", "i64 %rows",
     "i64 %groups", "i64 %pieces", "i64 %threads", "i64 %threads", "i64 1", "i64 0",
-    f"[{MAX_THREADS} x i64] zeroinitializer",
+    f"[{MAX_THREADS} x i64] zeroinitializer", "ptr @outputs",
 )  # fmt: skip
 """What `%job` holds: the arrays, the sizes, pieces of a range, ranges, threads that have not left, threads that came,
-pieces that are done, and of each range the pieces that are begun."""
+pieces that are done, of each range the pieces that are begun, and the function that computes outputs."""
+
+LIBC = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
+LIBC.calloc.restype = ctypes.c_void_p
+LIBC.calloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+LINE = 64
+"""Bytes of a cache line; each place has one."""
+PLACES = -(-LIBC.calloc(MAX_THREADS, LINE) // LINE) * LINE
+"""Address of the places of helpers, which all kinds of products share: 0, 1 where a helper waits, or its next job. It
+is never freed: a helper may wait while Python ends."""
 
 IR = string.Template("""
-%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64, [$max_threads x i64] }
+%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64, [$max_threads x i64], ptr }
 
 declare i64 @llvm.umin.i64(i64, i64)
 declare i64 @llvm.umax.i64(i64, i64)
 declare void $declared_pause
-
-@places = private global [$helpers x [8 x ptr]] zeroinitializer, align 64
 
 define private void @leave(ptr %job) {
   %count = getelementptr %job, ptr %job, i32 0, i32 10
@@ -68,6 +75,8 @@ define private void @work(ptr %job, i64 %first) {
   %pieces.at = getelementptr %job, ptr %job, i32 0, i32 8
   %ranges.at = getelementptr %job, ptr %job, i32 0, i32 9
   %done = getelementptr %job, ptr %job, i32 0, i32 12
+  %compute.at = getelementptr %job, ptr %job, i32 0, i32 14
+  %compute = load ptr, ptr %compute.at
   %outputs = load i64, ptr %outputs.at
   %pieces = load i64, ptr %pieces.at
   %ranges = load i64, ptr %ranges.at
@@ -95,7 +104,7 @@ begin:
   %to.product = mul i64 %outputs, %after
   %from = udiv i64 %from.product, %all
   %to = udiv i64 %to.product, %all
-  call void @outputs(ptr %job, i64 %from, i64 %to)
+  call void %compute(ptr %job, i64 %from, i64 %to)
   %counted = atomicrmw add ptr %done, i64 1 release
   br label %take
 end:
@@ -109,7 +118,7 @@ look:
   %exists = icmp ult i64 %index, $helpers
   br i1 %exists, label %claim, label %none
 claim:
-  %place = getelementptr [8 x ptr], ptr @places, i64 %index
+  %place = getelementptr [8 x ptr], ptr inttoptr (i64 $places to ptr), i64 %index
   %claimed = cmpxchg ptr %place, ptr null, ptr inttoptr (i64 1 to ptr) acq_rel monotonic
   %own = extractvalue { ptr, i1 } %claimed, 1
   br i1 %own, label %wait, label %taken
@@ -142,7 +151,7 @@ look:
   %exists = icmp ult i64 %index, $helpers
   br i1 %exists, label %see, label %none
 see:
-  %place = getelementptr [8 x ptr], ptr @places, i64 %index
+  %place = getelementptr [8 x ptr], ptr inttoptr (i64 $places to ptr), i64 %index
   %held = load atomic ptr, ptr %place monotonic, align 8
   %waiting = icmp eq ptr %held, inttoptr (i64 1 to ptr)
   br i1 %waiting, label %put, label %on
@@ -341,9 +350,8 @@ end:
 
 
 def handler() -> str:
-    """Returns the IR of `@handler`, which calls `@outputs(ptr job, i64 begin, i64 end)`."""
-    libc = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-    release, take = (ctypes.cast(function, ctypes.c_void_p).value for function in (libc.free, libc.malloc))
+    """Returns the IR of `@handler`, which has `@outputs(ptr job, i64 begin, i64 end)` called."""
+    release, take = (ctypes.cast(function, ctypes.c_void_p).value for function in (LIBC.free, LIBC.malloc))
     major, minor = FFI_VERSION
     declared, called = PAUSE["x86" if platform.machine().lower() in ("x86_64", "amd64") else "arm"]
     lines = []
@@ -360,6 +368,7 @@ def handler() -> str:
         worth_waking=WORTH_WAKING,
         max_threads=MAX_THREADS,
         helpers=MAX_THREADS - 1,
+        places=PLACES,
         pauses=PAUSES,
         declared_pause=declared,
         pause=called,
