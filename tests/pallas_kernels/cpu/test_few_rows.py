@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_kernels.cpu import available, few_rows, fits, machine_code
-from pallas_kernels.cpu.handler import PIECE, WORTH_SHARING, WORTH_WAKING, handler
+from pallas_kernels.cpu.handler import handler
+from pallas_kernels.cpu.sharing import PIECE, WORTH_SHARING, WORTH_WAKING
 from pallas_kernels.cpu.sums import Form, outputs
 from rwkv7_jax.quantisation import quantise, to_numpy
 
@@ -89,10 +90,10 @@ PROGRAMS = """
 import concurrent.futures
 import jax
 import numpy as np
-from pallas_kernels.cpu import few_rows, handler
+from pallas_kernels.cpu import few_rows, sharing
 
 rng = np.random.default_rng(0)
-weight = rng.standard_normal((5 * handler.WORTH_WAKING // 64, 64), np.float32)
+weight = rng.standard_normal((5 * sharing.WORTH_WAKING // 64, 64), np.float32)
 x = rng.standard_normal((1, 64), np.float32)
 several = jax.jit(lambda x, w: [few_rows(x * n, w[: len(w) // n]) for n in range(1, 7)])
 expected = jax.device_get(several(x, weight))
