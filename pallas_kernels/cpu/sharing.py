@@ -45,7 +45,7 @@ PLACES = -(-LIBC.calloc(MAX_THREADS, LINE) // LINE) * LINE
 is never freed: a helper may wait while Python ends."""
 
 IR = """
-%job = type { ptr, ptr, ptr, ptr, i64, i64, i64, i64, i64, i64, i64, i64, i64, [$max_threads x i64], ptr }
+%job = type { $types }
 
 declare i64 @llvm.umin.i64(i64, i64)
 declare i64 @llvm.umax.i64(i64, i64)
@@ -184,6 +184,7 @@ def values() -> dict[str, object]:
     return {
         "release": ctypes.cast(LIBC.free, ctypes.c_void_p).value,
         "piece": PIECE,
+        "types": ", ".join(field.rpartition(" ")[0] for field in FIELDS),
         "max_threads": MAX_THREADS,
         "helpers": MAX_THREADS - 1,
         "places": PLACES,
