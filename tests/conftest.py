@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Unoptimised machine code: the suite compiles much more than it computes. Parts of a program run one after the other:
-# XLA runs them on as many threads as there are cores, where simulated devices that meet in different collectives first
-# wait for each other for ever.
+# Unoptimised machine code: the suite compiles much more than it computes.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
+# Threads of XLA's pools. A thread waits inside a collective, and a simulated device is in several at a time: as many
+# threads as devices, which is the default on a small machine, can all wait for one that finds no thread any more.
+os.environ.setdefault("NPROC", "64")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import jaxtyping  # noqa: E402
