@@ -80,7 +80,21 @@ def prepare(tree: PyTree) -> None:
 def _many(x: Array, matrix: Array | QuantisedWeight, dtype: DTypeLike) -> Array:
     if isinstance(matrix, QuantisedWeight):
         return quantisation.product(x, matrix, dtype)
+    if matrix.dtype != dtype:
+        matrix = _widened(matrix, x, dtype)
     return float_product("...d,od->...o", x, matrix, dtype)
+
+
+def _widened(matrix: Array, x: Array, dtype: DTypeLike) -> Array:
+    """Returns a matrix in another dtype, made where x is known.
+
+    XLA makes what depends on weights alone first: the matrices of all layers, which then lie in new memory at once. It
+    does not see that no number equals the next one.
+    """
+    if x.size == 0:
+        return matrix.astype(dtype)
+    number = jax.lax.bitcast_convert_type(x.reshape(-1)[0].astype(jnp.float32), jnp.uint32)
+    return jnp.where(number == number + jnp.uint32(1), jnp.zeros((), dtype), matrix.astype(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -27,7 +27,7 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
     Args:
       checkpoint: the file.
       dtype: "float32", "bfloat16", "int8" and "int4" for quantised matrices beside float32, "int8 bfloat16" and
-        "int4 bfloat16" for those whose products are computed in bfloat16.
+        "int4 bfloat16" for those whose products are computed in bfloat16; "float32 wide": see `widened`.
 
     Returns:
       (model, its weights, stacked).
@@ -36,7 +36,17 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
     matrices, products = dtype.split()[0], dtype.split()[-1]
     config = on_device(loaded.config, "bfloat16" if products == "bfloat16" else "float32")
     quantise = cast(Quantise, matrices if matrices in BITS else "none")
-    return RWKV7(config), placed(quantised(loaded.params, quantise), config.dtype)
+    params = placed(quantised(loaded.params, quantise), config.dtype)
+    return RWKV7(config), widened(params) if products == "wide" else params
+
+
+def widened(params: Params) -> Params:
+    """Returns float32 weights with the last bit of one number of each matrix changed: bfloat16 holds them no more."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.ndim < 2 else leaf.at[..., 0, 0].set(jnp.nextafter(leaf[..., 0, 0], jnp.inf))
+
+    return jax.tree.map(one, params)
 
 
 def prefill(dtype: str, checkpoint: Path, last_only: bool) -> Timed:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from rwkv7_jax import huge_pages, streamed
+from rwkv7_jax.checkpoint.files import BFLOAT16
 from rwkv7_jax.config import RWKV7Config
 from rwkv7_jax.functional import Params
 from rwkv7_jax.layers import LORA, TRANSPOSED
@@ -26,9 +27,10 @@ def for_decoding(model: RWKV7, params: dict, *, few_rows: bool = False) -> tuple
     """Returns the same model in the form that is fastest token by token.
 
     Layers stand one by one; weights lie on the device, cast to the dtypes in which they are used, but the embedding, of
-    which few rows are read. On a CPU matrices lie for the kernels of `rwkv7_jax.streamed` if these are there and fit;
-    else float32 matrices of linear layers lie as [in, out], but with `few_rows` those with as many inputs as outputs or
-    more. Both forms take any number of rows.
+    which few rows are read. On a CPU matrices lie for the kernels of `rwkv7_jax.streamed` if these are there and fit,
+    those of a bfloat16 file as bfloat16 for float32 too: the kernels multiply the same numbers. Else float32 matrices
+    of linear layers lie as [in, out], but with `few_rows` those with as many inputs as outputs or more. Both forms take
+    any number of rows.
 
     Args:
       model: the model's description.
@@ -146,7 +148,7 @@ class _Form:
             return {"weight": StreamedWeight(made) if streams else made}
         outputs, inputs = matrix.shape[::-1] if transposed else matrix.shape
         if self.streamed(outputs, inputs):
-            return {"weight": StreamedWeight(self.make(matrix, np.dtype(self.config.dtype), transposed))}
+            return {"weight": StreamedWeight(self.make(matrix, self.kept(matrix), transposed))}
         # A CPU multiplies float32 rows by [in, out] fastest, a single row by a square or wide matrix as [out, in].
         turned = self.config.dtype == "float32" and self.cpu and not (self.few_rows and inputs >= outputs)
         name = TRANSPOSED if turned else "weight"
@@ -158,13 +160,25 @@ class _Form:
         matrix = value.matrix if given else value
         outputs, inputs = matrix.shape if given else matrix.shape[::-1]
         streams = self.few_rows and self.streamed(outputs, inputs)
-        made = self.make(matrix, np.dtype(self.config.dtype), given != streams)
+        made = self.make(matrix, self.kept(matrix) if streams else np.dtype(self.config.dtype), given != streams)
         return StreamedWeight(made) if streams else made
 
     def streamed(self, outputs: int, inputs: int) -> bool:
         """Returns whether a matrix of floats is streamed, float32 only for few rows."""
         kind = self.config.dtype
         return self.streams and (self.few_rows or kind != "float32") and streamed.fits((outputs, inputs), kind)
+
+    def kept(self, matrix: PyTree) -> np.dtype:
+        """Returns the dtype of a streamed matrix: bfloat16 numbers stay such, also to be multiplied in float32."""
+        return BFLOAT16 if _all_bfloat16(matrix) else np.dtype(self.config.dtype)
+
+
+def _all_bfloat16(matrix: PyTree) -> bool:
+    """Whether a matrix holds bfloat16 numbers: of one that is loaded the numbers tell, of one in a file its dtype."""
+    if matrix.dtype == np.float32 and isinstance(matrix, jax.Array):
+        bits = np.asarray(matrix).view(np.uint32).ravel()
+        return not np.bitwise_or.reduce(bits) & 0xFFFF
+    return matrix.dtype == BFLOAT16
 
 
 def _vectors(config: RWKV7Config, value: np.ndarray | Array) -> np.dtype:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from rwkv7_jax import RWKV7, LanguageModel, RWKV7Config, functional, quantisation, streamed, zero_state
+from rwkv7_jax.checkpoint.files import BFLOAT16
 from rwkv7_jax.dtypes import quantised
 from rwkv7_jax.generation.weights import decoding_shapes, few, for_decoding
+from rwkv7_jax.layers import TRANSPOSED
 from rwkv7_jax.model import init_params, split_layers, unstack_blocks
 from rwkv7_jax.quantisation import quantise
 from rwkv7_jax.streamed import FEW_ROWS, StreamedWeight, product
@@ -128,6 +130,84 @@ def test_shapes_are_those_of_the_weights():
             lambda leaf: (leaf.shape, leaf.dtype), ready
         )
         streamed.prepare(parts)
+
+
+def rounded(params: dict) -> dict:
+    """Every number of bfloat16."""
+    return jax.tree.map(lambda leaf: leaf.astype(BFLOAT16).astype(np.float32), params)
+
+
+def test_float32_reads_bfloat16_numbers_as_they_are():
+    """Half the bytes and the same bits, of logits, states and gradients, for few rows and many."""
+    one, params = model()
+    narrow, wide = rounded(params), rounded(params)
+    for block in ("block_0", "block_1"):
+        for name in ("key", "output"):
+            wide[block]["att"][name]["weight"] = np.nextafter(wide[block]["att"][name]["weight"], np.float32(2))
+    whole, ready = for_decoding(one, jax.device_put(narrow), few_rows=True)
+    assert ready["block_1"]["ffn"]["key"]["weight"].matrix.dtype == BFLOAT16
+    assert ready["block_1"]["att"]["w1"].matrix.dtype == BFLOAT16
+    assert ready["block_1"]["att"]["x_k"].dtype == np.float32
+    _, kept = for_decoding(one, jax.device_put(wide), few_rows=True)
+    assert kept["block_1"]["att"]["key"]["weight"].matrix.dtype == np.float32
+    assert kept["block_1"]["ffn"]["key"]["weight"].matrix.dtype == BFLOAT16
+
+    held = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float32), ready)
+    for rows in (1, 3, FEW_ROWS + 1):
+        tokens = jnp.arange(rows, dtype=jnp.int32)[:, None]
+
+        def loss(state, weights, tokens=tokens):
+            logits, after = functional.step(whole, weights, tokens, state)
+            return jnp.sum(jnp.sin(logits)), (logits, after)
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        state = split_layers(zero_state(whole.config, rows))
+        found, wanted = step(state, ready), step(state, held)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_of_bfloat16_and_the_model_that_is_loaded_from_it_have_one_form():
+    one, params = model()
+    stored = jax.tree.map(lambda leaf: leaf.astype(BFLOAT16), params)
+    shapes = decoding_shapes(one.config, stored, few_rows=True)
+    assert shapes["head"]["weight"].matrix.dtype == BFLOAT16
+    for given in (stored, jax.device_put(rounded(params))):
+        ready = for_decoding(one, given, few_rows=True)[1]
+        forms = ({**tree, "emb": None} for tree in (ready, shapes))
+        found, wanted = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), form) for form in forms)
+        assert found == wanted
+    whole = for_decoding(one, ready)[1]
+    np.testing.assert_array_equal(whole["head"][TRANSPOSED], rounded(params)["head"]["weight"].T)
+
+
+def test_matrices_of_many_rows_are_widened_one_after_another():
+    """A program for a prompt does not hold the matrices of all layers in float32."""
+    config = dataclasses.replace(CONFIG, n_layer=8, scan_layers=False)
+    params = jax.device_put(rounded(jax.device_get(jax.jit(init_params, static_argnums=0)(RWKV7(config), KEY))))
+    one, ready = for_decoding(RWKV7(config), params, few_rows=True)
+    tokens, state = jnp.zeros((1, 2 * FEW_ROWS), jnp.int32), split_layers(zero_state(config, 1))
+    program = jax.jit(functional.step, static_argnums=0).lower(one, ready, tokens, state).compile()
+    layer = 4 * sum(leaf.size for leaf in jax.tree.leaves(ready["block_1"]))
+    assert program.memory_analysis().temp_size_in_bytes < 3 * layer
+
+
+@pytest.mark.parametrize("rows", [0, 1, FEW_ROWS + 1])
+def test_gradients_of_float32_products_with_bfloat16_numbers(rows):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((rows, 32)), jnp.float32)
+    matrix = jnp.asarray(rng.standard_normal((5, 32)), jnp.bfloat16)
+
+    def loss(x, matrix):
+        return jnp.sum(jnp.sin(product(x, StreamedWeight(matrix), "float32")))
+
+    def plain(x, matrix):
+        return jnp.sum(jnp.sin(x @ matrix.astype(jnp.float32).T))
+
+    found, wanted = (jax.jit(jax.grad(one, (0, 1)))(x, matrix) for one in (loss, plain))
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5)
+    assert found[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(*(np.asarray(part[1], np.float32) for part in (found, wanted)), rtol=2.0**-7, atol=1e-6)
 
 
 def test_which_rows_are_few(monkeypatch):

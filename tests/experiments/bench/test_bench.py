@@ -74,12 +74,12 @@ def test_decoding_jobs_run_on_the_tiny_shape_and_agree(checkpoint: Path, monkeyp
         assert bench.difference(one.result, wanted, bench.TOLERANCE[dtype]) == ""
     small = inputs.SHAPES["tiny"]
     linear, lora = 2 * 12 * 128**2 + 128 * 512, 2 * 2 * 128 * (64 + 64 + 128) + 2 * 128 * 32
-    vectors = timed["float32"].weights - 4 * (linear + lora)
+    vectors = timed["float32 wide"].weights - 4 * (linear + lora)
     assert 0 < vectors < 4 * 100 * small.n_embd
-    assert timed["bfloat16"].weights == 2 * (linear + lora) + vectors
+    assert timed["float32"].weights == timed["bfloat16"].weights == 2 * (linear + lora) + vectors
     rows = 2 * (5 * 128 + 4 * 128 + 128 - 128) + 512
-    assert timed["int8"].weights == linear + 4 * rows + 4 * lora + vectors
-    assert timed["int4"].weights == linear // 2 + 4 * linear // 32 + 4 * lora + vectors
+    assert timed["int8"].weights == linear + 4 * rows + 2 * lora + vectors
+    assert timed["int4"].weights == linear // 2 + 4 * linear // 32 + 2 * lora + vectors
 
 
 def test_the_decoding_table_shows_traffic_and_bandwidth():
