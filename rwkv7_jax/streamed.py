@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pallas_kernels import cpu
 from rwkv7_jax import quantisation
@@ -24,6 +24,9 @@ class StreamedWeight(NamedTuple):
     """A matrix [O, K] of floats, or a quantised one, that lies for `product`."""
 
     matrix: Array | QuantisedWeight
+    wanted: Int[Array, "2"] | None = None
+    """The first row of few that is multiplied, and the first after it that is not; the outputs of others mean nothing.
+    None: all are."""
 
 
 def available() -> bool:
@@ -46,7 +49,7 @@ def product(x: Float[Array, "*B K"], weight: StreamedWeight, dtype: DTypeLike) -
     """
     rows = math.prod(x.shape[:-1])
     if 0 < rows <= FEW_ROWS:
-        return _few(x, weight.matrix, jnp.dtype(dtype).name)
+        return _few(x, weight.matrix, weight.wanted, jnp.dtype(dtype).name)
     return _many(x, weight.matrix, dtype)
 
 
@@ -65,8 +68,22 @@ def plain(tree: PyTree) -> PyTree:
     )
 
 
+def for_rows(tree: PyTree, wanted: Bool[Array, "R"]) -> PyTree:
+    """Returns a tree whose streamed weights multiply those of few rows that lie between the first and last wanted."""
+    end = wanted.size - jnp.argmax(wanted[::-1]).astype(jnp.int32)
+    rows = jnp.where(wanted.any(), jnp.stack([jnp.argmax(wanted).astype(jnp.int32), end]), jnp.zeros(2, jnp.int32))
+    return jax.tree.map(
+        lambda leaf: leaf._replace(wanted=rows) if _is_streamed(leaf) else leaf, tree, is_leaf=_is_streamed
+    )
+
+
 def _is_streamed(leaf: PyTree) -> bool:
     return isinstance(leaf, StreamedWeight)
+
+
+def used(tree: PyTree) -> bool:
+    """Returns whether any weight in a tree is read so."""
+    return any(map(_is_streamed, jax.tree.leaves(tree, is_leaf=_is_streamed)))
 
 
 def prepare(tree: PyTree) -> None:
@@ -97,28 +114,29 @@ def _widened(matrix: Array, x: Array, dtype: DTypeLike) -> Array:
     return jnp.where(number == number + jnp.uint32(1), jnp.zeros((), dtype), matrix.astype(dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _few(x: Array, matrix: Array | QuantisedWeight, dtype: str) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _few(x: Array, matrix: Array | QuantisedWeight, wanted: Array | None, dtype: str) -> Array:
     def streamed(x: Array, matrix: Array | QuantisedWeight) -> Array:
-        parts = matrix if isinstance(matrix, QuantisedWeight) else (matrix,)
+        numbers, scales = matrix if isinstance(matrix, QuantisedWeight) else (matrix, None)
         rounded = jax.lax.reduce_precision(x.astype(jnp.float32), *PRECISION[dtype])
         rows = rounded.reshape(-1, x.shape[-1])
-        return cpu.few_rows(rows, *map(jnp.asarray, parts)).astype(x.dtype).reshape(*x.shape[:-1], -1)
+        given = (jnp.asarray(numbers), None if scales is None else jnp.asarray(scales), wanted)
+        return cpu.few_rows(rows, *given).astype(x.dtype).reshape(*x.shape[:-1], -1)
 
     return jax.lax.platform_dependent(x, matrix, cpu=streamed, default=functools.partial(_many, dtype=dtype))
 
 
-def _few_forward(x, matrix, dtype):
-    return _few(x, matrix, dtype), (x, matrix)
+def _few_forward(x, matrix, wanted, dtype):
+    return _few(x, matrix, wanted, dtype), (x, matrix)
 
 
 def _few_backward(dtype, residuals, cotangent):
     x, matrix = residuals
     if isinstance(matrix, QuantisedWeight):
         _, back = jax.vjp(lambda x: _many(x, matrix, dtype), x)
-        return (*back(cotangent), None)
+        return (*back(cotangent), None, None)
     _, back = jax.vjp(lambda x, matrix: _many(x, matrix, dtype), x, matrix)
-    return back(cotangent)
+    return (*back(cotangent), None)
 
 
 _few.defvjp(_few_forward, _few_backward)

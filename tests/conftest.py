@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Unoptimised machine code: the suite compiles much more than it computes.
+# Unoptimised machine code: the suite compiles much more than it computes. One thread a product: its workers share the
+# cores.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 # Threads of XLA's pools. A thread waits inside a collective, and a simulated device is in several at a time: as many

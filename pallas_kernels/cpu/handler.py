@@ -79,6 +79,21 @@ end:
   ret void
 }
 
+define private void @clear(ptr %y, i64 %from, i64 %to) "no-builtins" {
+  br label %check
+check:
+  %at = phi i64 [ %from, %0 ], [ %next, %store ]
+  %more = icmp ult i64 %at, %to
+  br i1 %more, label %store, label %end
+store:
+  %number = getelementptr float, ptr %y, i64 %at
+  store float 0.0, ptr %number
+  %next = add i64 %at, 1
+  br label %check
+end:
+  ret void
+}
+
 define ptr @handler(ptr %frame) {
   %extension = call ptr @field(ptr %frame, i64 8)
   %plain = icmp eq ptr %extension, null
@@ -110,21 +125,40 @@ run:
   %x = call ptr @field(ptr %arguments, i64 0)
   %weight = call ptr @field(ptr %arguments, i64 8)
   %scales = call ptr @field(ptr %arguments, i64 16)
+  %wanted = call ptr @field(ptr %arguments, i64 24)
   %y = call ptr @field(ptr %results, i64 0)
-  %x.data = call ptr @field(ptr %x, i64 24)
+  %x.all = call ptr @field(ptr %x, i64 24)
   %weight.data = call ptr @field(ptr %weight, i64 24)
   %scales.data = call ptr @field(ptr %scales, i64 24)
-  %y.data = call ptr @field(ptr %y, i64 24)
+  %y.all = call ptr @field(ptr %y, i64 24)
   %x.dims = call ptr @field(ptr %x, i64 40)
   %y.dims = call ptr @field(ptr %y, i64 40)
   %scales.dims = call ptr @field(ptr %scales, i64 40)
   %inputs.at = getelementptr i64, ptr %x.dims, i64 1
   %outputs.at = getelementptr i64, ptr %y.dims, i64 1
   %groups.at = getelementptr i64, ptr %scales.dims, i64 1
-  %rows = load i64, ptr %x.dims
+  %rows.all = load i64, ptr %x.dims
   %inputs = load i64, ptr %inputs.at
   %outputs = load i64, ptr %outputs.at
   %groups = load i64, ptr %groups.at
+
+  %first.at = call ptr @field(ptr %wanted, i64 24)
+  %end.at = getelementptr i32, ptr %first.at, i64 1
+  %first.i32 = load i32, ptr %first.at
+  %end.i32 = load i32, ptr %end.at
+  %first.given = zext i32 %first.i32 to i64
+  %end.given = zext i32 %end.i32 to i64
+  %end.row = call i64 @llvm.umin.i64(i64 %end.given, i64 %rows.all)
+  %first.row = call i64 @llvm.umin.i64(i64 %first.given, i64 %end.row)
+  %rows = sub i64 %end.row, %first.row
+  %x.first = mul i64 %first.row, %inputs
+  %x.data = getelementptr float, ptr %x.all, i64 %x.first
+  %y.first = mul i64 %first.row, %outputs
+  %y.data = getelementptr float, ptr %y.all, i64 %y.first
+  %y.end = mul i64 %end.row, %outputs
+  %y.size = mul i64 %rows.all, %outputs
+  call void @clear(ptr %y.all, i64 0, i64 %y.first)
+  call void @clear(ptr %y.all, i64 %y.end, i64 %y.size)
 
   %numbers = mul i64 %outputs, %inputs
   %given = call i64 @threads(ptr %api, ptr %context)

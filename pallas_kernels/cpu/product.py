@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 Kind = Literal["float32", "bfloat16", "int8", "int4"]
 """Numbers of a matrix. Of "int4" a byte holds two, of each group the first half in the low bits, as integer + 8."""
@@ -39,7 +39,12 @@ def fits(kind: Kind, inputs: int, groups: int = 1) -> bool:
     return inputs % (groups * VECTOR * (2 if kind == "int4" else 1)) == 0
 
 
-def few_rows(x: Float[Array, "R K"], weight: Num[Array, "O _"], scales: Float[Array, "O G"] | None = None) -> Array:
+def few_rows(
+    x: Float[Array, "R K"],
+    weight: Num[Array, "O _"],
+    scales: Float[Array, "O G"] | None = None,
+    wanted: Int[Array, "2"] | None = None,
+) -> Array:
     """Computes x W^T, added up in float32. A program with it is for a CPU; it has no gradient.
 
     The matrix is read once for four rows on a machine with AVX-512, elsewhere for two. Up to about eight rows that is
@@ -49,9 +54,10 @@ def few_rows(x: Float[Array, "R K"], weight: Num[Array, "O _"], scales: Float[Ar
       x: activations, float32 [R, K].
       weight: float32 or bfloat16 [O, K], int8 [O, K], or uint8 [O, K / 2], which are 4-bit numbers.
       scales: float32 [O, G] of int8 and 4-bit numbers, one for K / G of them.
+      wanted: int32, the first row that is computed and the first after it that is not; None: all are.
 
     Returns:
-      float32 [R, O].
+      float32 [R, O]; rows that are not computed are zero.
 
     Raises:
       ValueError: rows that no kernel fits, other dtypes, or scales that are missing or too many.
@@ -75,7 +81,8 @@ def few_rows(x: Float[Array, "R K"], weight: Num[Array, "O _"], scales: Float[Ar
     target = prepare(kind, groups)
     result = jax.ShapeDtypeStruct((len(x), len(weight)), jnp.float32)
     given = jnp.zeros((1, 1), jnp.float32) if scales is None else scales
-    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x, weight, given)
+    rows = jnp.array([0, len(x)], jnp.int32) if wanted is None else wanted
+    return jax.ffi.ffi_call(target, result, vmap_method="sequential")(x, weight, given, rows)
 
 
 def prepare(kind: Kind, groups: int = 1) -> str:

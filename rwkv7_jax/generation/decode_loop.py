@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from rwkv7_jax import functional
+from rwkv7_jax import functional, streamed
 from rwkv7_jax.bucketing import next_power_of_two
 from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
@@ -137,7 +137,8 @@ def _accept(
     recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
     stop_length = jnp.where(written, matched(recent, rules.stops), 0)
     feed = written & (stop_length == 0)
-    logits, state = read(model, params, token[:, None], now.state, feed[:, None])
+    reading = streamed.for_rows(params, feed) if feed.size > 1 else params
+    logits, state = read(model, reading, token[:, None], now.state, feed[:, None])
     wrong = feed & not_finite(logits)
     return Decoding(
         logits=jnp.where(feed[:, None], logits, now.logits),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from rwkv7_jax import functional
+from rwkv7_jax import functional, streamed
 from rwkv7_jax.finite import NONE, not_finite
 from rwkv7_jax.functional import Params
 from rwkv7_jax.generation.row_sampling import RowFlags, choose_by_row, count_by_row
@@ -209,7 +209,8 @@ def decode(
         )
         scores = _noted(chosen.scores, slots.logits, token, column, chosen.active & rows.scored)
         fed = chosen.active & (token != eos_id)
-        logits, layers = functional.step(model, params, token[:, None], slots.layers, valid=fed[:, None])
+        reading = streamed.for_rows(params, fed)
+        logits, layers = functional.step(model, reading, token[:, None], slots.layers, valid=fed[:, None])
         wrong = fed & not_finite(logits)
         length = chosen.length + fed.astype(jnp.int32)
         after = Slots(

@@ -210,6 +210,28 @@ def test_gradients_of_float32_products_with_bfloat16_numbers(rows):
     np.testing.assert_allclose(*(np.asarray(part[1], np.float32) for part in (found, wanted)), rtol=2.0**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_weights_that_read_wanted_rows_alone(dtype):
+    """A model's step: the wanted rows have the bits of a step of all rows."""
+    bits = dtype if dtype == "int8" else "none"
+    one, params = for_decoding(*model("float32" if bits == "int8" else dtype, bits), few_rows=True)
+    tokens, state = jnp.arange(4, dtype=jnp.int32)[:, None], split_layers(zero_state(CONFIG, 4))
+    valid = jnp.asarray([False, True, False, True])
+
+    @jax.jit
+    def step(params, valid):
+        return functional.step(one, params, tokens, state, valid=valid[:, None])
+
+    wanted, found = step(params, valid), step(streamed.for_rows(params, valid), valid)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a[valid], b[valid])
+    read = {tuple(leaf.wanted.tolist()) for leaf in leaves(streamed.for_rows(params, valid)) if hasattr(leaf, "wanted")}
+    assert read == {(1, 4)}
+    nothing = streamed.for_rows(params, jnp.zeros(4, bool))["head"]["weight"]
+    assert nothing.wanted.tolist() == [0, 0]
+    assert not product(jnp.ones((4, 1, 64)), nothing, one.config.dtype).any()
+
+
 def test_which_rows_are_few(monkeypatch):
     assert few(1)
     assert few(FEW_ROWS)

@@ -50,6 +50,21 @@ def test_is_the_product_and_a_row_has_the_same_bits_alone(rng, kind, groups, row
     check(rng, kind, rows, outputs, inputs, groups)
 
 
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+def test_rows_that_are_wanted_have_their_bits_and_the_others_are_zero(rng, kind, groups):
+    given, _ = weight(rng, kind, 7, 64, groups)
+    x = rng.standard_normal((6, 64)).astype(np.float32)
+    whole = np.asarray(product(x, *given))
+    x[[0, -1]] = np.nan
+    one = jax.jit(lambda x, wanted, weight, scales=None: few_rows(x, weight, scales, wanted))
+    for first, end in ((1, 5), (1, 2), (4, 5), (3, 3), (5, 2), (9, 12), (7, -1)):
+        found = np.asarray(one(x, np.array([first, end], np.int32), *given))
+        wanted = np.zeros_like(whole)
+        wanted[first:end] = whole[first:end]
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(one(x, np.array([1, -1], np.int32), *given)[1:5], whole[1:5])
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(1, 3))
 def test_sizes_of_any_kind(seed, rows, outputs, vectors, groups):
     """Rows that are no multiple of what is added up at a time, and groups of any size."""

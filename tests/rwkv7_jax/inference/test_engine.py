@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.build import EMBEDDED
-from rwkv7_jax import LanguageModel, State
+from rwkv7_jax import LanguageModel, SamplingParams, State
 from rwkv7_jax.finite import NonFiniteLogitsError
 from rwkv7_jax.generation.generate import generate_text
 from rwkv7_jax.inference.engine import Engine, Piece, QueueFull, Request
@@ -53,6 +53,19 @@ def test_texts_are_those_of_generate_alone(student, request_of):
     for (text, settings), result in zip(cases, results, strict=True):
         assert result.text == student.generate(text, **{"temperature": 0, **settings}), (text, settings)
     assert {result.finish_reason for result in results} == {"stop", "length"}
+
+
+def test_an_answer_alone_has_the_bits_of_one_beside_others(student, same_bits):
+    """With kernels that read the rows of the slots that answer, and no others."""
+    prompt, sampled = tuple(student.encode("Tom has")), SamplingParams(temperature=0.9, top_p=0.9, max_new_tokens=30)
+    requests = [Request(prompt, sampled, seed=seed, logprobs=3, keep_state=True) for seed in range(4)]
+    with Engine(student, slots=4, cache_bytes=0) as engine:
+        tickets = [engine.submit(request) for request in requests]
+        beside = [ticket.result() for ticket in tickets]
+        for request, wanted in zip(requests, beside, strict=True):
+            found = engine.submit(request).result()
+            assert (found.tokens, found.logprobs) == (wanted.tokens, wanted.logprobs)
+            same_bits(found.state, wanted.state)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
