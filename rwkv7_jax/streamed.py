@@ -81,11 +81,6 @@ def _is_streamed(leaf: PyTree) -> bool:
     return isinstance(leaf, StreamedWeight)
 
 
-def used(tree: PyTree) -> bool:
-    """Returns whether any weight in a tree is read so."""
-    return any(map(_is_streamed, jax.tree.leaves(tree, is_leaf=_is_streamed)))
-
-
 def prepare(tree: PyTree) -> None:
     """Makes the kernels known that programs need for the weights, or shapes, in a tree."""
     for leaf in jax.tree.leaves(tree, is_leaf=_is_streamed):

@@ -20,7 +20,7 @@ from experiments.bench.worker import Job, Worker
 from experiments.reporting.tables import markdown_table
 
 DTYPES = ("float32", "float32 wide", "bfloat16", "int8", "int8 bfloat16", "int4", "int4 bfloat16")
-"""Of our weights; "wide": numbers that are none of bfloat16; "bfloat16": of the products with quantised ones."""
+"""Of our weights; "wide": bfloat16 does not hold them; "bfloat16": products with quantised ones."""
 PEERS = ("llama.cpp", "keras-hub", "rwkv")
 BANDWIDTH = Job("machine", "bandwidth")
 

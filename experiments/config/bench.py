@@ -24,7 +24,7 @@ class BenchDecode:
     rows: tuple[int, ...] = option((1, 8, 32, 128), "numbers of sequences, by commas")
     dtypes: tuple[str, ...] = option(
         ("float32", "float32 wide", "bfloat16", "int8"),
-        "our weights, by commas: float32, float32 wide (no bfloat16 numbers), bfloat16, int8, int4",
+        "our weights, by commas: float32, float32 wide (bfloat16 does not hold them), bfloat16, int8, int4",
     )
     rounds: int = option(3, "times that every contender is measured in turn; the best counts")
     without: tuple[str, ...] = option((), "leave out, by commas: llama.cpp, keras-hub, rwkv")
