@@ -62,7 +62,7 @@ def kind(weight: StreamedWeight) -> cpu.Kind:
 
 
 def plain(tree: PyTree) -> PyTree:
-    """Returns a tree with matrices in the place of streamed weights."""
+    """Returns a tree with the matrices of streamed weights."""
     return jax.tree.map(
         lambda leaf: leaf.matrix if isinstance(leaf, StreamedWeight) else leaf, tree, is_leaf=_is_streamed
     )

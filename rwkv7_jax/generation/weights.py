@@ -122,7 +122,7 @@ class _Form:
     make: Make
 
     def part(self, tree: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Returns a dictionary of weights in decoding form; what is no array, matrix or dictionary stays as it is."""
+        """Returns a dictionary of weights in decoding form; arrays and matrices alone change."""
         found, products = {}, np.dtype(self.config.dtype)
         for name, value in tree.items():
             is_array = isinstance(value, np.ndarray | jax.Array)
