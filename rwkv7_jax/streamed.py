@@ -69,7 +69,10 @@ def plain(tree: PyTree) -> PyTree:
 
 
 def for_rows(tree: PyTree, wanted: Bool[Array, "R"]) -> PyTree:
-    """Returns a tree whose streamed weights multiply those of few rows that lie between the first and last wanted."""
+    """Returns a tree whose streamed weights multiply those of few rows that lie between the first and last wanted; one
+    row, and many, are multiplied in any case."""
+    if not 1 < wanted.size <= FEW_ROWS:
+        return tree
     end = wanted.size - jnp.argmax(wanted[::-1]).astype(jnp.int32)
     rows = jnp.where(wanted.any(), jnp.stack([jnp.argmax(wanted).astype(jnp.int32), end]), jnp.zeros(2, jnp.int32))
     return jax.tree.map(

@@ -27,7 +27,7 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
     Args:
       checkpoint: the file.
       dtype: "float32", "bfloat16", "int8" and "int4" for quantised matrices beside float32, "int8 bfloat16" and
-        "int4 bfloat16" for those whose products are computed in bfloat16; "float32 wide": see `widened`.
+        "int4 bfloat16" for those whose products are computed in bfloat16; "float32 wide": see `needing_float32`.
 
     Returns:
       (model, its weights, stacked).
@@ -37,10 +37,10 @@ def load(checkpoint: Path, dtype: str) -> tuple[RWKV7, Params]:
     config = on_device(loaded.config, "bfloat16" if products == "bfloat16" else "float32")
     quantise = cast(Quantise, matrices if matrices in BITS else "none")
     params = placed(quantised(loaded.params, quantise), config.dtype)
-    return RWKV7(config), widened(params) if products == "wide" else params
+    return RWKV7(config), needing_float32(params) if products == "wide" else params
 
 
-def widened(params: Params) -> Params:
+def needing_float32(params: Params) -> Params:
     """Returns float32 weights with the last bit of one number of each matrix changed: bfloat16 holds them no more."""
 
     def one(leaf: jax.Array) -> jax.Array:

@@ -137,7 +137,7 @@ def _accept(
     recent = jnp.concatenate([now.recent, token[:, None]], axis=1)[:, 1:]
     stop_length = jnp.where(written, matched(recent, rules.stops), 0)
     feed = written & (stop_length == 0)
-    reading = streamed.for_rows(params, feed) if feed.size > 1 else params
+    reading = streamed.for_rows(params, feed)
     logits, state = read(model, reading, token[:, None], now.state, feed[:, None])
     wrong = feed & not_finite(logits)
     return Decoding(

@@ -170,7 +170,8 @@ class _Form:
 
     def kept(self, matrix: PyTree) -> np.dtype:
         """Returns the dtype of a streamed matrix: bfloat16 numbers stay such, also to be multiplied in float32."""
-        return BFLOAT16 if _all_bfloat16(matrix) else np.dtype(self.config.dtype)
+        products = np.dtype(self.config.dtype)
+        return BFLOAT16 if products != BFLOAT16 and _all_bfloat16(matrix) else products
 
 
 def _all_bfloat16(matrix: PyTree) -> bool:
