@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -27,6 +28,10 @@ def find_browser() -> str | None:
     """The program: that of RWKV7_TEST_CHROMIUM, or one on the path."""
     named = os.environ.get("RWKV7_TEST_CHROMIUM")
     return named or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+SECONDS = 120
+"""The browser's time for an answer."""
 
 
 class Page:
@@ -62,6 +67,8 @@ class Page:
 
     def _next(self) -> dict:
         while b"\0" not in self._held:
+            ready, _, _ = select.select([self._reading], [], [], SECONDS)
+            assert ready, f"the browser says nothing for {SECONDS} s"
             part = os.read(self._reading, 1 << 20)
             assert part, "the browser has ended"
             self._held += part
@@ -111,6 +118,18 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
+def _end(pid: int, seconds: float = 20) -> None:
+    """Asks a child to end, and ends it when it does not."""
+    os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + seconds
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > limit:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def browser(program: str) -> Iterator[Page]:
     """Runs a browser within `with`."""
@@ -128,7 +147,6 @@ def browser(program: str) -> Iterator[Page]:
         try:
             yield Page(from_it[0], to_it[1])
         finally:
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
+            _end(pid)
             for end in (to_it[1], from_it[0]):
                 os.close(end)

@@ -12,7 +12,7 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 # Threads of XLA's pools. A thread waits inside a collective, and a simulated device is in several at a time: as many
 # threads as devices, which is the default on a small machine, can all wait for one that finds no thread any more.
-os.environ.setdefault("NPROC", "64")
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import jaxtyping  # noqa: E402

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -33,9 +34,12 @@ class Server:
             env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", "XLA_FLAGS": "", **environment},
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        ready, _, _ = select.select([self.process.stdout], [], [], 300)
+        line = self.process.stdout.readline() if ready else ""
         found = re.search(r"at (http://\S+) ", line)
-        assert found, (line, self.process.communicate(timeout=60))
+        if not found:
+            self.process.kill()
+            raise AssertionError((line, *self.process.communicate(timeout=60)))
         self.url = found[1]
 
     def post(self, path: str, **table: object) -> dict:
