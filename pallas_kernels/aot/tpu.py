@@ -6,6 +6,7 @@ so each kernel is compiled in a process of its own. A bundle takes a cycle or mo
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ import tempfile
 from typing import NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
@@ -23,8 +25,7 @@ from jaxtyping import PyTree
 from pallas_kernels.aot.table import COMPILED, Row
 from pallas_kernels.chunked.layout import OpInputs
 from pallas_kernels.tpu import rules
-from pallas_kernels.tpu.kernels import packs_per_program
-from pallas_kernels.tpu.packing import CHUNK, LANES
+from pallas_kernels.tpu.packing import LANES
 
 
 class Target(NamedTuple):
@@ -151,15 +152,20 @@ def _compile(kernel: str, topology: str, dtype: str, shape: tuple[int, ...]) -> 
     else:
         args = (x, flat, state) if rule == "state_backward" else (x, state)
     args = jax.tree.map(lambda z: jax.ShapeDtypeStruct(z.shape, z.dtype, sharding=SingleDeviceSharding(device)), args)
-    jax.jit(run).lower(*args).compile()
+    traced = jax.jit(run).trace(*args)
+    traced.lower().compile()
     outputs = jax.eval_shape(run, *args)
     if rule == "forward_saving":
         outputs = (*outputs[:2], outputs[2].states, outputs[2].u)
     moved = [*jax.tree.leaves(args), *jax.tree.leaves(outputs)]
     unread = 2 * flat.size * flat.dtype.itemsize if rule == "state_backward" else 0
-    packs = -(-heads * size // LANES)
-    steps = batch * packs // packs_per_program(packs, dtype, wide=wide) * -(-length // CHUNK)
-    return {"steps": steps, "bytes": sum(z.size * z.dtype.itemsize for z in moved) - unread}
+    return {"steps": _steps(traced.jaxpr.jaxpr), "bytes": sum(z.size * z.dtype.itemsize for z in moved) - unread}
+
+
+def _steps(program: jax.extend.core.Jaxpr) -> int:
+    """The steps of the grid of the only kernel in a program."""
+    (kernel,) = [equation for equation in program.eqns if equation.primitive.name == "pallas_call"]
+    return math.prod(kernel.params["grid_mapping"].grid)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Arrays of tokens are [C, 128], states [V, 128] with lanes (head, key), all float
 where the next pack may issue its own. `ti` is the inverse without its diagonal of ones, which stays exact that way.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 import jax.numpy as jnp
@@ -39,6 +40,27 @@ class Setting(NamedTuple):
         return {"pack": self.pack, "operand": self.operand}
 
 
+class Ahead(NamedTuple):
+    """What a chunk needs that does not depend on its state; `products` may be kept as products round them."""
+
+    products: tuple[Array, ...]
+    exact: tuple[Array, ...]
+
+
+class Body(NamedTuple):
+    """A chunk in two parts, of which the first may run a chunk ahead of the second; together they are one generator."""
+
+    ahead: Callable[..., Stages[Ahead]]
+    """(tokens but the last array, setting)"""
+    after: Callable[..., Stages[tuple[Array, ...]]]
+    """(what `ahead` returns, the last array of tokens, state, setting)"""
+
+    def __call__(self, *given) -> Stages[tuple[Array, ...]]:
+        *first, last, state, at = given
+        ahead = yield from self.ahead(*first, at)
+        return (yield from self.after(ahead, last, state, at))
+
+
 def through_state(keys: Array, state: Array, mask: Array | None, scores: Array, x: Array, at: Setting) -> Stages[Array]:
     """keys state^T, of the rows in `mask` only, + scores x, by head."""
     if at.unit > LANES:
@@ -51,23 +73,31 @@ def through_state(keys: Array, state: Array, mask: Array | None, scores: Array, 
     return known
 
 
-def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
-    """(y, u, the next state); row t of u is S_{t-1} a_t."""
-    masks, static = at.masks, at.static
+def _forward_ahead(r, log_w, k, a, b, at: Setting) -> Stages[Ahead]:
+    masks = at.masks
     d = stages.decays(log_w, masks)
     ar, b, k = stacked(a * d.a, r * d.r), b * d.bk, k * d.bk
     visible = (masks.earlier, masks.earlier), (masks.upto, masks.upto)
-    (ab, rb), (ak, rk) = stages.scores(ar, b, k, visible, **static)
+    (ab, rb), (ak, rk) = stages.scores(ar, b, k, visible, **at.static)
     yield
+    return Ahead((ar, stacked(b, k), ab, rb, stacked(ak, rk)), (d.enter, d.leave, d.whole))
+
+
+def _forward_after(ahead: Ahead, v, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
+    masks, static = at.masks, at.static
+    (ar, bk, ab, rb, to_k), (enter, leave, whole) = ahead
     ti = keep(masks.earlier, (yield from inverse(ab, **static)))
-    known = yield from through_state(ar, state * d.enter, masks.head, stacked(ak, rk), v, at)
+    known = yield from through_state(ar, state * enter, masks.head, to_k, v, at)
     known_u, known_y = halves(known)
     u = known_u + stages.product(ti, known_u, **static)
     yield
     y = known_y + stages.product(rb, u, **static)
     yield
-    change = stages.outer(stacked(u, v), stacked(b, k), masks.tail, **static)
-    return y, u, state * d.whole + change * d.leave
+    return y, u, state * whole + stages.outer(stacked(u, v), bk, masks.tail, **static) * leave
+
+
+forward = Body(_forward_ahead, _forward_after)
+"""(r, log_w, k, a, b, v, state, at) -> (y, u, the next state); row t of u is S_{t-1} a_t."""
 
 
 def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) -> Stages[tuple[Array, ...]]:
@@ -104,15 +134,30 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
     return dr * d.r, dlog_w, dk * d.bk, dv, da * d.a, db * d.bk, ds
 
 
-def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[Array]]:
-    """The gradient of the state before the chunk alone: k, v and the states do not enter."""
-    masks, static = at.masks, at.static
+def _state_backward_ahead(r, log_w, a, b, at: Setting) -> Stages[Ahead]:
+    masks = at.masks
     d = stages.decays(log_w, masks)
     a, r, b = a * d.a, r * d.r, b * d.bk
-    (ba,), (br,) = stages.scores(b, a, r, ((masks.later, masks.since),), **static)
+    (ba,), (br,) = stages.scores(b, a, r, ((masks.later, masks.since),), **at.static)
+    whole = stages.by_rows(d.whole, pack=at.pack)
     yield
+    ar = stages.limited(masks.head, stacked(a, r) * d.enter)
+    return Ahead((ar, stages.limited(masks.tail, b * d.leave), ba, br), (whole,))
+
+
+def _state_backward_after(ahead: Ahead, dy, ds: Array, at: Setting) -> Stages[tuple[Array]]:
+    masks, static = at.masks, at.static
+    (ar, b, ba, br), (whole,) = ahead
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
-    du = yield from through_state(b, ds * d.leave, masks.tail, br, dy, at)
+    du = stages.two_products(b, ds, br, dy, **static)
+    yield
     dz = du + stages.product(ti, du, **static)
     yield
-    return (ds * d.whole + stages.outer(stacked(dz, dy), stacked(a, r), masks.head, **static) * d.enter,)
+    return (ds * whole + stages.outer(ar, stacked(dz, dy), None, **static),)
+
+
+state_backward = Body(_state_backward_ahead, _state_backward_after)
+"""(r, log_w, a, b, dy, ds, at) -> (the gradient of the state before the chunk,): k, v and the states do not enter.
+
+ds is [K, 128] with lanes (head, value), so that products take it as it lies; the factors are put on tokens for it.
+"""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.tpu.packing import CHUNK, blocks, dot, iota, keep
-from pallas_kernels.tpu.schedule import Stages
+from pallas_kernels.tpu.schedule import Product, Stages
 
 BASE = 8
 
@@ -58,25 +58,41 @@ def _times(x: Array, a: Array, operand, pack: int) -> Array:
     return dot(x, blocks(a, pack), operand)
 
 
+def _changing(size: int, upper: bool) -> list[int]:
+    """The blocks of `size` rows that change when blocks are joined in pairs."""
+    return [i for i in range(CHUNK // size) if bool(i & 1) != upper]
+
+
+@partial(jax.jit, static_argnames=("size", "upper"))
+def _left(xa: Array, size: int, upper: bool) -> Array:
+    """off(X A), of the rows that change."""
+    block, parts = _block((size, xa.shape[1]), size), _split(xa, size)
+    return jnp.concatenate([keep(block == (i ^ 1), parts[i]) for i in _changing(size, upper)], 0)
+
+
+@partial(jax.jit, static_argnames=("size", "upper"))
+def _added(x: Array, more: Array, size: int, upper: bool) -> Array:
+    """X with `more` added to the rows that change."""
+    rows = _split(x, size)
+    for i, part in zip(_changing(size, upper), _split(more, size), strict=True):
+        rows[i] += part
+    return jnp.concatenate(rows, 0)
+
+
 @partial(jax.jit, static_argnames=("size", "upper", "operand", "pack"))
-def _joined(x: Array, xa: Array, size: int, upper: bool, operand, pack: int) -> list[Array]:
-    """[X, X A] after blocks of `size` rows are joined in pairs; X alone once they are whole chunks."""
-    lanes, given = xa.shape[1], [x, xa] if 2 * size < CHUNK else [x]
-    block, parts = _block((size, lanes), size), _split(xa, size)
-    changing = [i for i in range(len(parts)) if bool(i & 1) != upper]
-    left = jnp.concatenate([keep(block == (i ^ 1), parts[i]) for i in changing], 0)
-    new = dot(left, jnp.concatenate([blocks(z, pack) for z in given], 1), operand)
-    result = []
-    for column, before in enumerate(given):
-        rows = _split(before, size)
-        for i, more in zip(changing, _split(new[:, column * lanes : (column + 1) * lanes], size), strict=True):
-            rows[i] += more
-        result.append(jnp.concatenate(rows, 0))
-    return result
+def _joined(x: Array, xa: Array, size: int, upper: bool, operand, pack: int) -> tuple[Array, Array]:
+    """X and X A after blocks of `size` rows are joined in pairs."""
+    both = jnp.concatenate([blocks(x, pack), blocks(xa, pack)], 1)
+    new = dot(_left(xa, size=size, upper=upper), both, operand)
+    return tuple(
+        _added(before, more, size=size, upper=upper)
+        for before, more in zip((x, xa), jnp.split(new, 2, axis=1), strict=True)
+    )
 
 
 def inverse(a: Array, pack: int, operand, *, upper: bool = False) -> Stages[Array]:
     """(I - A)^-1 of strictly lower (or upper) triangular A [C, pack * C], float32."""
+    a = a.astype(jnp.float32)
     base = _side_by_side(a)
     x = (iota((BASE, a.shape[1]), 0) == (iota((BASE, a.shape[1]), 1) & (BASE - 1))).astype(jnp.float32)
     for column in range(BASE - 1, 0, -1) if upper else range(BASE - 1):
@@ -88,6 +104,6 @@ def inverse(a: Array, pack: int, operand, *, upper: bool = False) -> Stages[Arra
     for size in (8, 16):
         x, xa = _joined(x, xa, size=size, upper=upper, operand=operand, pack=pack)
         yield
-    (x,) = _joined(x, xa, size=32, upper=upper, operand=operand, pack=pack)
-    yield
-    return x
+    last = CHUNK // 2
+    more = yield Product(_left(xa, size=last, upper=upper), blocks(x, pack), operand)
+    return _added(x, more, size=last, upper=upper)

@@ -65,6 +65,11 @@ def _tokens(x: Array, pack: int) -> Array:
     return x.reshape(*x.shape[:2], -1)
 
 
+def _forward_tokens(x: OpInputs, pack: int) -> list[Array]:
+    """v last: what of a chunk does not depend on the state does not depend on v."""
+    return [_tokens(z, pack) for z in (x.r, x.log_w, x.k, x.a, x.b, x.v)]
+
+
 def _from_tokens(x: Array, like: Array) -> Array:
     """[B, n * C, packs * 128] -> the shape of `like` [B, T, H, N]."""
     _, length, heads, size = like.shape
@@ -106,7 +111,7 @@ def forward(
     if x.v.shape[1] == 1:
         return decode.forward(x, s0)
     plan = _plan("forward", x, interpret, wide, unit)
-    tokens = [_tokens(z, plan.pack) for z in x[:6]]
+    tokens = _forward_tokens(x, plan.pack)
     first, segments = _states(s0, plan.pack), _segments(x.reset, plan.pack)
     (y,), _, last = call(_bodies(wide).forward, plan, tokens, first, segments, out=[x.v.dtype])
     return _from_tokens(y, x.v), _from_states(last, s0.shape[1], plan.pack)
@@ -118,7 +123,7 @@ def forward_saving(
     """(y, s_T, what the full backward needs): the states before all chunks, packed, and u as it lies in memory."""
     s0 = _on_tpu(s0, interpret)
     plan = _plan("forward_saving", x, interpret, wide, unit)
-    tokens = [_tokens(z, plan.pack) for z in x[:6]]
+    tokens = _forward_tokens(x, plan.pack)
     (y, u), (states,), last = call(
         _bodies(wide).forward,
         plan,
@@ -167,6 +172,6 @@ def state_backward(
     ds = _on_tpu(ds, interpret)
     plan = _plan("state_backward", x, interpret, wide, unit)
     tokens = [_tokens(z, plan.pack) for z in (x.r, x.log_w, x.a, x.b, dy)]
-    last, segments = _states(ds, plan.pack), _segments(x.reset, plan.pack)
+    last, segments = _states(ds.mT, plan.pack), _segments(x.reset, plan.pack)
     _, _, first = call(_bodies(wide).state_backward, plan, tokens, last, segments, out=[])
-    return _from_states(first, ds.shape[1], plan.pack)
+    return _from_states(first, ds.shape[1], plan.pack).mT

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.tpu.packing import CHUNK, NT, TN, Masks, blocks, dot, fold, keep, rounded, row_sums
+from pallas_kernels.tpu.packing import CHUNK, LANES, NT, TN, Masks, blocks, dot, fold, keep, rounded, row_sums
 
 Result = TypeVar("Result")
 
@@ -122,6 +122,12 @@ def through_state(keys: Array, state: Array, mask: Array | None, scores: Array, 
 def values_to_keys(values: Array, state: Array, mask: Array | None, pack: int, operand) -> Array:
     """values state, of the rows in `mask` only."""
     return limited(mask, dot(values, blocks(state, pack), operand))
+
+
+@stage
+def by_rows(x: Array, pack: int) -> Array:
+    """x [1, 128], lanes (head, key), as a factor of states [K, 128] with lanes (head, value)."""
+    return fold(jnp.broadcast_to(x, (LANES, LANES)).T, pack)
 
 
 @stage

@@ -50,7 +50,7 @@ def _added(sums: list[Array], more: list[Array]) -> list[Array]:
     return [x + y for x, y in zip(sums, more, strict=True)] if sums else more
 
 
-def forward(r, log_w, k, v, a, b, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
+def forward(r, log_w, k, a, b, v, state: Array, at: Setting) -> Stages[tuple[Array, Array, Array]]:
     """(y, u, the next state); row t of u is S_{t-1} a_t."""
     masks, static = at.masks, at.static
     sums = levels.exponents(log_w, at.spans.matrix, operand=at.operand)
@@ -131,7 +131,7 @@ def backward(r, log_w, k, v, a, b, u, dy, state: Array, ds: Array, at: Setting) 
 
 
 def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[Array]]:
-    """The gradient of the state before the chunk alone: k, v and the states do not enter."""
+    """The gradient of the state before the chunk alone, as in `tpu.chunk`: k, v and the states do not enter."""
     masks, static = at.masks, at.static
     sums = levels.exponents(log_w, at.spans.matrix, operand=at.operand)
     yield
@@ -144,10 +144,9 @@ def state_backward(r, log_w, a, b, dy, ds: Array, at: Setting) -> Stages[tuple[A
     ba, br = scores
     end = levels.ends(sums, log_w, masks)
     ti = keep(masks.later, (yield from inverse(ba, **static, upper=True)))
-    du = stages.keys_to_values(b * end.leave, ds, None, **static)
-    yield
-    du += stages.product(br, dy, **static)
+    du = stages.two_products(b * end.leave, ds, br, dy, **static)
     yield
     dz = du + stages.product(ti, du, **static)
     yield
-    return (ds * end.whole + stages.outer(stacked(dz, dy), stacked(a, r) * end.enter, None, **static),)
+    whole = stages.by_rows(end.whole, pack=at.pack)
+    return (ds * whole + stages.outer(stacked(a, r) * end.enter, stacked(dz, dy), None, **static),)

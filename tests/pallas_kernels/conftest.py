@@ -5,6 +5,7 @@ import types
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,6 +64,17 @@ def fit(implementation):
 def oracle():
     """oracle(example, valid, reset) -> {"y", "s_T", "r", "log_w", ..., "s0"}: outputs, and gradients by input name."""
     return float64_oracle
+
+
+@pytest.fixture(scope="session")
+def as_bfloat16():
+    """as_bfloat16(example): its vectors in bfloat16; the state and its cotangent stay float32."""
+
+    def rounded(example):
+        inputs = {n: x if n == "s0" else x.astype(jnp.bfloat16) for n, x in example.inputs.items()}
+        return example._replace(inputs=inputs, dy=example.dy.astype(jnp.bfloat16))
+
+    return rounded
 
 
 @pytest.fixture

@@ -50,12 +50,6 @@ def poisoned(example, valid):
     return example._replace(inputs=inputs, dy=np.where(on, example.dy, np.float32(np.nan)))
 
 
-def as_bfloat16(example):
-    """The example with its vectors in bfloat16; the state and its cotangent stay float32."""
-    inputs = {n: x if n == "s0" else x.astype(jnp.bfloat16) for n, x in example.inputs.items()}
-    return example._replace(inputs=inputs, dy=example.dy.astype(jnp.bfloat16))
-
-
 @pytest.mark.parametrize("shape", TEST, ids=lambda shape: f"T{shape.length}")
 def test_matches_the_oracle(implementation, fit, shape, rng, oracle, error):
     shape = fit(shape)
@@ -82,7 +76,7 @@ def test_matches_the_oracle_at_the_released_head_size(implementation, rng, oracl
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-def test_bfloat16_inputs(implementation, fit, regime, rng, oracle, error):
+def test_bfloat16_inputs(implementation, fit, regime, rng, as_bfloat16, oracle, error):
     shape = fit(MANY)
     example = as_bfloat16(make_example(rng, shape, regime))
     valid, reset = flags(rng, shape)
