@@ -5,6 +5,7 @@ the operating system moves memory when it is asked to (`madvise(2)`, MADV_COLLAP
 read it. Addresses and values stay; where that is refused, nothing changes.
 """
 
+import bisect
 import ctypes
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
@@ -54,6 +56,28 @@ def use(tree: PyTree) -> threading.Thread | None:
     return thread
 
 
+def out_of_files(tree: PyTree) -> PyTree:
+    """Returns a tree whose arrays are copied where they lie in a mapped file, whose pages stay small.
+
+    Args:
+      tree: arrays; what is on other devices, below one page, or no array stays as it is, and all do where there are no
+        such pages.
+    """
+    if not available():
+        return tree
+    files = _mapped_files()
+    begins = [begin for begin, _ in files]
+
+    def own(leaf: PyTree) -> PyTree:
+        if not _on_cpu(leaf) or leaf.nbytes < PAGE:
+            return leaf
+        address = leaf.unsafe_buffer_pointer()
+        place = bisect.bisect_right(begins, address) - 1
+        return jnp.array(leaf) if place >= 0 and address < files[place][1] else leaf
+
+    return jax.tree.map(own, tree)
+
+
 def available() -> bool:
     """Returns whether the system has such pages for programs that ask."""
     try:
@@ -90,6 +114,13 @@ def _on_cpu(leaf: object) -> bool:
         return False
     (device, *others) = leaf.devices()
     return device.platform == "cpu" and not others
+
+
+def _mapped_files() -> list[tuple[int, int]]:
+    """Returns (first address, address after the last) of each part of a file in this process's memory, ascending."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    ends = [line[0].split("-") for line in lines if line[4] != "0"]
+    return [(int(begin, 16), int(end, 16)) for begin, end in ends]
 
 
 def _move(arrays: list[jax.Array]) -> None:

@@ -16,7 +16,7 @@ from rwkv7_jax.quantisation import QuantisedWeight
 
 FEW_ROWS = 8
 """Up to so many rows of activations these products are faster than XLA's, with numbers of any kind."""
-PRECISION = {"float32": (8, 23), "bfloat16": (8, 7)}
+BFLOAT16 = (8, 7)
 """Bits of exponent and mantissa."""
 
 
@@ -116,8 +116,9 @@ def _widened(matrix: Array, x: Array, dtype: DTypeLike) -> Array:
 def _few(x: Array, matrix: Array | QuantisedWeight, wanted: Array | None, dtype: str) -> Array:
     def streamed(x: Array, matrix: Array | QuantisedWeight) -> Array:
         numbers, scales = matrix if isinstance(matrix, QuantisedWeight) else (matrix, None)
-        rounded = jax.lax.reduce_precision(x.astype(jnp.float32), *PRECISION[dtype])
-        rows = rounded.reshape(-1, x.shape[-1])
+        rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
+        if dtype == "bfloat16":
+            rows = jax.lax.reduce_precision(rows, *BFLOAT16)
         given = (jnp.asarray(numbers), None if scales is None else jnp.asarray(scales), wanted)
         return cpu.few_rows(rows, *given).astype(x.dtype).reshape(*x.shape[:-1], -1)
 

@@ -57,11 +57,13 @@ def one_by_one(model: RWKV7, params: dict) -> tuple[RWKV7, Params]:
 
 
 def decoding_weights(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:
-    """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied."""
+    """Returns unstacked weights for decoding, see `for_decoding`; what has the right form already is not copied,
+    but out of files where `huge_pages` are used."""
     parts = _made(config, params, few_rows, _Wanted)
     made = {name: _cast(part) for name, part in parts.items()}
-    huge_pages.use({name: part for name, part in made.items() if name != "emb"})
-    return made
+    read = huge_pages.out_of_files({name: part for name, part in made.items() if name != "emb"})
+    huge_pages.use(read)
+    return made | read
 
 
 def decoding_shapes(config: RWKV7Config, params: Params, *, few_rows: bool = False) -> Params:

@@ -73,6 +73,26 @@ def test_nothing_is_done_for_few_weights_or_on_other_systems(monkeypatch):
     assert huge_pages.use({"a": jnp.ones(2**23)}) is None
 
 
+@needs_pages
+def test_what_lies_in_a_file_is_copied(tmp_path):
+    numbers = np.arange(PAGE, dtype=np.float32).reshape(4, -1)
+    numbers.tofile(tmp_path / "numbers")
+    mapped = np.asarray(np.memmap(tmp_path / "numbers", np.float32, mode="r")).reshape(4, -1)
+    given = {
+        "file": jax.device_put(mapped),
+        "small": jax.device_put(mapped[0, :256]),
+        "own": jnp.ones(PAGE),
+        "other": 3,
+    }
+    assert given["file"].unsafe_buffer_pointer() == mapped.ctypes.data  # JAX copies nothing
+    found = huge_pages.out_of_files(given)
+    places = {name: found[name].unsafe_buffer_pointer() for name in ("file", "small", "own")}
+    assert places["file"] != mapped.ctypes.data
+    assert [places[name] == given[name].unsafe_buffer_pointer() for name in ("small", "own")] == [True, True]
+    assert found["other"] == 3
+    np.testing.assert_array_equal(found["file"], numbers)
+
+
 def test_decoding_moves_all_but_the_embedding(monkeypatch):
     seen = []
     monkeypatch.setattr(huge_pages, "use", seen.append)
