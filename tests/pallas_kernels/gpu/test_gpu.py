@@ -57,11 +57,9 @@ def test_tuning_changes_speed_only(tuning, rng, oracle, error):
 
 
 @pytest.mark.parametrize("regime", ["model", "strong", "aligned"])
-def test_bfloat16_at_the_released_head_size(regime, rng, oracle, error):
+def test_bfloat16_at_the_released_head_size(regime, rng, as_bfloat16, oracle, error):
     """In one kernel, divided over the value axis too, as it is where there are so few heads."""
-    example = make_example(rng, RELEASED, regime)
-    inputs = {n: x if n == "s0" else x.astype(jnp.bfloat16) for n, x in example.inputs.items()}
-    example = example._replace(inputs=inputs, dy=example.dy.astype(jnp.bfloat16))
+    example = as_bfloat16(make_example(rng, RELEASED, regime))
     nowhere = np.zeros((RELEASED.batch, RELEASED.length), bool)
     result = run(BFLOAT16._replace(form="small"), example, nowhere)
     for name, expected in oracle(example, ~nowhere, nowhere).items():
