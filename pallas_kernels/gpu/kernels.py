@@ -47,15 +47,15 @@ def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) 
         scale, strict, causal = _frame(tile)
         b, k = tile.load("b"), tile.load("k")
         storer = make_storer(n, b, k, scale)
-        a = make_loader(n, tile.load("a"), scale.a, scale)
+        a, r = (make_loader(n, tile.load(z), factor, scale) for z, factor in (("a", scale.a), ("r", scale.r)))
         ab, ak = (scores(n, a, z, strict) for z in storer)
+        rb, rk = (scores(n, r, z, causal) for z in storer)
+        read_a, read_r = (n.mm_t(z.entering, s) for z in (a, r))
         inverse, v = unit_lower_inverse(n, ab), tile.load("v")
-        u = n.fine_dot(inverse, n.mm_t(a.entering, s) + n.mm(ak, v)).astype(n.operand)
+        u = n.fine_dot(inverse, read_a + n.mm(ak, v)).astype(n.operand)
         if len(saved) > 1:
             tile.put(saved[1], u, key=False)
-        r = make_loader(n, tile.load("r"), scale.r, scale)
-        rb, rk = (scores(n, r, z, causal) for z in storer)
-        tile.put(y, n.mm_t(r.entering, s) + n.mm(rb, u) + n.mm(rk, v), key=False)
+        tile.put(y, read_r + n.mm(rb, u) + n.mm(rk, v), key=False)
         return advance(n, scale, b, k, u, v, s)
 
     buffer.store_state(s_last, lax.fori_loop(0, plan.chunks, chunk, buffer.load_state(s0)))
@@ -141,13 +141,16 @@ def key_gradients(
     """
     scale, strict, causal = _frame(x)
     storer, v = make_storer(n, x.load("b"), x.load("k"), scale), x.load("v")
-    a, r = make_loader(n, x.load("a"), scale.a, scale), make_loader(n, x.load("r"), scale.r, scale)
-    ds_first = ds * scale.whole + n.t_mm(dy, r.entering) + n.t_mm(dz, a.entering)
-    at_end = jnp.sum(s * ds, axis=0, keepdims=True) * scale.whole
+    r = make_loader(n, x.load("r"), scale.r, scale)
+    ds_first = ds * scale.whole + n.t_mm(dy, r.entering)
     d_rb, d_rk, g_r = _through_loader(n, dy, u, v, s, scale, storer, causal)
     out.store("r", g_r * scale.r)
+    n.barrier()
+    a = make_loader(n, x.load("a"), scale.a, scale)
+    ds_first = ds_first + n.t_mm(dz, a.entering)
     d_ab, d_ak, g_a = _through_loader(n, dz, u, v, s, scale, storer, strict)
     out.store("a", g_a * scale.a)
+    at_end = jnp.sum(s * ds, axis=0, keepdims=True) * scale.whole
     through_a = _product(a.mid, g_a)
     terms = _product(r.mid, g_r) + through_a
     for name, mid, stored, d_a, d_r in (("b", storer.b, u, d_ab, d_rb), ("k", storer.k, v, d_ak, d_rk)):

@@ -16,7 +16,7 @@ from pallas_kernels.gpu import divided, kernels, sequential, wide_launch
 from pallas_kernels.gpu.blocks import Block, Schedule, call, make_specs
 from pallas_kernels.gpu.chunk import Numerics
 from pallas_kernels.gpu.tiles import Plan
-from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, Divided, Form, Tuning, Wide, before_hopper
+from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32, FLOAT32_NARROW, Divided, Form, Tuning, Wide, before_hopper
 from pallas_kernels.support import only_on
 
 MULTIPROCESSORS = 128
@@ -70,7 +70,7 @@ class Launch(NamedTuple):
     def _forward(self, x: OpInputs, s0: State, saved: int) -> tuple[Array, ...]:
         """(y, s_T) and as many as are to be saved of the states and u."""
         sequential_form = self.form("forward", x) == "sequential"
-        plan = self.sequential_plan(x) if sequential_form else self.plan(x)
+        plan = self.sequential_plan(x) if sequential_form else self.small_plan(x)
         spec = make_specs(plan)
         states = jax.ShapeDtypeStruct((plan.saved_states, *s0.shape), plan.numerics.operand)
         u = jax.ShapeDtypeStruct(x.v.shape, plan.numerics.operand)
@@ -85,7 +85,7 @@ class Launch(NamedTuple):
             return self.strong(x).backward(saved.states, saved.u, dy, ds)
         if self.form("backward", x) == "divided":
             return self.divided(x).backward(saved.states, dy, ds)
-        plan = self.plan(x)
+        plan = self.small_plan(x)
         spec = make_specs(plan)
         inputs = [(spec.states, saved.states), (spec.value, saved.u), (spec.value, dy), (spec.state, ds)]
         outputs = [*zip(spec.inputs(x)[:6], x[:6], strict=True), (spec.state, ds)]
@@ -107,7 +107,10 @@ class Launch(NamedTuple):
         form = self.form("state_backward", x)
         if form == "divided":
             return self.divided(x).state_backward(dy, ds)
-        plan = self.sequential_plan(x) if form == "sequential" else self.plan(x)
+        plan = self.small_plan(x)
+        if form == "sequential":
+            plan = self.sequential_plan(x)
+            plan = plan.wide_keys() if plan.key_tile < plan.chunk else plan
         kernel = sequential.state_backward if form == "sequential" else kernels.state_backward
         spec = make_specs(plan)
         inputs = [(spec.value, dy), (spec.state, ds)]
@@ -154,6 +157,10 @@ class Launch(NamedTuple):
         plan = self._larger_chunks(x)
         return plan if x.reset is None else plan.wide_keys()
 
+    def small_plan(self, x: OpInputs) -> Plan:
+        """Returns the sizes of the launch for kernels in chunks of 16 tokens."""
+        return self.plan(x).wide_keys()
+
     def _larger_chunks(self, x: OpInputs) -> Plan:
         return self.plan(x)._replace(chunk=self.tuned(x).divided.chunk, every=1)
 
@@ -163,7 +170,9 @@ class Launch(NamedTuple):
 
     def tuned(self, x: OpInputs) -> Tuning:
         """Returns the tuning for these inputs."""
-        return self.tuning or (BFLOAT16 if self._operand(x) == jnp.bfloat16 else FLOAT32)
+        if self.tuning or self._operand(x) == jnp.bfloat16:
+            return self.tuning or BFLOAT16
+        return FLOAT32 if tile(x.r.shape[3]) > 32 else FLOAT32_NARROW
 
     def plan(self, x: OpInputs) -> Plan:
         """Returns the sizes of the launch for these inputs."""

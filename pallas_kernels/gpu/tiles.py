@@ -47,12 +47,12 @@ class Plan(NamedTuple):
         return pl.cdiv(self.value, self.value_tile)
 
     def wide_keys(self) -> "Plan":
-        """Returns the plan with tiles [C, K] that are not square.
+        """Returns the plan with tiles [C, K] that are at least twice as wide as high.
 
         The compiler gives each warp all columns of a square tile and some columns of a wider one. With the first,
-        programs of many tiles [32, 32] spill, so keys take 64 columns, half of them outside.
+        programs of many square tiles spill, so keys take twice as many columns, half of them outside.
         """
-        return self._replace(key_tile=64) if self.key_tile == self.chunk == 32 else self
+        return self._replace(key_tile=max(self.key_tile, 2 * self.chunk))
 
     def saved_before(self, i: Array) -> Array:
         """Returns the index of the last saved state at or before chunk i."""
