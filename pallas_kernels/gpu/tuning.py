@@ -78,7 +78,9 @@ FLOAT32 = Tuning(
     wide=Wide(chunk=16, block=16, prepare_warps=4, follow_warps=4, stages=1),
 )
 """float32 inputs, whose operands take four times the registers."""
-FLOAT32_NARROW = FLOAT32._replace(warps=4, backward_warps=4)
+FLOAT32_NARROW = FLOAT32._replace(
+    warps=4, backward_warps=4, wide=FLOAT32.wide._replace(follow_warps=2, gradient_warps=4)
+)
 """float32 inputs whose heads have at most 32 keys: more warps would compute the same, and spill."""
 
 

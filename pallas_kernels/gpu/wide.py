@@ -69,9 +69,9 @@ def scores(at: Frame, name: str) -> tuple[Array, Array]:
         return of_a, sums[1] + where(here, n.mm_t(at.operand("r", again.r), stored))
 
     own = jnp.sum(at.load("r") * at.load(name), axis=1, keepdims=True)
-    start = jnp.zeros((at.size, at.size), jnp.float32), where(row == col, jnp.broadcast_to(own, (at.size, at.size)))
-    of_a, of_r = at.over_levels(level, start)
-    return where(at.strict, of_a), where(at.causal, of_r)
+    own, none = jnp.broadcast_to(own, (at.size, at.size)), jnp.zeros((at.size, at.size), jnp.float32)
+    of_a, of_r = at.over_levels(level, (none, none))
+    return where(at.strict, of_a), where(at.causal, of_r + where(row == col, own))
 
 
 def forward(x: OpInputs, given: Scores, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) -> None:
@@ -147,10 +147,11 @@ def gradients(x: OpInputs, given: Scores, ends: Ends, *outputs: Ref, plan: Plan)
     }
     own = {name: _own(rows["r"]) for name, rows in to.items()}
     to = {name: {reader: z.astype(n.operand) for reader, z in rows.items()} for name, rows in to.items()}
-    n.barrier()
-    dlog_w = writer_gradients(make_frame(tile), to, own, ends, out)
-    n.barrier()
-    dlog_w += reader_gradients(make_frame(tile), to, own, ends, out)
+    dlog_w = jnp.zeros((plan.chunk, plan.key_tile), jnp.float32)
+    steps = writer_gradients, reader_gradients
+    for step in steps[::-1] if n.operand == jnp.float32 or plan.value_tile <= plan.chunk else steps:
+        n.barrier()
+        dlog_w = step(make_frame(tile), to, own, ends, out, dlog_w)
     at = make_frame(tile)
     s, ds = (tile.buffer.load_state(ref, tile.i) for ref in (ends.states, ends.d_states))
     out.store("log_w", dlog_w + jnp.sum(s * ds, axis=0, keepdims=True) * whole(at))
@@ -172,22 +173,22 @@ def value_gradient(at: Frame, given: Scores, ends: Ends) -> Array:
 
 
 def reader_gradients(
-    at: Frame, to: dict[str, dict[str, Array]], own: dict[str, Array], ends: Ends, out: GridIndex
+    at: Frame, to: dict[str, dict[str, Array]], own: dict[str, Array], ends: Ends, out: GridIndex, dlog_w: Array
 ) -> Array:
-    """Stores the gradients of r and a, one after the other; returns what they give to that of log_w, [C, K].
+    """Stores the gradients of r and a, one after the other; returns dlog_w and what they give to it, [C, K].
 
     to: gradients of the scores, by writer and reader; own: those of r with b and with k on the diagonal.
     """
     n, tile = at.tile.plan.numerics, at.tile
     row, col = indices(at.size)
-    found = []
-    for name, ref in (("r", ends.dy), ("a", ends.dz)):
+    readers = ("a", ends.dz), ("r", ends.dy)
+    for name, ref in readers[::-1] if n.operand == jnp.float32 else readers:
         n.barrier()
         reads = name == "r"
         span, earlier = (between, row <= col) if reads else (before, row < col)
         through_state = where(at.head, n.mm(tile.get(ref, key=False), tile.buffer.load_state(ends.states, tile.i)))
         total = through_state * entering(at)[0 if reads else 1]
-        dlog_w = at.spread(earlier.astype(jnp.float32), at.load(name) * total)
+        dlog_w = dlog_w + at.spread(earlier.astype(jnp.float32), at.load(name) * total)
         if reads:
             total += own["b"] * at.load("b") + own["k"] * at.load("k")
 
@@ -199,14 +200,13 @@ def reader_gradients(
 
         total, dlog_w = at.over_levels(level, (total, dlog_w))
         out.store(name, total)
-        found.append(dlog_w)
-    return found[0] + found[1]
+    return dlog_w
 
 
 def writer_gradients(
-    at: Frame, to: dict[str, dict[str, Array]], own: dict[str, Array], ends: Ends, out: GridIndex
+    at: Frame, to: dict[str, dict[str, Array]], own: dict[str, Array], ends: Ends, out: GridIndex, dlog_w: Array
 ) -> Array:
-    """Stores the gradients of b and k; returns what they give to that of log_w, [C, K]; see `reader_gradients`."""
+    """Stores the gradients of b and k; returns dlog_w and what they give to it, [C, K]; see `reader_gradients`."""
     n, tile = at.tile.plan.numerics, at.tile
     row, col = indices(at.size)
     ds, leave = tile.buffer.load_state(ends.d_states, tile.i), leaving(at)
@@ -216,7 +216,7 @@ def writer_gradients(
         total[name] = where(at.tail, n.mm(tile.get(ref, key=False), ds)) * leave
         crossing += at.load(name) * total[name]
         total[name] += own[name] * at.load("r")
-    dlog_w = at.spread((row > col).astype(jnp.float32), crossing)
+    dlog_w = dlog_w + at.spread((row > col).astype(jnp.float32), crossing)
 
     def level(i: Array, sums: Sums) -> Sums:
         here = pairs(at.size, i)
