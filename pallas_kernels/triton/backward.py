@@ -11,6 +11,7 @@ from pallas_kernels.triton.kernels import (
     load,
     make_masks,
     make_scale,
+    part_of,
     rounded,
     scores,
     segments,
@@ -18,6 +19,7 @@ from pallas_kernels.triton.kernels import (
     store,
     tile,
     unit_lower_inverse,
+    within,
 )
 
 
@@ -31,6 +33,27 @@ def product(operand, x):
 def mid(pointer, where, factor, HALF: tl.constexpr):
     """The tile scaled to the middle of the chunk, as products take it."""
     return rounded(load(pointer, where).to(tl.float32) * factor, HALF)
+
+
+@triton.jit
+def all_scores(
+    r_ptr, log_w_ptr, k_ptr, a_ptr, b_ptr, i, b, h,
+    T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, KT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """What a and r of every token (row) read of b and k of another (column): A_ab, A_ak, A_rb, A_rk, float32 [C, C]."""
+    PART: tl.constexpr = part_of(KT, HALF)
+    none = tl.zeros((C, C), tl.float32)
+    ab, ak, rb, rk = none, none, none, none
+    for start in range(0, K, PART):
+        keys = tile(i, b, h, start, T, H, K, C, PART)
+        scale_r, scale_a, bk, _, _, _ = make_scale(load(log_w_ptr, keys), 0, 0, C, False)
+        stored_b, stored_k = tl.trans(mid(b_ptr, keys, bk, HALF)), tl.trans(mid(k_ptr, keys, bk, HALF))
+        a, r = mid(a_ptr, keys, scale_a, HALF), mid(r_ptr, keys, scale_r, HALF)
+        ab += dot(a, stored_b, HALF)
+        ak += dot(a, stored_k, HALF)
+        rb += dot(r, stored_b, HALF)
+        rk += dot(r, stored_k, HALF)
+    return ab, ak, rb, rk
 
 
 @triton.jit
@@ -48,16 +71,11 @@ def backward(
         i = tl.cdiv(T, C) - 1 - step
         keys, values = tile(i, batch, h, 0, T, H, K, C, KT), tile(i, batch, h, j, T, H, V, C, VT)
         segment, last = segments(reset, i, batch, T, C, RESET)
-        scale_r, scale_a, bk, enter, leave, whole = make_scale(load(log_w_ptr, keys), segment, last, C, RESET)
         strict, causal = make_masks(segment, C, RESET)
-        ab = scores(mid(a_ptr, keys, scale_a, HALF), mid(b_ptr, keys, bk, HALF), strict, HALF)
+        ab, ak, rb, rk = all_scores(r_ptr, log_w_ptr, k_ptr, a_ptr, b_ptr, i, batch, h, T, H, K, KT, C, HALF)
+        ab, ak, rb, rk = within(ab, strict), within(ak, strict), within(rb, causal), within(rk, causal)
         tl.debug_barrier()
-        ak = scores(mid(a_ptr, keys, scale_a, HALF), mid(k_ptr, keys, bk, HALF), strict, HALF)
-        tl.debug_barrier()
-        rk = scores(mid(r_ptr, keys, scale_r, HALF), mid(k_ptr, keys, bk, HALF), causal, HALF)
-        tl.debug_barrier()
-        rb = scores(mid(r_ptr, keys, scale_r, HALF), mid(b_ptr, keys, bk, HALF), causal, HALF)
-        tl.debug_barrier()
+        scale_r, scale_a, bk, enter, leave, whole = make_scale(load(log_w_ptr, keys), segment, last, C, RESET)
         inverse = unit_lower_inverse(ab, C, HALF)
         dy = load(dy_ptr, values)
         to_state = tl.trans(ds)
@@ -87,11 +105,19 @@ def backward(
         store(dr_ptr, parts, g * scale_r)
         r = mid(r_ptr, keys, scale_r, HALF)
         terms = product(r, g)
+        if not HALF:
+            tl.debug_barrier()
+            b, k = mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
+            u, v = load(u_ptr, values), load(v_ptr, values)
         d_ab, d_ak = scores(dz, u, strict, HALF), scores(dz, v, strict, HALF)
         g = dot(d_ab, b, HALF) + dot(d_ak, k, HALF) + dot(dz, s, HALF) * enter
         store(da_ptr, parts, g * scale_a)
         a = mid(a_ptr, keys, scale_a, HALF)
         through_a = product(a, g)
+        if not HALF:
+            tl.debug_barrier()
+            r, a = mid(r_ptr, keys, scale_r, HALF), mid(a_ptr, keys, scale_a, HALF)
+            b, u = mid(b_ptr, keys, bk, HALF), load(u_ptr, values)
         leaving = dot(u, ds, HALF) * leave
         g = dot(tl.trans(d_ab), a, HALF) + dot(tl.trans(d_rb), r, HALF) + leaving
         store(db_ptr, parts, g * bk)

@@ -105,10 +105,22 @@ def make_masks(segment, C: tl.constexpr, RESET: tl.constexpr):
     return strict, causal
 
 
+@triton.constexpr_function
+def part_of(size, half):
+    """How much of an axis a product of float32 adds up at once: operands of more take too many registers."""
+    return size if half else min(size, 32)
+
+
+@triton.jit
+def within(scores, mask):
+    """The scores under the mask, else 0."""
+    return tl.where(mask, scores, 0.0)
+
+
 @triton.jit
 def scores(loader, stored, mask, HALF: tl.constexpr):
     """[C, C]: what token t (row) loads of what token s (column) stored."""
-    return tl.where(mask, dot(loader, tl.trans(stored), HALF), 0.0)
+    return within(dot(loader, tl.trans(stored), HALF), mask)
 
 
 @triton.jit

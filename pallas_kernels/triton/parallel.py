@@ -82,15 +82,19 @@ def factor(factors, i, b, h, which, B, H, K: tl.constexpr, KT: tl.constexpr):
 
 @triton.jit
 def row_sums(weights, x, HALF: tl.constexpr):
-    """weights x for whole numbers as weights: as exact as float32, in two parts of a float32 x."""
-    if HALF:
-        first = x.to(tl.bfloat16)
-        sums = tl.dot(weights.to(tl.bfloat16), first)
-        if x.dtype == tl.float32:
-            sums = tl.dot(weights.to(tl.bfloat16), (x - first.to(tl.float32)).to(tl.bfloat16), sums)
-        return sums
-    else:
-        return dot(weights, x, HALF)
+    """weights x for whole numbers as weights: as exact as float32, in bfloat16 parts of x.
+
+    One of a bfloat16 x, two of a float32 one beside bfloat16 products, three beside float32 ones.
+    """
+    weights, first = weights.to(tl.bfloat16), x.to(tl.bfloat16)
+    sums = tl.dot(weights, first)
+    if x.dtype == tl.float32:
+        rest = x - first.to(tl.float32)
+        second = rest.to(tl.bfloat16)
+        sums = tl.dot(weights, second, sums)
+        if not HALF:
+            sums = tl.dot(weights, (rest - second.to(tl.float32)).to(tl.bfloat16), sums)
+    return sums
 
 
 @triton.jit

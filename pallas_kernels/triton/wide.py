@@ -9,7 +9,7 @@ out, are [n, B, H, C, C]; states and their gradients [n, B, H, V, K]. `prepare` 
 import triton
 import triton.language as tl
 
-from pallas_kernels.triton.kernels import dot, make_masks, rounded, segments
+from pallas_kernels.triton.kernels import dot, make_masks, part_of, rounded, segments, within
 from pallas_kernels.triton.parallel import each_chunk, load, only, rest_of_inverse, row_sums, store, tile
 
 
@@ -48,6 +48,15 @@ def triangle(UPTO: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
+def spread(weights, x, HALF: tl.constexpr):
+    """As `row_sums`, of what was computed: a float32 tile changes hands at once, its parts would one by one."""
+    if HALF:
+        return row_sums(weights, x, HALF)
+    else:
+        return dot(weights, x, HALF)
+
+
+@triton.jit
 def reader_factors(log_w, weights, HALF: tl.constexpr):
     """Factors of r and of a, which reads before its own token decays the state, float32 [C, K]."""
     here = row_sums(weights, log_w, HALF)
@@ -64,12 +73,6 @@ def scaled(pointer, where, factor, HALF: tl.constexpr):
 def square(i, b, h, B, H, C: tl.constexpr):
     """(first, offsets, mask) of the scores of chunk i."""
     return each_chunk(i, b, h, B, H, C, C, 0, C, C)
-
-
-@triton.jit
-def within(scores, mask):
-    """The scores under the mask, else 0."""
-    return tl.where(mask, scores, 0.0)
 
 
 @triton.jit
@@ -206,7 +209,7 @@ def reader_gradient(
     else:
         total = through_state * of_r
         later = tl.where(row <= col, 1.0, 0.0)
-    dlog_w = row_sums(later, load(x_ptr, keys).to(tl.float32) * total, HALF)
+    dlog_w = spread(later, load(x_ptr, keys).to(tl.float32) * total, HALF)
     total += own_terms
     for level in range(0, LEVELS):
         tl.debug_barrier()
@@ -220,9 +223,9 @@ def reader_gradient(
             g *= grown
         total += g
         if A:
-            dlog_w += row_sums(tl.trans(before(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
+            dlog_w += spread(tl.trans(before(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
         else:
-            dlog_w += row_sums(tl.trans(between(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
+            dlog_w += spread(tl.trans(between(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
     store(out_ptr, keys, total)
     return dlog_w
 
@@ -236,7 +239,7 @@ def writer_gradient(
     row, col = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     total = through_state * tl.exp(row_sums(triangle(False, C), load(log_w_ptr, keys), HALF))
     earlier = tl.where(row > col, 1.0, 0.0)
-    dlog_w = row_sums(earlier, load(x_ptr, keys).to(tl.float32) * total, HALF)
+    dlog_w = spread(earlier, load(x_ptr, keys).to(tl.float32) * total, HALF)
     total += own_terms
     for level in range(0, LEVELS):
         tl.debug_barrier()
@@ -246,9 +249,38 @@ def writer_gradient(
         g += dot(tl.trans(within(to_a, here)), scaled(a_ptr, keys, of_a, HALF), HALF)
         g *= grown
         total += g
-        dlog_w += row_sums(tl.trans(between(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
+        dlog_w += spread(tl.trans(between(level, C)), load(x_ptr, keys).to(tl.float32) * g, HALF)
     store(out_ptr, keys, total)
     return dlog_w
+
+
+@triton.jit
+def score_gradients(
+    x_ptr, u_ptr, v_ptr, i, b, h, T: tl.constexpr, H: tl.constexpr, V: tl.constexpr, VT: tl.constexpr, C: tl.constexpr
+):
+    """The gradients x u' and x v' of the scores with b and with k, in float32 products; see `part_of`."""
+    PART: tl.constexpr = part_of(VT, False)
+    of_b, of_k = tl.zeros((C, C), tl.float32), tl.zeros((C, C), tl.float32)
+    for start in range(0, V, PART):
+        part = tile(i, b, h, start, T, H, V, C, PART)
+        x = load(x_ptr, part)
+        of_b += dot(x, tl.trans(load(u_ptr, part)), False)
+        of_k += dot(x, tl.trans(load(v_ptr, part)), False)
+    return of_b, of_k
+
+
+@triton.jit
+def from_state(
+    x_ptr, states, i, b, h, B: tl.constexpr, T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    KT: tl.constexpr, VT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """x S, float32 [C, K], for the rows of a chunk and a state at its end; see `part_of`."""
+    PART: tl.constexpr = part_of(VT, HALF)
+    total = tl.zeros((C, KT), tl.float32)
+    for start in range(0, V, PART):
+        x = load(x_ptr, tile(i, b, h, start, T, H, V, C, PART))
+        total += dot(x, load(states, each_chunk(i, b, h, B, H, V, K, start, PART, KT)), HALF)
+    return total
 
 
 @triton.jit
@@ -271,29 +303,37 @@ def gradients(
     dv += dot(tl.trans(load(rk_ptr, at)), dy, HALF) + dot(tl.trans(load(ak_ptr, at)), dz, HALF)
     store(dv_ptr, values, dv)
     tl.debug_barrier()
-    u, v = load(u_ptr, values), load(v_ptr, values)
-    rb, rk = within(dot(dy, tl.trans(u), HALF), causal), within(dot(dy, tl.trans(v), HALF), causal)
+    if HALF:
+        u, v = load(u_ptr, values), load(v_ptr, values)
+        rb, rk = dot(dy, tl.trans(u), HALF), dot(dy, tl.trans(v), HALF)
+        ab, ak = dot(dz, tl.trans(u), HALF), dot(dz, tl.trans(v), HALF)
+    else:
+        rb, rk = score_gradients(dy_ptr, u_ptr, v_ptr, i, batch, h, T, H, V, VT, C)
+        ab, ak = score_gradients(dz_ptr, u_ptr, v_ptr, i, batch, h, T, H, V, VT, C)
+    rb, rk = within(rb, causal), within(rk, causal)
     own_b, own_k = own(rb, C), own(rk, C)
     rb, rk = rounded(rb, HALF), rounded(rk, HALF)
-    ab = rounded(within(dot(dz, tl.trans(u), HALF), strict), HALF)
-    ak = rounded(within(dot(dz, tl.trans(v), HALF), strict), HALF)
+    ab, ak = rounded(within(ab, strict), HALF), rounded(within(ak, strict), HALF)
     tl.debug_barrier()
-    s = load(states, ends)
+    if HALF:
+        through = dot(dy, load(states, ends), HALF)
+    else:
+        through = from_state(dy_ptr, states, i, batch, h, B, T, H, K, V, KT, VT, C, HALF)
+    through = only(through, head, RESET)
     terms = own_b * load(b_ptr, keys).to(tl.float32) + own_k * load(k_ptr, keys).to(tl.float32)
-    through = only(dot(dy, s, HALF), head, RESET)
     dlog_w = reader_gradient(
         r_ptr, dr_ptr, keys, rb, rk, through, terms, log_w_ptr, b_ptr, k_ptr, False, C, LEVELS, HALF
     )
     tl.debug_barrier()
-    through = only(dot(load(dz_ptr, values), load(states, ends), HALF), head, RESET)
+    through = only(from_state(dz_ptr, states, i, batch, h, B, T, H, K, V, KT, VT, C, HALF), head, RESET)
     dlog_w += reader_gradient(a_ptr, da_ptr, keys, ab, ak, through, 0.0, log_w_ptr, b_ptr, k_ptr, True, C, LEVELS, HALF)
     tl.debug_barrier()
     terms = own_b * load(r_ptr, keys).to(tl.float32)
-    through = only(dot(load(u_ptr, values), load(d_states, ends), HALF), tail, RESET)
+    through = only(from_state(u_ptr, d_states, i, batch, h, B, T, H, K, V, KT, VT, C, HALF), tail, RESET)
     dlog_w += writer_gradient(b_ptr, db_ptr, keys, rb, ab, through, terms, log_w_ptr, r_ptr, a_ptr, C, LEVELS, HALF)
     tl.debug_barrier()
     terms = own_k * load(r_ptr, keys).to(tl.float32)
-    through = only(dot(load(v_ptr, values), load(d_states, ends), HALF), tail, RESET)
+    through = only(from_state(v_ptr, d_states, i, batch, h, B, T, H, K, V, KT, VT, C, HALF), tail, RESET)
     dlog_w += writer_gradient(k_ptr, dk_ptr, keys, rk, ak, through, terms, log_w_ptr, r_ptr, a_ptr, C, LEVELS, HALF)
     tl.debug_barrier()
     total = tl.sum(load(states, ends).to(tl.float32) * load(d_states, ends).to(tl.float32), 0)[None, :]
