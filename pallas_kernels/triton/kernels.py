@@ -173,6 +173,10 @@ def forward(
         u = rounded(fine_dot(inverse, read, HALF), HALF)
         if SAVE_U:
             store(u_ptr, values, u)
+        if RESET and not HALF:
+            tl.debug_barrier()
+            b, k = load(b_ptr, keys), load(k_ptr, keys)
+            b_mid, k_mid = b.to(tl.float32) * bk, k.to(tl.float32) * bk
         r_mid = load(r_ptr, keys).to(tl.float32) * scale_r
         y = dot(r_mid * enter, state, HALF) + dot(scores(r_mid, b_mid, causal, HALF), u, HALF)
         store(y_ptr, values, y + dot(scores(r_mid, k_mid, causal, HALF), v, HALF))
