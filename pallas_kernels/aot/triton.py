@@ -87,7 +87,6 @@ def programs(rule: str, x: OpInputs, tuning: Tuning | None = None) -> list[Progr
         return divided_programs(rule, launch, x)
     constants = launch.plan(x)[1]
     if rule == "backward":
-        constants = launch.backward_plan(x)[1]
         return [
             Program(rule, backward.backward, constants, Schedule(tuned.backward_warps, tuned.backward_stages)),
         ]

@@ -11,7 +11,6 @@ from pallas_kernels.triton.kernels import (
     load,
     make_masks,
     make_scale,
-    part_of,
     rounded,
     scores,
     segments,
@@ -19,7 +18,6 @@ from pallas_kernels.triton.kernels import (
     store,
     tile,
     unit_lower_inverse,
-    within,
 )
 
 
@@ -33,27 +31,6 @@ def product(operand, x):
 def mid(pointer, where, factor, HALF: tl.constexpr):
     """The tile scaled to the middle of the chunk, as products take it."""
     return rounded(load(pointer, where).to(tl.float32) * factor, HALF)
-
-
-@triton.jit
-def all_scores(
-    r_ptr, log_w_ptr, k_ptr, a_ptr, b_ptr, i, b, h,
-    T: tl.constexpr, H: tl.constexpr, K: tl.constexpr, KT: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """What a and r of every token (row) read of b and k of another (column): A_ab, A_ak, A_rb, A_rk, float32 [C, C]."""
-    PART: tl.constexpr = part_of(KT, HALF)
-    none = tl.zeros((C, C), tl.float32)
-    ab, ak, rb, rk = none, none, none, none
-    for start in range(0, K, PART):
-        keys = tile(i, b, h, start, T, H, K, C, PART)
-        scale_r, scale_a, bk, _, _, _ = make_scale(load(log_w_ptr, keys), 0, 0, C, False)
-        stored_b, stored_k = tl.trans(mid(b_ptr, keys, bk, HALF)), tl.trans(mid(k_ptr, keys, bk, HALF))
-        a, r = mid(a_ptr, keys, scale_a, HALF), mid(r_ptr, keys, scale_r, HALF)
-        ab += dot(a, stored_b, HALF)
-        ak += dot(a, stored_k, HALF)
-        rb += dot(r, stored_b, HALF)
-        rk += dot(r, stored_k, HALF)
-    return ab, ak, rb, rk
 
 
 @triton.jit
@@ -72,10 +49,13 @@ def backward(
         keys, values = tile(i, batch, h, 0, T, H, K, C, KT), tile(i, batch, h, j, T, H, V, C, VT)
         segment, last = segments(reset, i, batch, T, C, RESET)
         strict, causal = make_masks(segment, C, RESET)
-        ab, ak, rb, rk = all_scores(r_ptr, log_w_ptr, k_ptr, a_ptr, b_ptr, i, batch, h, T, H, K, KT, C, HALF)
-        ab, ak, rb, rk = within(ab, strict), within(ak, strict), within(rb, causal), within(rk, causal)
-        tl.debug_barrier()
         scale_r, scale_a, bk, enter, leave, whole = make_scale(load(log_w_ptr, keys), segment, last, C, RESET)
+        a, b, k = mid(a_ptr, keys, scale_a, HALF), mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
+        ab, ak = scores(a, b, strict, HALF), scores(a, k, strict, HALF)
+        tl.debug_barrier()
+        r = mid(r_ptr, keys, scale_r, HALF)
+        rb, rk = scores(r, b, causal, HALF), scores(r, k, causal, HALF)
+        tl.debug_barrier()
         inverse = unit_lower_inverse(ab, C, HALF)
         dy = load(dy_ptr, values)
         to_state = tl.trans(ds)
@@ -93,31 +73,31 @@ def backward(
             writes = load(b_ptr, old_keys), load(k_ptr, old_keys), load(u_ptr, old_values), load(v_ptr, old_values)
             s = advance(s, writes[0], writes[1], writes[2], writes[3], scale, out, whole, HALF)
         scale_r, scale_a, bk, enter, leave, whole = make_scale(load(log_w_ptr, keys), segment, last, C, RESET)
-        a_full, r_full = load(a_ptr, keys).to(tl.float32) * scale_a, load(r_ptr, keys).to(tl.float32) * scale_r
-        before = ds * whole + dot(tl.trans(dy), r_full * enter, HALF) + dot(tl.trans(dz), a_full * enter, HALF)
-        tl.debug_barrier()
         b, k = mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
         u, v = load(u_ptr, values), load(v_ptr, values)
-        at_end = tl.sum(s * ds, 0)[None, :] * whole
+        if RESET and not HALF:
+            dy = load(dy_ptr, values)
+        r_mid = load(r_ptr, keys).to(tl.float32) * scale_r
+        before = ds * whole + dot(tl.trans(dy), r_mid * enter, HALF)
         d_rb, d_rk = scores(dy, u, causal, HALF), scores(dy, v, causal, HALF)
         g = dot(d_rb, b, HALF) + dot(d_rk, k, HALF) + dot(dy, s, HALF) * enter
         parts = tile(i, tl.program_id(1) * B + batch, h, 0, T, H, K, C, KT)
         store(dr_ptr, parts, g * scale_r)
-        r = mid(r_ptr, keys, scale_r, HALF)
+        r = rounded(r_mid, HALF)
         terms = product(r, g)
-        if not HALF:
-            tl.debug_barrier()
-            b, k = mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
-            u, v = load(u_ptr, values), load(v_ptr, values)
+        tl.debug_barrier()
+        a_mid = load(a_ptr, keys).to(tl.float32) * scale_a
+        before += dot(tl.trans(dz), a_mid * enter, HALF)
         d_ab, d_ak = scores(dz, u, strict, HALF), scores(dz, v, strict, HALF)
         g = dot(d_ab, b, HALF) + dot(d_ak, k, HALF) + dot(dz, s, HALF) * enter
         store(da_ptr, parts, g * scale_a)
-        a = mid(a_ptr, keys, scale_a, HALF)
+        at_end = tl.sum(s * ds, 0)[None, :] * whole
+        a = rounded(a_mid, HALF)
         through_a = product(a, g)
-        if not HALF:
-            tl.debug_barrier()
-            r, a = mid(r_ptr, keys, scale_r, HALF), mid(a_ptr, keys, scale_a, HALF)
-            b, u = mid(b_ptr, keys, bk, HALF), load(u_ptr, values)
+        tl.debug_barrier()
+        r, a = mid(r_ptr, keys, scale_r, HALF), mid(a_ptr, keys, scale_a, HALF)
+        b, k = mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
+        u, v = load(u_ptr, values), load(v_ptr, values)
         leaving = dot(u, ds, HALF) * leave
         g = dot(tl.trans(d_ab), a, HALF) + dot(tl.trans(d_rb), r, HALF) + leaving
         store(db_ptr, parts, g * bk)

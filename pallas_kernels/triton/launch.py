@@ -79,7 +79,7 @@ class Launch(NamedTuple):
             return self.strong(x).backward(saved.states, saved.u, dy, ds)
         if self.divides("backward", x):
             return self.divided(x).backward(saved.states, dy, ds)
-        plan, constants = self.backward_plan(x)
+        plan, constants = self.plan(x)
         parts = [
             jax.ShapeDtypeStruct((plan.blocks, *z.shape), z.dtype if plan.blocks == 1 else jnp.float32) for z in x[:6]
         ]
@@ -102,13 +102,8 @@ class Launch(NamedTuple):
 
     def plan(self, x: OpInputs) -> tuple[Plan, Constants]:
         """Returns sizes as for the Pallas kernels, and as constants of the Triton ones."""
-        plan = PallasLaunch(self.tuning).plan(x)
+        plan = PallasLaunch(self.tuning).small_plan(x)
         return plan, make_constants(x, plan) | {"EVERY": plan.every}
-
-    def backward_plan(self, x: OpInputs) -> tuple[Plan, Constants]:
-        """Returns the same for the full backward, which spills with tiles of fewer than 32 keys."""
-        plan, constants = self.plan(x)
-        return plan, constants | {"KT": max(plan.key_tile, 32)}
 
     def tuned(self, x: OpInputs) -> Tuning:
         """Returns the tuning for these inputs."""
