@@ -9,7 +9,8 @@ import pytest
 
 from pallas_kernels import gpu, wkv7
 from pallas_kernels.bench.shapes import Shape, make_example
-from pallas_kernels.gpu.launch import tile, value_tile
+from pallas_kernels.chunked.layout import OpInputs
+from pallas_kernels.gpu.launch import Launch, tile, value_tile
 from pallas_kernels.gpu.tuning import BFLOAT16, FLOAT32
 
 NAMES = ("r", "log_w", "k", "v", "a", "b", "s0")
@@ -81,6 +82,16 @@ def test_few_heads_divide_the_value_axis():
     assert [value_tile(heads, 64) for heads in (1, 32, 64, 65, 256)] == [16, 16, 32, 64, 64]
     assert value_tile(1, 16) == 16
     assert [tile(size) for size in (1, 16, 17, 64, 65)] == [16, 16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(("size", "tile", "warps"), [(8, 32, 4), (32, 32, 4), (40, 64, 8)])
+def test_narrow_heads_in_float32_take_wide_tiles_and_few_warps(size, tile, warps):
+    """Square tiles, or more warps than they have work for, spilt up to 512 bytes."""
+    x = jax.ShapeDtypeStruct((1, 20, 2, size), "float32")
+    inputs = OpInputs(x, x, x, x, x, x, None)
+    launch = Launch()
+    assert launch.small_plan(inputs).key_tile == tile
+    assert launch.tuned(inputs).warps == launch.tuned(inputs).backward_warps == warps
 
 
 def test_refusals():
