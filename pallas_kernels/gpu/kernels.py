@@ -48,6 +48,7 @@ def forward(x: OpInputs, s0: Ref, y: Ref, s_last: Ref, *saved: Ref, plan: Plan) 
         b, k = tile.load("b"), tile.load("k")
         storer = make_storer(n, b, k, scale)
         a, r = (make_loader(n, tile.load(z), factor, scale) for z, factor in (("a", scale.a), ("r", scale.r)))
+        # All products over keys come first: in float32 their operands and the inverse do not fit in registers together.
         ab, ak = (scores(n, a, z, strict) for z in storer)
         rb, rk = (scores(n, r, z, causal) for z in storer)
         read_a, read_r = (n.mm_t(z.entering, s) for z in (a, r))

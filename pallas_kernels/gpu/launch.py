@@ -107,10 +107,9 @@ class Launch(NamedTuple):
         form = self.form("state_backward", x)
         if form == "divided":
             return self.divided(x).state_backward(dy, ds)
-        plan = self.small_plan(x)
-        if form == "sequential":
-            plan = self.sequential_plan(x)
-            plan = plan.wide_keys() if plan.key_tile < plan.chunk else plan
+        plan = self.sequential_plan(x) if form == "sequential" else self.small_plan(x)
+        if plan.key_tile < plan.chunk:
+            plan = plan.wide_keys()
         kernel = sequential.state_backward if form == "sequential" else kernels.state_backward
         spec = make_specs(plan)
         inputs = [(spec.value, dy), (spec.state, ds)]
@@ -170,9 +169,11 @@ class Launch(NamedTuple):
 
     def tuned(self, x: OpInputs) -> Tuning:
         """Returns the tuning for these inputs."""
-        if self.tuning or self._operand(x) == jnp.bfloat16:
-            return self.tuning or BFLOAT16
-        return FLOAT32 if tile(x.r.shape[3]) > 32 else FLOAT32_NARROW
+        if self.tuning:
+            return self.tuning
+        if self._operand(x) == jnp.bfloat16:
+            return BFLOAT16
+        return FLOAT32 if x.r.shape[3] > 32 else FLOAT32_NARROW
 
     def plan(self, x: OpInputs) -> Plan:
         """Returns the sizes of the launch for these inputs."""

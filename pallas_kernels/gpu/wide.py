@@ -148,6 +148,7 @@ def gradients(x: OpInputs, given: Scores, ends: Ends, *outputs: Ref, plan: Plan)
     own = {name: _own(rows["r"]) for name, rows in to.items()}
     to = {name: {reader: z.astype(n.operand) for reader, z in rows.items()} for name, rows in to.items()}
     dlog_w = jnp.zeros((plan.chunk, plan.key_tile), jnp.float32)
+    # Here and for the readers the order in which the compiler spills nothing.
     steps = writer_gradients, reader_gradients
     for step in steps[::-1] if n.operand == jnp.float32 or plan.value_tile <= plan.chunk else steps:
         n.barrier()

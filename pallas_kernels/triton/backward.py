@@ -57,8 +57,7 @@ def backward(
         rb, rk = scores(r, b, causal, HALF), scores(r, k, causal, HALF)
         tl.debug_barrier()
         inverse = unit_lower_inverse(ab, C, HALF)
-        dy = load(dy_ptr, values)
-        to_state = tl.trans(ds)
+        dy, to_state = load(dy_ptr, values), tl.trans(ds)
         du = dot(tl.trans(rb), dy, HALF) + dot(load(b_ptr, keys).to(tl.float32) * bk * leave, to_state, HALF)
         dz = rounded(fine_dot(tl.trans(inverse), du, HALF), HALF)
         dv = dot(tl.trans(rk), dy, HALF) + dot(load(k_ptr, keys).to(tl.float32) * bk * leave, to_state, HALF)
@@ -83,8 +82,7 @@ def backward(
         g = dot(d_rb, b, HALF) + dot(d_rk, k, HALF) + dot(dy, s, HALF) * enter
         parts = tile(i, tl.program_id(1) * B + batch, h, 0, T, H, K, C, KT)
         store(dr_ptr, parts, g * scale_r)
-        r = rounded(r_mid, HALF)
-        terms = product(r, g)
+        terms = product(rounded(r_mid, HALF), g)
         tl.debug_barrier()
         a_mid = load(a_ptr, keys).to(tl.float32) * scale_a
         before += dot(tl.trans(dz), a_mid * enter, HALF)
@@ -92,8 +90,7 @@ def backward(
         g = dot(d_ab, b, HALF) + dot(d_ak, k, HALF) + dot(dz, s, HALF) * enter
         store(da_ptr, parts, g * scale_a)
         at_end = tl.sum(s * ds, 0)[None, :] * whole
-        a = rounded(a_mid, HALF)
-        through_a = product(a, g)
+        through_a = product(rounded(a_mid, HALF), g)
         tl.debug_barrier()
         r, a = mid(r_ptr, keys, scale_r, HALF), mid(a_ptr, keys, scale_a, HALF)
         b, k = mid(b_ptr, keys, bk, HALF), mid(k_ptr, keys, bk, HALF)
