@@ -1,11 +1,8 @@
 """Strict settings for every test: exact dtypes, exact ranks, warnings are errors, annotated shapes are checked."""
 
-import atexit
 import gc
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,11 +13,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {F
 # Threads of XLA's pools. A thread waits inside a collective, and a simulated device is in several at a time: as many
 # threads as devices, which is the default on a small machine, can all wait for one that finds no thread any more.
 os.environ.setdefault("NPROC", "32")
-# Compiled programs are kept in a folder of this process, for it and for those that it starts: many tests compile alike.
-PROGRAMS = tempfile.mkdtemp(prefix="rwkv7-tests-")
-atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
-os.environ.update(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1", JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import jaxtyping  # noqa: E402
 

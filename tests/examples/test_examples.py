@@ -72,6 +72,7 @@ def test_the_real_teacher_may_be_any_server_of_llama_cpp(tiny_checkpoint, tmp_pa
         assert part in text
         text = text.replace(part, less)
     monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
     monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
     names: dict = {"__name__": "real_teacher"}
     exec(compile(text, str(path), "exec"), names)

@@ -33,7 +33,7 @@ CACHE_SETTINGS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def cache_folder(tmp_path_factory):
-    """A compilation cache of this file's own, as users have one; afterwards that of all tests again."""
+    """A compilation cache of this file's own, as users have one; off again afterwards, as for all other tests."""
     folder = tmp_path_factory.mktemp("cache")
     before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
     with pytest.MonkeyPatch.context() as patch:

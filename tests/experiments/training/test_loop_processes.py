@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 def start(folder, *words):
     """A worker; its output can be read when it has ended."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "tests.experiments.training.loop_worker", str(folder), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)

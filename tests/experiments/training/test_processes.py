@@ -33,7 +33,7 @@ def start(config: pathlib.Path, folder: pathlib.Path, count: int, *more: str) ->
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [
         sys.executable,
         "-m",
