@@ -26,7 +26,7 @@ def read_until(screen: int, text: bytes, seconds: float = 300) -> bytes:
 
 
 def press_ctrl_c(keys: int, screen: int) -> bytes:
-    """What comes up to the next prompt. Python overlooks the key while readline still takes in another one: again."""
+    """What comes up to the next prompt. Python may overlook the key while readline takes in another one: again then."""
     shown = b""
     for _ in range(10):
         os.write(keys, b"\x03")
